@@ -1,0 +1,211 @@
+"""The data side of a run behind Lightning's interface: environments, memory and evaluation episodes."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
+from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayDataset
+from lightning_dqn.envs import Vectorization, make_env, make_vector_env
+from lightning_dqn.replay import ReplayMemory, Transition
+
+
+class DQNDataModule(pl.LightningDataModule):
+    """The environment, the memory and the evaluation episodes of one run.
+
+    Args:
+        env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
+        env_kwargs: arguments of the environment.
+        num_envs: environments played side by side, N.
+        vectorization: how they are stepped: auto, sync, async or vector_entry_point (the environment's own).
+        steps_per_iteration: env steps in each environment per iteration.
+        updates_per_iteration: updates per iteration, U.
+        batch_size: transitions per update and device.
+        memory_capacity: transitions kept, over all environments.
+        warmup_env_steps: env steps before the first update.
+        gamma: discount of one env step, in [0, 1].
+        n_step: rewards summed before the value is trusted.
+        epoch_env_steps: env steps between evaluations; one epoch.
+        eval_episodes: greedy episodes of one evaluation.
+        eval_max_steps: env steps after which an evaluation episode is cut.
+
+    Raises:
+        ValueError: if a value is out of its range, or there is no such environment.
+    """
+
+    def __init__(
+        self,
+        *,
+        env_id: str = "CartPole-v1",
+        env_kwargs: dict[str, Any] | None = None,
+        num_envs: int = 1,
+        vectorization: Vectorization = "auto",
+        steps_per_iteration: int = 1,
+        updates_per_iteration: int = 1,
+        batch_size: int = 128,
+        memory_capacity: int = 10_000,
+        warmup_env_steps: int = 128,
+        gamma: float = 0.99,
+        n_step: int = 1,
+        epoch_env_steps: int = 2_500,
+        eval_episodes: int = 20,
+        eval_max_steps: int = 27_000,
+    ) -> None:
+        super().__init__()
+        self.env_id = env_id
+        self.env_kwargs = env_kwargs or {}
+        self.num_envs = num_envs
+        self.vectorization = vectorization
+        self.steps_per_iteration = steps_per_iteration
+        self.updates_per_iteration = updates_per_iteration
+        self.batch_size = batch_size
+        self.memory_capacity = memory_capacity
+        self.warmup_env_steps = warmup_env_steps
+        self.gamma = gamma
+        self.n_step = n_step
+        self.epoch_env_steps = epoch_env_steps
+        self.eval_episodes = eval_episodes
+        self.eval_max_steps = eval_max_steps
+        self._check_knobs()
+        env = make_env(env_id, self.env_kwargs)
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        env.close()
+        self.train_dataset: ReplayDataset | None = None
+        self.eval_dataset: EpisodeDataset | None = None
+
+    def _check_knobs(self) -> None:
+        """Refuse what can't work before any environment is made."""
+        at_least_one = (
+            "num_envs",
+            "steps_per_iteration",
+            "updates_per_iteration",
+            "batch_size",
+            "n_step",
+            "epoch_env_steps",
+            "eval_episodes",
+            "eval_max_steps",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if self.warmup_env_steps < 0:
+            raise ValueError(f"data.warmup_env_steps={self.warmup_env_steps}: must be 0 or more")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"data.gamma={self.gamma}: must be in [0, 1]")
+        least = max(self.batch_size, self.num_envs)
+        if self.memory_capacity < least:
+            raise ValueError(
+                f"data.memory_capacity={self.memory_capacity}: must hold a batch and a step of every environment, "
+                f"at least {least}; raise it or lower batch_size={self.batch_size} and num_envs={self.num_envs}"
+            )
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps played in training so far."""
+        return self.train_dataset.env_steps if self.train_dataset else 0
+
+    @property
+    def episodes(self) -> EpisodeHistory:
+        """Training episodes that ended so far."""
+        return self.train_dataset.episodes if self.train_dataset else EpisodeHistory()
+
+    def setup(self, stage: str) -> None:
+        """Make environments and memory; their seeds come from torch's, as `seed_everything` sets it, and the rank."""
+        assert self.trainer is not None
+        policy: Policy = self.trainer.lightning_module.act
+        root = np.random.SeedSequence([torch.initial_seed(), self.trainer.global_rank])
+        play_seed, sample_seed, eval_seed, test_seed = root.spawn(4)
+        self.close()
+        if stage == "fit":
+            memory = ReplayMemory(
+                capacity=self.memory_capacity,
+                num_envs=self.num_envs,
+                observation_space=self.observation_space,
+                gamma=self.gamma,
+                n_step=self.n_step,
+                seed=sample_seed,
+            )
+            self.train_dataset = ReplayDataset(
+                envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
+                memory=memory,
+                policy=policy,
+                seed=play_seed,
+                steps_per_iteration=self.steps_per_iteration,
+                updates_per_iteration=self.updates_per_iteration,
+                batch_size=self.batch_size,
+                warmup_env_steps=self.warmup_env_steps,
+                epoch_env_steps=self.epoch_env_steps,
+            )
+        # the episodes that chose the best checkpoint don't judge it
+        seed = eval_seed if stage in ("fit", "validate") else test_seed
+        self.eval_dataset = EpisodeDataset(
+            self.env_id,
+            self.env_kwargs,
+            policy,
+            num_episodes=self.eval_episodes,
+            seed=int(seed.generate_state(1)[0]) >> 1,
+            max_episode_steps=self.eval_max_steps,
+            keep_steps=stage == "predict",
+        )
+
+    def train_dataloader(self) -> DataLoader[Transition]:
+        """Iterations of play and replay."""
+        return _in_this_process(self.train_dataset)
+
+    def val_dataloader(self) -> DataLoader[Episode]:
+        """Greedy episodes."""
+        return _in_this_process(self.eval_dataset)
+
+    def test_dataloader(self) -> DataLoader[Episode]:
+        """Greedy episodes from starts that validation never sees."""
+        return _in_this_process(self.eval_dataset)
+
+    def predict_dataloader(self) -> DataLoader[Episode]:
+        """Greedy episodes with all their steps."""
+        return _in_this_process(self.eval_dataset)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory, its history and clock; nothing outside training."""
+        return self.train_dataset.state_dict() if self.train_dataset else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a run; called by Lightning after `setup`.
+
+        Raises:
+            ValueError: if the memory was of another shape.
+        """
+        assert self.train_dataset is not None
+        self.train_dataset.load_state_dict(state)
+        rank_zero_info(
+            f"Resumed at {self.env_steps} env steps with {len(self.train_dataset.memory)} transitions. Environments "
+            "start new episodes, the ones under way are kept as truncated: the run goes on, but not as if unstopped."
+        )
+
+    def teardown(self, stage: str) -> None:
+        """Close the environments; clock, history and memory stay readable."""
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Close the environments, since Lightning calls no teardown after an exception."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all environments that are open."""
+        if self.train_dataset is not None:
+            self.train_dataset.envs.close()
+        if self.eval_dataset is not None:
+            self.eval_dataset.close()
+
+
+def _in_this_process(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
+    """A loader that passes items through: the policy lives here, so workers would play with stale weights."""
+    assert dataset is not None
+    return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_as_it_is)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

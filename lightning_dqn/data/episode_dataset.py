@@ -1,0 +1,126 @@
+"""Plays greedy episodes: what evaluation, test and prediction draw from. Legend: T env steps, N envs."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from lightning_dqn.data.replay_dataset import Policy
+from lightning_dqn.envs import make_env
+
+PARALLEL_ENVS = 16
+
+
+class Episode(NamedTuple):
+    """One finished greedy episode; the T steps are empty where nobody asked for them.
+
+    Attributes:
+        episode_return: sum of its rewards, undiscounted.
+        episode_length: its env steps, T.
+        observation: (T, ...) what was seen.
+        action: (T,) what was done.
+        reward: (T,) what came of it.
+    """
+
+    episode_return: Tensor
+    episode_length: Tensor
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+
+
+class EpisodeDataset(IterableDataset[Episode]):
+    """Greedy episodes in environments of their own, side by side; one item is one finished episode.
+
+    Every episode that is started is finished and counted, so short ones are not favoured. Episode i starts from
+    `seed + i`, so what it shows does not depend on how many are played side by side.
+
+    Args:
+        env_id: registered id.
+        env_kwargs: arguments of the environment.
+        policy: what chooses the actions.
+        num_episodes: episodes of one pass.
+        seed: of the first episode.
+        max_episode_steps: env steps after which an episode is cut.
+        keep_steps: whether the episodes carry their observations, actions and rewards.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        env_kwargs: Mapping[str, Any],
+        policy: Policy,
+        *,
+        num_episodes: int,
+        seed: int,
+        max_episode_steps: int,
+        keep_steps: bool = False,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.num_episodes = num_episodes
+        self.seed = seed
+        self.max_episode_steps = max_episode_steps
+        self.keep_steps = keep_steps
+        self.envs = [make_env(env_id, env_kwargs) for _ in range(min(num_episodes, PARALLEL_ENVS))]
+
+    def __len__(self) -> int:
+        """Episodes of one pass."""
+        return self.num_episodes
+
+    def __iter__(self) -> Iterator[Episode]:
+        waiting = iter(range(self.num_episodes))
+        tables = [_Table(env, self.seed + i) for env, i in zip(self.envs, waiting, strict=False)]
+        while tables:
+            actions = self.policy(np.stack([table.observation for table in tables]))
+            for table, action in zip(list(tables), actions, strict=True):
+                over = table.step(action)
+                if not over and len(table.rewards) < self.max_episode_steps:
+                    continue
+                yield table.episode(self.keep_steps)
+                following = next(waiting, None)
+                if following is None:
+                    tables.remove(table)
+                else:
+                    table.start(self.seed + following)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self.envs:
+            env.close()
+
+
+class _Table:
+    """One environment at which episode after episode is played, with the notes of the current one."""
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
+        self.env = env
+        self.start(seed)
+
+    def start(self, seed: int) -> None:
+        self.observation, _ = self.env.reset(seed=seed)
+        self.observations: list[Any] = []
+        self.actions: list[int] = []
+        self.rewards: list[float] = []
+
+    def step(self, action: np.int64) -> bool:
+        """Play on; whether the episode is over."""
+        self.observations.append(self.observation)
+        self.actions.append(int(action))
+        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        self.rewards.append(float(reward))
+        return bool(terminated or truncated)
+
+    def episode(self, keep_steps: bool) -> Episode:
+        steps = slice(None) if keep_steps else slice(0)
+        return Episode(
+            episode_return=torch.tensor(sum(self.rewards), dtype=torch.float32),
+            episode_length=torch.tensor(len(self.rewards), dtype=torch.float32),
+            observation=torch.from_numpy(np.array(self.observations[steps])),
+            action=torch.tensor(self.actions[steps], dtype=torch.int64),
+            reward=torch.tensor(self.rewards[steps], dtype=torch.float32),
+        )

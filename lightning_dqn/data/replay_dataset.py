@@ -1,0 +1,168 @@
+"""Plays environments and yields minibatches from the memory: what training draws from.
+
+Lies between `envs` and `replay` on one side and `module.DQN.training_step` on the other; it sees the module only as a
+policy, a function from observations to actions. Legend: U updates, B batch, N envs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from lightning_dqn.replay import ReplayMemory, Transition
+
+
+class Policy(Protocol):
+    """Chooses actions: (N, ...) observations to (N,) actions, greedy without a generator."""
+
+    def __call__(self, observation: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]: ...
+
+
+@dataclass
+class EpisodeHistory:
+    """All training episodes that ended so far, one entry each, oldest first.
+
+    Attributes:
+        returns: sums of rewards.
+        lengths: in env steps.
+        env_steps: where on the env-step clock each ended.
+    """
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    env_steps: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The entries as tensors."""
+        return {
+            "returns": torch.tensor(self.returns, dtype=torch.float64),
+            "lengths": torch.tensor(self.lengths, dtype=torch.int64),
+            "env_steps": torch.tensor(self.env_steps, dtype=torch.int64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave, in place, so that who holds this history sees it."""
+        self.returns[:] = state["returns"].tolist()
+        self.lengths[:] = state["lengths"].tolist()
+        self.env_steps[:] = state["env_steps"].tolist()
+
+
+class ReplayDataset(IterableDataset[Transition]):
+    """Plays N environments and yields minibatches from the memory: one item is one iteration.
+
+    An iteration plays `steps_per_iteration` steps in each environment, then yields U minibatches of B transitions, or
+    none (U = 0) while the memory warms up. Steps that only reset an environment are no env steps; they are played on
+    top, so that the clock keeps its pace to within N. All state lies on the object: a new iterator, which Lightning
+    makes every epoch, goes on where the last one stopped.
+
+    Args:
+        envs: the environments, reset by NEXT_STEP.
+        memory: where the steps go.
+        policy: what chooses the actions.
+        seed: of exploration and of the environments.
+        steps_per_iteration: env steps in each environment before a batch is yielded.
+        updates_per_iteration: minibatches in a batch, U.
+        batch_size: transitions in a minibatch, B.
+        warmup_env_steps: env steps before the first minibatch.
+        epoch_env_steps: env steps in an epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        envs: VectorEnv[Any, Any, Any],
+        memory: ReplayMemory,
+        policy: Policy,
+        seed: int | np.random.SeedSequence,
+        steps_per_iteration: int,
+        updates_per_iteration: int,
+        batch_size: int,
+        warmup_env_steps: int,
+        epoch_env_steps: int,
+    ) -> None:
+        super().__init__()
+        self.envs = envs
+        self.memory = memory
+        self.policy = policy
+        self.env_steps = 0
+        self.episodes = EpisodeHistory()
+        self.updates_per_iteration = updates_per_iteration
+        self.batch_size = batch_size
+        self.warmup_env_steps = warmup_env_steps
+        self._iteration_env_steps = steps_per_iteration * envs.num_envs
+        self._length = -(-epoch_env_steps // self._iteration_env_steps)
+        self._rng = np.random.default_rng(seed)
+        self._due = 0
+        self._observation: NDArray[Any] | None = None
+        self._resetting = np.zeros(envs.num_envs, dtype=np.bool_)
+        self._returns = np.zeros(envs.num_envs)
+        self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Transition]:
+        for _ in range(len(self)):
+            self._due += self._iteration_env_steps
+            while self._due >= self.envs.num_envs:
+                self._due -= self._step()
+            ready = self.env_steps >= self.warmup_env_steps and len(self.memory) > 0
+            yield self.memory.sample(self.updates_per_iteration if ready else 0, self.batch_size)
+
+    def _step(self) -> int:
+        """Step every environment once, store it, and return how many of them really played."""
+        if self._observation is None:
+            self._observation, _ = self.envs.reset(seed=int(self._rng.integers(2**31)))
+            self.memory.begin(self._observation)
+            self._resetting[:] = False
+            self._returns[:] = 0
+            self._lengths[:] = 0
+        action = self.policy(self._observation, self._rng)
+        self._observation, reward, terminated, truncated, _ = self.envs.step(action)
+        self.memory.append(action, reward, terminated, truncated, self._observation)
+        playing = ~self._resetting
+        self._resetting = terminated | truncated
+        self._returns += reward * playing
+        self._lengths += playing
+        played = int(playing.sum())
+        self.env_steps += played
+        if self._resetting.any():
+            self._record_episodes()
+        return played
+
+    def _record_episodes(self) -> None:
+        """Enter the episodes that have just ended into the history and start their sums anew."""
+        for i in np.flatnonzero(self._resetting):
+            self.episodes.returns.append(float(self._returns[i]))
+            self.episodes.lengths.append(int(self._lengths[i]))
+            self.episodes.env_steps.append(self.env_steps)
+        self._returns[self._resetting] = 0
+        self._lengths[self._resetting] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Memory, history, clock and generators. The environments are not in it: they start new episodes."""
+        return {
+            "env_steps": self.env_steps,
+            "due": self._due,
+            "rng": self._rng.bit_generator.state,
+            "episodes": self.episodes.state_dict(),
+            "memory": self.memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; episodes that were under way are kept as truncated."""
+        self.env_steps, self._due = state["env_steps"], state["due"]
+        self._rng.bit_generator.state = state["rng"]
+        self.episodes.load_state_dict(state["episodes"])
+        self.memory.load_state_dict(state["memory"])
+        self._observation = None

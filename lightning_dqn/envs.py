@@ -1,0 +1,104 @@
+"""Makes environments from their ids: single ones to evaluate in, vectors of them to learn from.
+
+The start of the way of the data; nothing here knows of memories or networks.
+"""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers import FlattenObservation
+
+Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The registered specification of an environment.
+
+    Args:
+        env_id: a registered id, or `module:Env-v0` to import a module that registers it.
+
+    Raises:
+        ValueError: if no such environment, or no such module, is there.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"env_id={env_id}: there is no module {error.name!r}; install it or correct its name"
+            ) from error
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        near = difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "a module that registers it is named as module:Env-v0"
+        raise ValueError(f"env_id={env_id}: no such environment is registered; {hint}") from error
+
+
+def make_env(env_id: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """One environment, as `make_vector_env` makes many.
+
+    Args:
+        env_id: registered id, `module:Env-v0` included.
+        env_kwargs: arguments of the environment.
+        render_mode: as in `gymnasium.make`.
+
+    Raises:
+        ValueError: if the environment can't be made with these arguments.
+    """
+    find_spec(env_id)
+    try:
+        env: gym.Env[Any, Any] = gym.make(env_id, render_mode=render_mode, **env_kwargs)
+    except (TypeError, gym.error.Error) as error:
+        raise ValueError(f"env_id={env_id}, env_kwargs={dict(env_kwargs)}: {error}") from error
+    return FlattenObservation(env) if _needs_flattening(env.observation_space) else env
+
+
+def make_vector_env(
+    env_id: str, num_envs: int, env_kwargs: Mapping[str, Any], vectorization: Vectorization = "auto"
+) -> VectorEnv[Any, Any, Any]:
+    """Environments stepped in one call, with Gymnasium's NEXT_STEP autoreset.
+
+    Args:
+        env_id: registered id, `module:Env-v0` included.
+        num_envs: how many, N.
+        env_kwargs: arguments of each environment.
+        vectorization: how they are stepped; `auto` takes the environment's own vector form where it has one, there
+            are several environments and no arguments to hand on, and steps them one after the other elsewhere.
+
+    Raises:
+        ValueError: if the environment has no such form, or resets itself in another way.
+    """
+    spec = find_spec(env_id)
+    if vectorization == "auto":
+        native = spec.vector_entry_point is not None and num_envs > 1 and not env_kwargs
+        vectorization = "vector_entry_point" if native else "sync"
+    if vectorization == "vector_entry_point":
+        if spec.vector_entry_point is None:
+            raise ValueError(f"vectorization=vector_entry_point: {env_id} has no vector form of its own; use sync")
+        envs: VectorEnv[Any, Any, Any] = gym.make_vec(env_id, num_envs, "vector_entry_point", **env_kwargs)
+    else:
+        envs = gym.make_vec(env_id, num_envs, vectorization, wrappers=(_flatten_if_nested,), **env_kwargs)
+    mode = envs.metadata.get("autoreset_mode")
+    if mode != AutoresetMode.NEXT_STEP:
+        envs.close()
+        raise ValueError(
+            f"{env_id} resets itself by {mode} as {vectorization}; only NEXT_STEP is supported: use vectorization=sync"
+        )
+    return envs
+
+
+def _needs_flattening(space: spaces.Space[Any]) -> bool:
+    """Whether observations are nested, or bits, and become one vector by Gymnasium's own wrapper."""
+    return isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiBinary)) and space.is_np_flattenable
+
+
+def _flatten_if_nested(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return FlattenObservation(env) if _needs_flattening(env.observation_space) else env

@@ -1,0 +1,247 @@
+"""The learner: two networks, the policy they make, and one Huber step an update.
+
+Judges what `data.ReplayDataset` plays; the callbacks keep its schedules (epsilon, target net).
+Legend: U updates, B batch, N envs, A actions.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gymnasium as gym
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from gymnasium import spaces
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+
+from lightning_dqn.losses import chosen_q_values, double_q_target, q_target, weighted_huber
+from lightning_dqn.networks import MLP
+from lightning_dqn.replay import Transition
+
+NetworkCallable = Callable[[gym.Space[Any], int], nn.Module]
+OptimizerCallable = Callable[[Any], torch.optim.Optimizer]
+
+
+class Outcome(Protocol):
+    """One evaluation episode: its return and length, and its T steps where they were kept."""
+
+    @property
+    def episode_return(self) -> Tensor: ...
+    @property
+    def episode_length(self) -> Tensor: ...
+    @property
+    def observation(self) -> Tensor: ...
+    @property
+    def action(self) -> Tensor: ...
+    @property
+    def reward(self) -> Tensor: ...
+
+
+class DQN(pl.LightningModule):
+    """Deep Q-learning (Mnih et al. 2015).
+
+    Args:
+        observation_space: space of one observation; the CLI takes it from the environment.
+        action_space: discrete space of actions; the CLI takes it from the environment.
+        network: what maps observations to one value an action; made twice, as policy_net and target_net.
+        optimizer: what moves the parameters of policy_net.
+        clip_grad_value: largest absolute value of a gradient entry; null leaves gradients as they are.
+        double: whether the policy net picks the action that the target net judges (Double DQN).
+
+    Raises:
+        TypeError: if the action space is not discrete or the network can't take the observations.
+        ValueError: if clip_grad_value is not positive.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        *,
+        network: NetworkCallable = lambda space, num_actions: MLP(space, num_actions, hidden_sizes=[128, 128]),
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
+        clip_grad_value: float | None = 100.0,
+        double: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(action_space, spaces.Discrete):
+            raise TypeError(f"action_space {action_space}: Q-learning needs a Discrete space of actions")
+        if clip_grad_value is not None and clip_grad_value <= 0:
+            raise ValueError(f"model.clip_grad_value={clip_grad_value}: must be positive, or null for no clipping")
+        self.automatic_optimization = False
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.num_actions, self.first_action = int(action_space.n), int(action_space.start)
+        self.policy_net = network(observation_space, self.num_actions)
+        self.target_net = network(observation_space, self.num_actions)
+        self.target_net.load_state_dict(self.policy_net.state_dict())
+        self.target_net.requires_grad_(False)
+        self.clip_grad_value = clip_grad_value
+        self.double = double
+        self._make_optimizer = optimizer
+        self._after_update: list[Callable[[DQN], None]] = []
+        self.register_buffer("epsilon", torch.tensor(1.0))
+        self.epsilon: Tensor
+        self.episode_return = CatMetric()
+        self.episode_length = CatMetric()
+        self.configure_optimizers()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer of the policy net; the target net has no gradient."""
+        return self._make_optimizer(self.policy_net.parameters())
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """(B, ...) observations to (B, A) action values of the policy net."""
+        q_values: Tensor = self.policy_net(observation)
+        return q_values
+
+    @torch.no_grad()
+    def act(self, observation: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+        """Choose actions: epsilon-greedy with a generator, greedy without one.
+
+        Args:
+            observation: (N, ...) one observation an environment.
+            rng: where chance comes from.
+
+        Returns:
+            (N,) actions as the environment takes them.
+        """
+        explores = np.zeros(len(observation), np.bool_)
+        if rng is not None:
+            explores = rng.random(len(observation)) < float(self.epsilon)
+        action = np.zeros(len(observation), np.int64)
+        if not explores.all():
+            q_values = self.policy_net(torch.as_tensor(observation, device=self.device))
+            action = q_values.argmax(1).cpu().numpy()
+        if rng is not None and explores.any():
+            action[explores] = rng.integers(self.num_actions, size=int(explores.sum()))
+        return action + self.first_action
+
+    def on_fit_start(self) -> None:
+        """Find the callbacks that keep the schedules.
+
+        Raises:
+            MisconfigurationException: if nothing moves the target net or sets epsilon.
+        """
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
+        if not self._after_update:
+            raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
+        if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
+            raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
+
+    def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor] | None:
+        """Make U updates, one a minibatch.
+
+        Args:
+            batch: transitions of leading shape (U, B); U = 0 while the memory warms up.
+            batch_idx: the iteration in its epoch.
+
+        Returns:
+            loss (U,), q_value (U, B) and td_error (U, B) without gradient, or nothing if there was no update.
+        """
+        num_updates = len(batch.reward)
+        if num_updates == 0:
+            return None
+        results = [self._update(Transition(*(part[u] for part in batch))) for u in range(num_updates)]
+        loss, q_value, td_error = (torch.stack(parts) for parts in zip(*results, strict=True))
+        return {"loss": loss, "q_value": q_value, "td_error": td_error}
+
+    def _update(self, batch: Transition) -> tuple[Tensor, Tensor, Tensor]:
+        """One Huber step on one minibatch; its loss (), q_value (B,) and td_error (B,)."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        q_value = chosen_q_values(self.policy_net(batch.observation), batch.action - self.first_action)
+        target = self._target(batch)
+        loss = weighted_huber(q_value, target, batch.weight)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if self.clip_grad_value is not None:
+            self.clip_gradients(optimizer, self.clip_grad_value, gradient_clip_algorithm="value")
+        optimizer.step()
+        for callback in self._after_update:
+            callback(self)
+        return loss.detach(), q_value.detach(), q_value.detach() - target
+
+    @torch.no_grad()
+    def _target(self, batch: Transition) -> Tensor:
+        next_target_q = self.target_net(batch.next_observation)
+        if self.double:
+            next_policy_q = self.policy_net(batch.next_observation)
+            return double_q_target(batch.reward, batch.discount, next_target_q, next_policy_q)
+        return q_target(batch.reward, batch.discount, next_target_q)
+
+    def validation_step(self, batch: Outcome, batch_idx: int) -> None:
+        """Record one greedy episode."""
+        self._record(batch)
+
+    def test_step(self, batch: Outcome, batch_idx: int) -> None:
+        """Record one greedy episode."""
+        self._record(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/episode_return with its std, min and max, and val/episode_length."""
+        self._log_episodes("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/episode_return with its std, min and max, and test/episode_length."""
+        self._log_episodes("test")
+
+    def predict_step(self, batch: Outcome, batch_idx: int) -> dict[str, Tensor]:
+        """One greedy episode: observation (T, ...), action (T,), reward (T,) and q_values (T, A)."""
+        return {
+            "observation": batch.observation,
+            "action": batch.action,
+            "reward": batch.reward,
+            "q_values": self(batch.observation),
+        }
+
+    def _record(self, episode: Outcome) -> None:
+        self.episode_return.update(episode.episode_return)
+        self.episode_length.update(episode.episode_length)
+
+    def _log_episodes(self, stage: str) -> None:
+        returns, lengths = self.episode_return.compute(), self.episode_length.compute()
+        self.episode_return.reset()
+        self.episode_length.reset()
+        self.log_dict(
+            {
+                f"{stage}/episode_return": returns.mean(),
+                f"{stage}/episode_return_std": returns.std(correction=0),
+                f"{stage}/episode_return_min": returns.min(),
+                f"{stage}/episode_return_max": returns.max(),
+                f"{stage}/episode_length": lengths.mean(),
+            }
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the agent saw and did, in words, so that a checkpoint is not mistaken for another's."""
+        checkpoint["spaces"] = self._spaces()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare spaces and shapes before anything is loaded.
+
+        Raises:
+            MisconfigurationException: if the checkpoint is of another environment or network.
+        """
+        for name, ours in self._spaces().items():
+            theirs = checkpoint.get("spaces", {}).get(name)
+            if theirs != ours:
+                raise MisconfigurationException(
+                    f"The checkpoint was made with {name} {theirs}, this run has {ours}: use the env_id it was made with"
+                )
+        for name, parameter in self.state_dict().items():
+            theirs = checkpoint["state_dict"].get(name)
+            if theirs is None or theirs.shape != parameter.shape:
+                found = "no such entry" if theirs is None else f"shape {tuple(theirs.shape)}"
+                raise MisconfigurationException(
+                    f"{name} has shape {tuple(parameter.shape)} here and {found} in the checkpoint: "
+                    "use the model.network it was made with"
+                )
+
+    def _spaces(self) -> dict[str, str]:
+        return {"observation_space": str(self.observation_space), "action_space": str(self.action_space)}

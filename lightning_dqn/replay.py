@@ -1,0 +1,268 @@
+"""The memory that learning draws from: a stream of env steps, and the sampler that picks from it.
+
+Second station in the way of the data: `data.ReplayDataset` appends, `ReplayMemory.sample` yields `Transition`s.
+Legend: U updates, B batch, N envs, n rewards summed.
+"""
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Transition(NamedTuple):
+    """One batch, or U of them with a leading dimension: what the learner needs, and nothing it must look up.
+
+    Attributes:
+        observation: (U, B, ...) s.
+        action: (U, B) a, as the environment takes it, int64.
+        reward: (U, B) r_1 + gamma r_2 + ... of the k <= n rewards up to the episode's end.
+        discount: (U, B) gamma^k (1 - terminated), the weight of the value of next_observation.
+        next_observation: (U, B, ...) s' after those k steps.
+        weight: (U, B) importance weight of the row in the loss.
+        index: (U, B) row in the memory, for samplers that learn from the error.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_observation: Tensor
+    weight: Tensor
+    index: Tensor
+
+
+class UniformSampler:
+    """Every row of the memory with the same chance, with replacement, in constant time.
+
+    The rows that may be drawn stand in a ring, oldest first: rows enter and leave in the order of time.
+
+    Args:
+        capacity: rows that may be eligible at once.
+        seed: of the draws.
+    """
+
+    def __init__(self, capacity: int, seed: int | np.random.SeedSequence) -> None:
+        self._ring = np.zeros(capacity, dtype=np.int64)
+        self._first = 0
+        self._count = 0
+        self._rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Make these rows eligible; they are newer than all before."""
+        slots = (self._first + self._count + np.arange(len(rows))) % len(self._ring)
+        self._ring[slots] = rows
+        self._count += len(rows)
+
+    def drop_oldest(self, count: int) -> None:
+        """Forget the `count` rows that entered first."""
+        self._first = (self._first + count) % len(self._ring)
+        self._count -= count
+
+    def draw(self, size: int) -> tuple[NDArray[np.int64], Tensor]:
+        """Rows, (size,), and their importance weights, (size,)."""
+        picks = self._rng.integers(self._count, size=size)
+        return self._ring[(self._first + picks) % len(self._ring)], torch.ones(size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next draws depend on, as tensors and plain values."""
+        return {
+            "ring": torch.from_numpy(self._ring.copy()),
+            "first": self._first,
+            "count": self._count,
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._ring[:] = state["ring"].numpy()
+        self._first, self._count = state["first"], state["count"]
+        self._rng.bit_generator.state = state["rng"]
+
+
+class ReplayMemory:
+    """The last env steps of N environments, one row a time step and environment.
+
+    A row is `observation, action, reward, terminated, truncated`; the next observation is the next row's. In the row
+    after an episode's end stands its last observation, whose action the environment ignores (Gymnasium's NEXT_STEP
+    autoreset): that row is never drawn as a start. Rows lie time by time: row = slot * N + environment.
+
+    Args:
+        capacity: transitions kept, over all environments; the row after each episode's end counts as one.
+        num_envs: environments that write side by side, N.
+        observation_space: space of one observation.
+        gamma: discount of one step.
+        n_step: rewards summed before the value is trusted, n >= 1.
+        seed: of the sampler.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        num_envs: int,
+        observation_space: gym.Space[Any],
+        gamma: float,
+        n_step: int = 1,
+        seed: int | np.random.SeedSequence = 0,
+    ) -> None:
+        self.num_envs = num_envs
+        self.n_step = n_step
+        # the newest slot waits for its action and the n - 1 before it for their rewards: none of them can be drawn
+        self._slots = -(-capacity // num_envs) + n_step
+        slots = (self._slots, num_envs)
+        dtype = np.float32 if observation_space.dtype == np.float64 else observation_space.dtype
+        # empty arrays cost no memory before they are written
+        self._written: dict[str, NDArray[Any]] = {
+            "observation": np.empty((*slots, *(observation_space.shape or ())), dtype),
+            "action": np.empty(slots, np.int64),
+            "reward": np.empty(slots, np.float32),
+            "terminated": np.zeros(slots, np.bool_),
+            "truncated": np.zeros(slots, np.bool_),
+            "playable": np.zeros(slots, np.bool_),
+        }
+        # the same memory as tensors of rows, for reading
+        self._rows = {name: torch.from_numpy(array).flatten(0, 1) for name, array in self._written.items()}
+        self._cursor = 0
+        self._steps = 0
+        self._after_end = np.zeros(num_envs, dtype=np.bool_)
+        self._drawable = np.zeros(self._slots, dtype=np.int64)
+        self._gamma_power = torch.tensor([gamma**k for k in range(n_step + 1)], dtype=torch.float32)
+        self.sampler = UniformSampler(self._slots * num_envs, seed)
+
+    def __len__(self) -> int:
+        """Transitions that can be drawn now."""
+        return len(self.sampler)
+
+    def begin(self, observation: NDArray[Any]) -> None:
+        """Start the stream, or start it anew after an interruption.
+
+        Episodes that were under way are kept as truncated, never as terminated: their values still bootstrap.
+
+        Args:
+            observation: (N, ...) first observations.
+        """
+        if self._steps:
+            last = (self._cursor - 1) % self._slots
+            running = self._written["playable"][last] & ~self._ended(last)
+            self._written["truncated"][last] |= running
+            self._advance(np.zeros(self.num_envs, dtype=np.bool_))
+        self._written["observation"][self._cursor] = observation
+        self._after_end[:] = False
+
+    def append(
+        self,
+        action: NDArray[np.int64],
+        reward: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        next_observation: NDArray[Any],
+    ) -> None:
+        """Store one step of all environments, taken from the observations stored last.
+
+        Args:
+            action: (N,) what was given to each environment.
+            reward: (N,) what came back.
+            terminated: (N,) whether the episode reached its end.
+            truncated: (N,) whether it was cut off.
+            next_observation: (N, ...) what was seen next; the true last observation where an episode ended.
+        """
+        slot = self._cursor
+        self._written["action"][slot] = action
+        self._written["reward"][slot] = reward
+        self._written["terminated"][slot] = terminated
+        self._written["truncated"][slot] = truncated
+        self._advance(~self._after_end)
+        self._written["observation"][self._cursor] = next_observation
+        self._after_end = terminated | truncated
+
+    def _advance(self, playable: NDArray[np.bool_]) -> None:
+        """Close the slot at the cursor, let the start n - 1 slots before it be drawn, and free the next slot."""
+        self._written["playable"][self._cursor] = playable
+        self._steps += 1
+        if self._steps >= self.n_step:
+            start = (self._cursor - self.n_step + 1) % self._slots
+            rows = start * self.num_envs + np.flatnonzero(self._written["playable"][start])
+            self.sampler.add(rows)
+            self._drawable[start] = len(rows)
+        self._cursor = (self._cursor + 1) % self._slots
+        self.sampler.drop_oldest(int(self._drawable[self._cursor]))
+        self._drawable[self._cursor] = 0
+
+    def _ended(self, slot: int) -> NDArray[np.bool_]:
+        ended: NDArray[np.bool_] = self._written["terminated"][slot] | self._written["truncated"][slot]
+        return ended
+
+    def sample(self, num_updates: int, batch_size: int) -> Transition:
+        """Draw minibatches.
+
+        Args:
+            num_updates: minibatches, U; 0 gives an empty batch.
+            batch_size: rows of each, B.
+
+        Returns:
+            A `Transition` of leading shape (U, B).
+        """
+        rows, weight = self.sampler.draw(num_updates * batch_size) if num_updates else (np.zeros(0, int), torch.ones(0))
+        index = torch.from_numpy(rows)
+        reward, discount, last = self._returns(index)
+        following = (last + self.num_envs) % len(self._rows["action"])
+        flat = Transition(
+            observation=self._rows["observation"][index],
+            action=self._rows["action"][index],
+            reward=reward,
+            discount=discount,
+            next_observation=self._rows["observation"][following],
+            weight=weight,
+            index=index,
+        )
+        return Transition(*(field.reshape(num_updates, batch_size, *field.shape[1:]) for field in flat))
+
+    def _returns(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rewards summed from each row on, the discount behind them, and the row of the last reward."""
+        # R = sum_{j < k} gamma^j r_j, where k <= n ends at the episode's end (Hessel et al. 2018, section 3)
+        reward, last = self._rows["reward"][index], index
+        steps = torch.ones_like(index)
+        for k in range(1, self.n_step):
+            goes_on = ~(self._rows["terminated"][last] | self._rows["truncated"][last])
+            last = torch.where(goes_on, (last + self.num_envs) % len(self._rows["action"]), last)
+            reward = reward + goes_on * self._gamma_power[k] * self._rows["reward"][last]
+            steps += goes_on
+        # gamma^k (1 - terminated)
+        return reward, self._gamma_power[steps] * ~self._rows["terminated"][last], last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Stored rows and positions, as tensors and plain values."""
+        return {
+            "rows": {name: torch.from_numpy(array.copy()) for name, array in self._written.items()},
+            "cursor": self._cursor,
+            "steps": self._steps,
+            "after_end": torch.from_numpy(self._after_end.copy()),
+            "drawable": torch.from_numpy(self._drawable.copy()),
+            "sampler": self.sampler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: if the stored rows have another shape, as with another capacity or number of environments.
+        """
+        for name, array in self._written.items():
+            stored = tuple(state["rows"][name].shape)
+            if stored != array.shape:
+                raise ValueError(
+                    f"the checkpoint's memory has {name} rows of shape {stored} (slots, envs, ...), this run's are "
+                    f"{array.shape}: use the memory_capacity, num_envs and n_step that the checkpoint was made with"
+                )
+            array[:] = state["rows"][name].numpy()
+        self._cursor, self._steps = state["cursor"], state["steps"]
+        self._after_end = state["after_end"].numpy().copy()
+        self._drawable[:] = state["drawable"].numpy()
+        self.sampler.load_state_dict(state["sampler"])
