@@ -58,7 +58,7 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], render_mode: str | None
         env: gym.Env[Any, Any] = gym.make(env_id, render_mode=render_mode, **env_kwargs)
     except (TypeError, gym.error.Error) as error:
         raise ValueError(f"env_id={env_id}, env_kwargs={dict(env_kwargs)}: {error}") from error
-    return FlattenObservation(env) if _needs_flattening(env.observation_space) else env
+    return _flatten_if_nested(env)
 
 
 def make_vector_env(
@@ -85,7 +85,7 @@ def make_vector_env(
             raise ValueError(f"vectorization=vector_entry_point: {env_id} has no vector form of its own; use sync")
         envs: VectorEnv[Any, Any, Any] = gym.make_vec(env_id, num_envs, "vector_entry_point", **env_kwargs)
     else:
-        envs = gym.make_vec(env_id, num_envs, vectorization, wrappers=(_flatten_if_nested,), **env_kwargs)
+        envs = gym.make_vec(env_id, num_envs, vectorization, wrappers=(_flatten_if_nested,), **env_kwargs)  # type: ignore[arg-type]
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.NEXT_STEP:
         envs.close()
@@ -95,10 +95,8 @@ def make_vector_env(
     return envs
 
 
-def _needs_flattening(space: spaces.Space[Any]) -> bool:
-    """Whether observations are nested, or bits, and become one vector by Gymnasium's own wrapper."""
-    return isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiBinary)) and space.is_np_flattenable
-
-
 def _flatten_if_nested(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    return FlattenObservation(env) if _needs_flattening(env.observation_space) else env
+    """Nested observations, and bits, become one vector by Gymnasium's own wrapper."""
+    space = env.observation_space
+    nested = isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiBinary)) and space.is_np_flattenable
+    return FlattenObservation(env) if nested else env

@@ -62,7 +62,7 @@ class DQN(pl.LightningModule):
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         *,
-        network: NetworkCallable = lambda space, num_actions: MLP(space, num_actions, hidden_sizes=[128, 128]),
+        network: NetworkCallable = MLP,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
         clip_grad_value: float | None = 100.0,
         double: bool = False,
@@ -81,7 +81,7 @@ class DQN(pl.LightningModule):
         self.target_net.load_state_dict(self.policy_net.state_dict())
         self.target_net.requires_grad_(False)
         self.clip_grad_value = clip_grad_value
-        self.double = double
+        self.double_q = double
         self._make_optimizer = optimizer
         self._after_update: list[Callable[[DQN], None]] = []
         self.register_buffer("epsilon", torch.tensor(1.0))
@@ -161,7 +161,7 @@ class DQN(pl.LightningModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         if self.clip_grad_value is not None:
-            self.clip_gradients(optimizer, self.clip_grad_value, gradient_clip_algorithm="value")
+            self.clip_gradients(optimizer.optimizer, self.clip_grad_value, gradient_clip_algorithm="value")
         optimizer.step()
         for callback in self._after_update:
             callback(self)
@@ -170,7 +170,7 @@ class DQN(pl.LightningModule):
     @torch.no_grad()
     def _target(self, batch: Transition) -> Tensor:
         next_target_q = self.target_net(batch.next_observation)
-        if self.double:
+        if self.double_q:
             next_policy_q = self.policy_net(batch.next_observation)
             return double_q_target(batch.reward, batch.discount, next_target_q, next_policy_q)
         return q_target(batch.reward, batch.discount, next_target_q)
@@ -232,7 +232,7 @@ class DQN(pl.LightningModule):
             theirs = checkpoint.get("spaces", {}).get(name)
             if theirs != ours:
                 raise MisconfigurationException(
-                    f"The checkpoint was made with {name} {theirs}, this run has {ours}: use the env_id it was made with"
+                    f"The checkpoint has {name} {theirs}, this run has {ours}: use the env_id that it was made with"
                 )
         for name, parameter in self.state_dict().items():
             theirs = checkpoint["state_dict"].get(name)

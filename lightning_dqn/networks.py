@@ -1,5 +1,6 @@
 """Networks from an observation to one value an action: what `module.DQN` holds twice."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,7 +79,7 @@ class MLP(nn.Module):
         self.encode = ObservationEncoder(observation_space)
         widths = [self.encode.num_features, *hidden_sizes]
         hidden: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             hidden += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.hidden = nn.Sequential(*hidden)
         self.output = nn.Linear(widths[-1], num_actions)

@@ -32,7 +32,7 @@ class Transition(NamedTuple):
     discount: Tensor
     next_observation: Tensor
     weight: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
 
 
 class UniformSampler:

@@ -1,13 +1,11 @@
 """Lets the agent explore less and less as env steps go by."""
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-if TYPE_CHECKING:
-    from lightning_dqn.data import DQNDataModule
-    from lightning_dqn.module import DQN
+from lightning_dqn.callbacks.context import data_of, dqn
 
 
 class EpsilonDecay(Callback):
@@ -61,6 +59,4 @@ class EpsilonDecay(Callback):
         self._set(trainer, pl_module)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        datamodule: DQNDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        module: DQN = pl_module  # type: ignore[assignment]
-        module.epsilon.fill_(self.epsilon_at(datamodule.env_steps))
+        dqn(pl_module).epsilon.fill_(self.epsilon_at(data_of(trainer).env_steps))

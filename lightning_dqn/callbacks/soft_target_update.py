@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback
 
 from lightning_dqn.losses import move_towards
+
 if TYPE_CHECKING:
     from lightning_dqn.module import DQN
 

@@ -1,6 +1,7 @@
 """The data side of a run behind Lightning's interface: environments, memory and evaluation episodes."""
 
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -73,6 +74,7 @@ class DQNDataModule(pl.LightningDataModule):
         self._check_knobs()
         env = make_env(env_id, self.env_kwargs)
         self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.render_modes: list[str] = env.metadata.get("render_modes", [])
         env.close()
         self.train_dataset: ReplayDataset | None = None
         self.eval_dataset: EpisodeDataset | None = None
@@ -109,6 +111,12 @@ class DQNDataModule(pl.LightningDataModule):
         return self.train_dataset.env_steps if self.train_dataset else 0
 
     @property
+    def steps_in_epoch(self) -> int:
+        """Env steps in an epoch, whole iterations."""
+        each = self.num_envs * self.steps_per_iteration
+        return -(-self.epoch_env_steps // each) * each
+
+    @property
     def episodes(self) -> EpisodeHistory:
         """Training episodes that ended so far."""
         return self.train_dataset.episodes if self.train_dataset else EpisodeHistory()
@@ -116,7 +124,7 @@ class DQNDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Make environments and memory; their seeds come from torch's, as `seed_everything` sets it, and the rank."""
         assert self.trainer is not None
-        policy: Policy = self.trainer.lightning_module.act
+        policy = cast(Policy, self.trainer.lightning_module.act)
         root = np.random.SeedSequence([torch.initial_seed(), self.trainer.global_rank])
         play_seed, sample_seed, eval_seed, test_seed = root.spawn(4)
         self.close()
@@ -173,12 +181,14 @@ class DQNDataModule(pl.LightningDataModule):
         return self.train_dataset.state_dict() if self.train_dataset else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a run; called by Lightning after `setup`.
+        """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.
 
         Raises:
             ValueError: if the memory was of another shape.
         """
-        assert self.train_dataset is not None
+        assert self.trainer is not None
+        if self.trainer.state.fn != "fit" or self.train_dataset is None:
+            return
         self.train_dataset.load_state_dict(state)
         rank_zero_info(
             f"Resumed at {self.env_steps} env steps with {len(self.train_dataset.memory)} transitions. Environments "
@@ -204,6 +214,9 @@ class DQNDataModule(pl.LightningDataModule):
 def _in_this_process(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
     """A loader that passes items through: the policy lives here, so workers would play with stale weights."""
     assert dataset is not None
+    # Lightning warns of iterable datasets with a length, and of few workers; ours plays in one process, on purpose
+    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
     return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_as_it_is)
 
 

@@ -1,0 +1,101 @@
+"""Films the greedy agent, with no display needed."""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_dqn.callbacks.context import data_of, dqn, run_folder
+from lightning_dqn.envs import make_env
+
+if TYPE_CHECKING:
+    from lightning_dqn.module import DQN
+
+
+class AgentVideo(Callback):
+    """Records episodes of the agent as mp4 when training or a test ends, and logs them to W&B.
+
+    Args:
+        episodes: filmed at the end of training or of a test; 0 for none.
+        max_env_steps: env steps after which a film is cut.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    def __init__(self, *, episodes: int = 1, max_env_steps: int = 1000) -> None:
+        if episodes < 0:
+            raise ValueError(f"video.episodes={episodes}: must be 0 or more")
+        if max_env_steps < 1:
+            raise ValueError(f"video.max_env_steps={max_env_steps}: must be at least 1")
+        self.episodes = episodes
+        self.max_env_steps = max_env_steps
+        self.paths: list[str] = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Film the trained agent."""
+        self._record(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Film the first of the tested episodes."""
+        self._record(trainer, pl_module)
+        for path in self.paths:
+            rank_zero_info(f"video: {path}")
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.paths = []
+        if not self.episodes or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        data = data_of(trainer)
+        assert data.eval_dataset is not None
+        if "rgb_array" not in data.render_modes:
+            rank_zero_info(f"No video: {data.env_id} can't render rgb_array.")
+            return
+        folder = run_folder(trainer) / "videos"
+        folder.mkdir(exist_ok=True)
+        with _no_display(), closing(make_env(data.env_id, data.env_kwargs, render_mode="rgb_array")) as env:
+            for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
+                self.paths.append(self._film(env, dqn(pl_module), folder / f"agent-{seed}.mp4", seed))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_video("agent", self.paths, format=["mp4"] * len(self.paths))
+
+    def _film(self, env: "gym.Env[object, object]", module: "DQN", path: Path, seed: int) -> str:
+        """Play one greedy episode before the camera; the path of the film."""
+        # a second that only the end of a run need wait
+        imageio: Any = importlib.import_module("imageio.v2")
+        observation, _ = env.reset(seed=seed)
+        # yuv420 wants even sides, imageio's default of 16 would rescale most environments
+        with imageio.get_writer(path, fps=env.metadata.get("render_fps", 30), macro_block_size=2) as film:
+            film.append_data(env.render())
+            for _ in range(self.max_env_steps):
+                action = module.act(np.expand_dims(np.asarray(observation), 0))[0]
+                observation, _, terminated, truncated, _ = env.step(action)
+                film.append_data(env.render())
+                if terminated or truncated:
+                    break
+        return str(path)
+
+
+@contextmanager
+def _no_display() -> Iterator[None]:
+    """Keep pygame from looking for a display, and from its greeting, while we film."""
+    ours = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,37 @@
+"""What callbacks ask of a run: its folder, its data side and its learner, with their types."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from lightning_dqn.data import DQNDataModule
+    from lightning_dqn.module import DQN
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The logger's folder of this run, or the trainer's `default_root_dir` without a logger; made if need be."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def data_of(trainer: Trainer) -> "DQNDataModule":
+    """The data module of the run.
+
+    Raises:
+        MisconfigurationException: if loaders were given without one.
+    """
+    datamodule: DQNDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+    if datamodule is None:
+        raise MisconfigurationException("There is no env-step clock: call trainer.fit(model, datamodule=...)")
+    return datamodule
+
+
+def dqn(pl_module: LightningModule) -> "DQN":
+    """The learner, as its own type."""
+    learner: DQN = pl_module  # type: ignore[assignment]
+    return learner

@@ -1,0 +1,110 @@
+"""Says what is wrong with a command line in one line: the key, the value, and what to do."""
+
+import difflib
+import inspect
+import os
+import re
+import sys
+from argparse import HelpFormatter
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_dqn.module import DQN
+from lightning_dqn.networks import MLP
+
+LINKED = {"observation_space", "action_space", "num_actions", "params"}
+
+
+class DQNArgumentParser(LightningArgumentParser):
+    """The parser of one subcommand: no abbreviations, the model's knobs in the help, errors of one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def format_usage(self) -> str:
+        """Not every option there is."""
+        return f"usage: {_command(self)} [options]\n"
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Lightning's help, and the knobs of the default model, which it would leave out."""
+        text = f"{self.format_usage()}\n{_body(super().format_help(formatter))}"
+        if "model" not in {action.dest for action in self._actions}:
+            return text
+        knobs = "".join(
+            _body(_knobs(_command(self), owner, key).format_help()).partition(":\n")[2]
+            for owner, key in ((DQN, "model"), (MLP, "model.network"))
+        )
+        title = "The default model, lightning_dqn.DQN (--model.optimizer.help names the optimizer's knobs)"
+        return f"{text}\n{title}:\n{knobs}"
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with one line and exit code 2."""
+        if not self.exit_on_error or debugging():
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        text = one_line(message)
+        unknown = re.search(r"(?:unrecognized arguments: -*|option '|Option ')([\w.]+)", message)
+        if unknown:
+            text += _suggestion(parser, unknown[1])
+        sys.stderr.write(f"error: {text}\n")
+        sys.exit(2)
+
+
+def _command(parser: ArgumentParser) -> str:
+    return str(parser.prog).replace(" [options]", "")
+
+
+def _body(text: str) -> str:
+    """A help text without its usage and without the lists of all classes that might be given."""
+    text = re.sub(r"\Ausage:.*?\n\n", "", text, flags=re.DOTALL)
+    return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
+
+
+def _knobs(prog: str, owner: type, key: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=prog, add_help=False)
+    parser.add_class_arguments(owner, key, skip=LINKED & set(inspect.signature(owner).parameters))
+    return parser
+
+
+def _suggestion(parser: ArgumentParser, unknown: str) -> str:
+    """The knob that was probably meant."""
+    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    for prefix, owner in (("model", DQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
+        known |= {f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in LINKED}
+    last = unknown.rpartition(".")[2]
+    near = [name for name in sorted(known) if name.endswith(f".{last}")]
+    near += difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
+    near += [name for name in sorted(known) if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.8)]
+    return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} --help lists all there are"
+
+
+def debugging() -> bool:
+    """Whether errors shall come with their tracebacks, by jsonargparse's own switch."""
+    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() in ("true", "yes")
+
+
+def one_line(message: str) -> str:
+    """What jsonargparse says of a value, without its tree of types."""
+    # of a union's complaints, the one that is not about null
+    union = re.search(r"Errors:\s*- (.*?)\s*(?:- Expected a <class 'NoneType'>|Given value type:)", message, re.DOTALL)
+    if union:
+        key = re.match(r"Parser key \"[^\"]*\":", message)
+        message = f"{key[0] if key else ''} {union[1]}"
+    message = re.sub(r"Type \S*Callable\[.*? expects a function or a callable class: ", "", message)
+    message = re.sub(r"(is not accepted)\. Got value: Namespace.*", r"\1", message)
+    message = re.sub(r"<class '([\w.]+)'>|typing\.(Literal\[[^\]]*\])", lambda match: match[1] or match[2], message)
+    message = " ".join(message.split())
+    # Parser key "data.num_envs": Expected a int. Got value: x
+    refused = re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', message)
+    return f"{refused[1]}={refused[3]}: must be of type {refused[2]}" if refused else message
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Say what is wrong in one line, and end with exit code 2."""
+    if debugging():
+        raise error
+    sys.stderr.write(f"error: {one_line(str(error))}\n")
+    sys.exit(2)

@@ -1,0 +1,77 @@
+"""Where runs lie: a new folder for each, and the one that a checkpoint belongs to."""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from lightning_dqn.cli.errors import refuse
+
+DEFAULT_ROOT = "runs"
+
+
+def with_run_config(words: list[str]) -> list[str]:
+    """The command line with `best` and `last` made paths, and the configuration of the run they belong to.
+
+    Args:
+        words: the command line, subcommand first.
+
+    Returns:
+        The same, with `--config` where none was given and the run that the checkpoint belongs to has one.
+    """
+    flags = dict(_flags(words))
+    checkpoint = flags.get("--ckpt_path")
+    if checkpoint in ("best", "last"):
+        root = Path(flags.get("--trainer.default_root_dir", DEFAULT_ROOT))
+        found = sorted(root.glob(f"*/*/checkpoints/{checkpoint}.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            refuse(
+                FileNotFoundError(f"--ckpt_path {checkpoint}: no run in {root} has such a checkpoint; give its path")
+            )
+        # the last word counts
+        checkpoint = str(found[-1])
+        words = [*words, "--ckpt_path", checkpoint]
+    if checkpoint is None:
+        return words
+    if not Path(checkpoint).is_file():
+        refuse(
+            FileNotFoundError(f"--ckpt_path {checkpoint}: no such file here; give the path of a .ckpt, best or last")
+        )
+    if "--config" in flags or "-c" in flags:
+        return words
+    config = Path(checkpoint).parent.parent / "config.yaml"
+    if not config.is_file():
+        return words
+    sys.stderr.write(f"Using {config}, which lies with the checkpoint.\n")
+    return [words[0], "--config", str(config), *words[1:]]
+
+
+def _flags(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Flags and their values, in either spelling."""
+    for word, following in itertools.pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name.startswith("-"):
+            yield name, value if equals else following
+
+
+def new_run_folder(root: Path, env_id: str) -> Path:
+    """Make a folder that no other run has: root/environment/time."""
+    name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    for attempt in itertools.count():
+        folder = name.with_name(f"{name.name}_{attempt}") if attempt else name
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
+
+
+def eval_folder(run: Namespace, root: Path) -> Path:
+    """Where an evaluation writes: in the folder of the run whose checkpoint it takes, if it takes one."""
+    checkpoint = Path(run.ckpt_path or "")
+    if checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent / "evaluation"
+    return root / "evaluation"

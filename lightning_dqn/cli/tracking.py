@@ -1,0 +1,52 @@
+"""Prepares loggers: files in the run's folder; W&B online only where it can be, with no prompt and no failed run."""
+
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+import wandb
+from jsonargparse import Namespace
+
+
+def prepare_logger(logger: Namespace, folder: Path) -> str:
+    """Put a logger's files into the run's folder, unless it was given another, and choose W&B's mode.
+
+    Args:
+        logger: class_path and init_args, changed in place.
+        folder: of the run.
+
+    Returns:
+        Why W&B has to be offline; empty if it hasn't, or was told to be.
+    """
+    args = logger.init_args
+    is_wandb = logger.class_path.endswith("WandbLogger")
+    if args.get("save_dir") == ".":
+        args.save_dir = str(folder)
+        if not is_wandb:
+            # no folders below the run's own
+            args.name, args.version = "", ""
+    if not is_wandb or args.offline or args.mode or os.environ.get("WANDB_MODE"):
+        return ""
+    reason = wandb_unavailable()
+    if reason:
+        args.mode = "offline"
+    return reason
+
+
+def wandb_unavailable() -> str:
+    """Why Weights & Biases can't be reached from here; empty if it can."""
+    base_url = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    host = urlsplit(base_url).hostname or ""
+    try:
+        entries = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        entries = {}
+    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or host in entries):
+        return "no credentials are configured"
+    try:
+        requests.head(base_url, timeout=5)
+    except requests.RequestException as error:
+        return f"{host} does not answer ({type(error).__name__})"
+    return ""
