@@ -1,0 +1,125 @@
+"""Epsilon and target net over time."""
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+
+
+def test_exponential_epsilon_at_start_middle_and_end():
+    decay = EpsilonDecay(start=0.9, end=0.05, decay_env_steps=1000)
+    assert decay.epsilon_at(0) == pytest.approx(0.9)
+    assert decay.epsilon_at(1000) == pytest.approx(0.05 + 0.85 / math.e)
+    assert decay.epsilon_at(10**6) == pytest.approx(0.05)
+
+
+def test_linear_epsilon_at_start_middle_and_end():
+    decay = EpsilonDecay(start=1.0, end=0.1, decay_env_steps=100, schedule="linear")
+    assert [decay.epsilon_at(t) for t in (0, 50, 100, 1000)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"start": 1.1}, "start=1.1"),
+        ({"end": -0.1}, "end=-0.1"),
+        ({"decay_env_steps": 0}, "decay_env_steps=0"),
+        ({"schedule": "cosine"}, "schedule=cosine"),
+    ],
+)
+def test_epsilon_knobs_out_of_range_are_refused_by_name_and_value(knobs, words):
+    with pytest.raises(ValueError, match=words):
+        EpsilonDecay(**knobs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [({"tau": 0.0}, "tau=0.0"), ({"tau": 1.5}, "tau=1.5"), ({"every_n_updates": 0}, "every_n_updates=0")],
+)
+def test_target_knobs_out_of_range_are_refused_by_name_and_value(knobs, words):
+    with pytest.raises(ValueError, match=words):
+        SoftTargetUpdate(**knobs)
+
+
+class Watch(pl.Callback):
+    """Notes what each env step was played with, and how the nets stood after each iteration."""
+
+    def __init__(self):
+        self.played = []
+        self.distances = []
+
+    def on_train_start(self, trainer, pl_module):
+        act = pl_module.act
+
+        def noted(observation, rng=None):
+            if rng is not None:
+                self.played.append((trainer.datamodule.env_steps, pl_module.epsilon.item()))
+            return act(observation, rng)
+
+        trainer.datamodule.train_dataset.policy = noted
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        gap = sum(
+            (p - t).abs().sum().item()
+            for p, t in zip(pl_module.policy_net.parameters(), pl_module.target_net.parameters(), strict=True)
+        )
+        self.distances.append((trainer.global_step, gap))
+
+
+def watched_run(*callbacks, **knobs):
+    pl.seed_everything(0)
+    data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=100, eval_episodes=1, **knobs)
+    watch = Watch()
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[*callbacks, watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(DQN(data.observation_space, data.action_space), data)
+    return watch
+
+
+def test_every_env_step_is_played_with_the_epsilon_of_its_own_time():
+    decay = EpsilonDecay(decay_env_steps=200)
+    played = watched_run(decay, SoftTargetUpdate()).played
+    assert [epsilon for _, epsilon in played] == pytest.approx([decay.epsilon_at(t) for t, _ in played])
+    assert played[0] == (0, pytest.approx(0.9))
+
+
+def test_vector_environments_share_the_clock_of_epsilon():
+    decay = EpsilonDecay(decay_env_steps=200)
+    played = watched_run(decay, SoftTargetUpdate(), num_envs=4).played
+    # an iteration that makes up for resets plays twice with the epsilon of its start, at most 4 env steps ago
+    assert all(decay.epsilon_at(t) - 1e-6 <= epsilon <= decay.epsilon_at(t - 4) + 1e-6 for t, epsilon in played)
+    assert [t for t, _ in played[:3]] == [0, 4, 8]
+
+
+def test_a_hard_update_copies_every_k_updates_and_never_between():
+    watch = watched_run(EpsilonDecay(), SoftTargetUpdate(tau=1.0, every_n_updates=10))
+    after_first = [(updates, gap) for updates, gap in watch.distances if updates > 0]
+    assert [gap == 0 for _, gap in after_first] == [updates % 10 == 0 for updates, _ in after_first]
+
+
+def test_target_net_moves_tau_of_the_way_after_each_update():
+    class Reference(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.mean = [p.detach().clone() for p in pl_module.policy_net.parameters()]
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if outputs:
+                for mean, p in zip(self.mean, pl_module.policy_net.parameters(), strict=True):
+                    mean.copy_(0.9 * mean + 0.1 * p.detach())
+            self.target = [p.detach().clone() for p in pl_module.target_net.parameters()]
+
+    reference = Reference()
+    watched_run(EpsilonDecay(), SoftTargetUpdate(tau=0.1), reference)
+    for target, mean in zip(reference.target, reference.mean, strict=True):
+        torch.testing.assert_close(target, mean, atol=1e-6, rtol=1e-5)

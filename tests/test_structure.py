@@ -1,0 +1,111 @@
+"""The house itself: which way imports run, and that every knob has a reader."""
+
+import ast
+import inspect
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import lightning_dqn
+from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
+
+PACKAGE = Path(lightning_dqn.__file__).parent
+ALLOWED = {
+    "losses": set(),
+    "networks": set(),
+    "envs": set(),
+    "replay": set(),
+    "module": {"losses", "networks", "replay"},
+    "data": {"replay", "envs"},
+    # callbacks see the learner and the data side as types only
+    "callbacks": {"losses", "envs"},
+    "cli": {"callbacks", "data", "module", "networks"},
+    "__init__": {"callbacks", "data", "module", "networks"},
+    "__main__": {"cli"},
+}
+
+
+def room(path):
+    """The name of the module or sub-package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """Rooms of ours that a file imports when it runs, those under `if TYPE_CHECKING:` left out."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in typing_only:
+            assert node.level == 0, f"{path}: relative import"
+            parts = (node.module or "").split(".")
+            if parts[0] == "lightning_dqn":
+                yield parts[1] if len(parts) > 1 else "__init__"
+        if isinstance(node, ast.Import) and node not in typing_only:
+            assert not any(alias.name.startswith("lightning_dqn") for alias in node.names), path
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    assert set(imported_rooms(path)) <= ALLOWED[room(path)] | {room(path)}
+
+
+def names_read():
+    """How often each name or attribute is read in the package, but for where a constructor keeps its argument."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
+                yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+def kept_as(owner, knob):
+    """The attributes that a constructor keeps an argument in."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner.__init__)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            if any(isinstance(part, ast.Name) and part.id == knob for part in ast.walk(node.value)):
+                yield node.targets[0].attr
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        DQN,
+        MLP,
+        DQNDataModule,
+        EpsilonDecay,
+        SoftTargetUpdate,
+        AgentVideo,
+        EpisodePlot,
+        EpisodeStatistics,
+        RunProgressBar,
+    ],
+    ids=lambda owner: owner.__name__,
+)
+def test_every_knob_is_read_and_explained(owner):
+    read = Counter(names_read())
+    for knob in inspect.signature(owner).parameters:
+        attributes = list(kept_as(owner, knob))
+        # a knob that is not kept is used where it comes in; a kept one is read somewhere
+        used = any(read[attribute] > 0 for attribute in attributes) if attributes else read[knob] > 0
+        assert used, f"{owner.__name__}.{knob} is never read"
+        assert f"{knob}: " in owner.__doc__, f"{owner.__name__}.{knob} is not explained"
+
+
+def test_every_public_definition_has_a_docstring():
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), f"{path} does not say what it is"
+        public = [tree, *(node for node in tree.body if not getattr(node, "name", "_").startswith("_"))]
+        for node in [inner for outer in public for inner in getattr(outer, "body", [])]:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                # the lines of a protocol say what they want by their types
+                protocol = isinstance(node.body[0], ast.Expr) and getattr(node.body[0].value, "value", None) is ...
+                assert protocol or ast.get_docstring(node), f"{path}:{node.lineno} {node.name} has no docstring"
