@@ -69,9 +69,9 @@ def kept_as(owner, knob):
     """The attributes that a constructor keeps an argument in."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner.__init__)))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-            if any(isinstance(part, ast.Name) and part.id == knob for part in ast.walk(node.value)):
-                yield node.targets[0].attr
+        assigns = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+        if assigns and knob in {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}:
+            yield node.targets[0].attr
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,8 @@ class AgentVideo(Callback):
 
 @contextmanager
 def _no_display() -> Iterator[None]:
-    """Keep pygame from looking for a display, and from its greeting, while we film."""
-    ours = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    """Keep pygame from looking for a display or a sound card, and from its greeting, while we film."""
+    ours = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
