@@ -55,7 +55,9 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], render_mode: str | None
     """
     find_spec(env_id)
     try:
-        env: gym.Env[Any, Any] = gym.make(env_id, render_mode=render_mode, **env_kwargs)
+        # not every environment knows of rendering
+        kwargs: dict[str, Any] = {**env_kwargs, "render_mode": render_mode} if render_mode else {**env_kwargs}
+        env: gym.Env[Any, Any] = gym.make(env_id, **kwargs)
     except (TypeError, gym.error.Error) as error:
         raise ValueError(f"env_id={env_id}, env_kwargs={dict(env_kwargs)}: {error}") from error
     return _flatten_if_nested(env)

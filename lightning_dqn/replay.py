@@ -241,6 +241,7 @@ class ReplayMemory:
         """Stored rows and positions, as tensors and plain values."""
         return {
             "rows": {name: torch.from_numpy(array.copy()) for name, array in self._written.items()},
+            "n_step": self.n_step,
             "cursor": self._cursor,
             "steps": self._steps,
             "after_end": torch.from_numpy(self._after_end.copy()),
@@ -252,14 +253,21 @@ class ReplayMemory:
         """Continue where `state_dict` was taken.
 
         Raises:
-            ValueError: if the stored rows have another shape, as with another capacity or number of environments.
+            ValueError: if the rows are of another shape or type, as with another capacity or number of environments, or
+                were meant for another number of steps.
         """
+        if state["n_step"] != self.n_step:
+            raise ValueError(
+                f"the checkpoint's memory was filled for data.n_step={state['n_step']}, this run has {self.n_step}: "
+                "use the value that the checkpoint was made with"
+            )
         for name, array in self._written.items():
-            stored = tuple(state["rows"][name].shape)
-            if stored != array.shape:
+            stored = state["rows"][name].numpy()
+            if (stored.shape, stored.dtype) != (array.shape, array.dtype):
                 raise ValueError(
-                    f"the checkpoint's memory has {name} rows of shape {stored} (slots, envs, ...), this run's are "
-                    f"{array.shape}: use the memory_capacity, num_envs and n_step that the checkpoint was made with"
+                    f"the checkpoint's memory has {name} rows of {stored.dtype} {stored.shape} (slots, envs, ...), "
+                    f"this run's are {array.dtype} {array.shape}: use the memory_capacity and num_envs that the "
+                    "checkpoint was made with"
                 )
             array[:] = state["rows"][name].numpy()
         self._cursor, self._steps = state["cursor"], state["steps"]

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The logger's folder of this run, or the trainer's `default_root_dir` without a logger; made if need be."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    """The logger's folder of this run, or the trainer's `default_root_dir` without a logger; made if need be.
+
+    Any rank may ask alone, which `Trainer.log_dir` does not allow: it waits for all.
+    """
+    logger = trainer.logger
+    folder = Path(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or trainer.default_root_dir)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -145,4 +145,6 @@ class RunProgressBar(ProgressBar):
         self._shown = (now, updates)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.n = data.env_steps
+        # an interrupted iteration was played, but did not count
+        self._bar.total = self._bar.total and max(self._bar.total, data.env_steps)
         self._bar.refresh()

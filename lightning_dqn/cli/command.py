@@ -1,5 +1,6 @@
 """LightningCLI as this package wants it: what is linked, what every run has, what is the default."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -119,7 +120,7 @@ class DQNCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-            if self.subcommand == "fit":
+            with contextlib.suppress(OSError):
                 os.removedirs(self.folder)
             refuse(error)
 

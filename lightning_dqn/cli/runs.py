@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.cli.errors import refuse
 
@@ -59,12 +60,13 @@ def _flags(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def new_run_folder(root: Path, env_id: str) -> Path:
-    """Make a folder that no other run has: root/environment/time."""
+    """Make a folder that no other run has: root/environment/time. Ranks but the first write nothing and make none."""
     name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     for attempt in itertools.count():
         folder = name.with_name(f"{name.name}_{attempt}") if attempt else name
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                folder.mkdir(parents=True)
             return folder
     raise AssertionError
 

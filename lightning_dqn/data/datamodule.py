@@ -217,6 +217,8 @@ def _in_this_process(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
     # Lightning warns of iterable datasets with a length, and of few workers; ours plays in one process, on purpose
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    # and of loaders without a state at a resume; ours has its state in the data module
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_as_it_is)
 
 

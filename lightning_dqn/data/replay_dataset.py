@@ -132,7 +132,7 @@ class ReplayDataset(IterableDataset[Transition]):
         self.memory.append(action, reward, terminated, truncated, self._observation)
         playing = ~self._resetting
         self._resetting = terminated | truncated
-        self._returns += reward * playing
+        self._returns += reward
         self._lengths += playing
         played = int(playing.sum())
         self.env_steps += played
