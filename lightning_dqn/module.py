@@ -54,7 +54,7 @@ class DQN(pl.LightningModule):
 
     Raises:
         TypeError: if the action space is not discrete or the network can't take the observations.
-        ValueError: if clip_grad_value is not positive.
+        ValueError: if clip_grad_value or the learning rate is not positive.
     """
 
     def __init__(
@@ -83,12 +83,22 @@ class DQN(pl.LightningModule):
         self.clip_grad_value = clip_grad_value
         self.double_q = double
         self._make_optimizer = optimizer
+        self._check_optimizer()
         self._after_update: list[Callable[[DQN], None]] = []
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
         self.episode_return = CatMetric()
         self.episode_length = CatMetric()
-        self.configure_optimizers()
+
+    def _check_optimizer(self) -> None:
+        """Refuse at construction what would fail, or learn nothing, an hour later."""
+        try:
+            optimizer = self._make_optimizer(self.policy_net.parameters())
+        except ValueError as error:
+            raise ValueError(f"model.optimizer: {error}".replace("learning rate", "lr")) from error
+        for group in optimizer.param_groups:
+            if group["lr"] <= 0:
+                raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of the policy net; the target net has no gradient."""
@@ -228,19 +238,20 @@ class DQN(pl.LightningModule):
         Raises:
             MisconfigurationException: if the checkpoint is of another environment or network.
         """
-        for name, ours in self._spaces().items():
-            theirs = checkpoint.get("spaces", {}).get(name)
-            if theirs != ours:
+        for name, space in self._spaces().items():
+            other = checkpoint.get("spaces", {}).get(name)
+            if other != space:
                 raise MisconfigurationException(
-                    f"The checkpoint has {name} {theirs}, this run has {ours}: use the env_id that it was made with"
+                    f"The checkpoint has {name} {other}, this run has {space}: use the env_id that it was made with"
                 )
-        for name, parameter in self.state_dict().items():
-            theirs = checkpoint["state_dict"].get(name)
-            if theirs is None or theirs.shape != parameter.shape:
-                found = "no such entry" if theirs is None else f"shape {tuple(theirs.shape)}"
+        ours, theirs = (
+            {n: tuple(v.shape) for n, v in d.items()} for d in (self.state_dict(), checkpoint["state_dict"])
+        )
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
                 raise MisconfigurationException(
-                    f"{name} has shape {tuple(parameter.shape)} here and {found} in the checkpoint: "
-                    "use the model.network it was made with"
+                    f"{name} has shape {ours.get(name)} here and shape {theirs.get(name)} in the checkpoint: "
+                    "use the model.network that it was made with"
                 )
 
     def _spaces(self) -> dict[str, str]:

@@ -204,7 +204,7 @@ def test_checkpoints_load_as_plain_values_and_give_the_agent_back(tmp_path):
 
 @pytest.mark.parametrize(
     ("space", "hidden_sizes", "words"),
-    [(spaces.Box(-1, 1, (3,)), [8], "observation_space"), (BOX, [9], r"\(9, 2\) here and shape \(8, 2\)")],
+    [(spaces.Box(-1, 1, (3,)), [8], "observation_space"), (BOX, [9], r"\(9,\) here and shape \(8,\)")],
 )
 def test_a_checkpoint_of_another_task_or_network_is_refused_with_both(tmp_path, space, hidden_sizes, words):
     trainer = quiet_trainer()

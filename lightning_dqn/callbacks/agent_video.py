@@ -61,9 +61,13 @@ class AgentVideo(Callback):
             return
         folder = run_folder(trainer) / "videos"
         folder.mkdir(exist_ok=True)
-        with _no_display(), closing(make_env(data.env_id, data.env_kwargs, render_mode="rgb_array")) as env:
-            for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
-                self.paths.append(self._film(env, dqn(pl_module), folder / f"agent-{seed}.mp4", seed))
+        try:
+            with _no_display(), closing(make_env(data.env_id, data.env_kwargs, render_mode="rgb_array")) as env:
+                for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
+                    self.paths.append(self._film(env, dqn(pl_module), folder / f"agent-{seed}.mp4", seed))
+        except Exception as error:  # whatever ails an environment's renderer, the run's results are worth more
+            rank_zero_info(f"No video: {data.env_id}: {type(error).__name__}: {error}")
+            return
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_video("agent", self.paths, format=["mp4"] * len(self.paths))

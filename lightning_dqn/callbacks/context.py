@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The logger's folder of this run, or the trainer's `default_root_dir` without a logger; made if need be.
+    """The trainer's `default_root_dir` where one was given, else the logger's folder of this run; made if need be.
 
     Any rank may ask alone, which `Trainer.log_dir` does not allow: it waits for all.
     """
-    logger = trainer.logger
-    folder = Path(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or trainer.default_root_dir)
+    folder = Path(trainer.default_root_dir)
+    if folder.resolve() == Path.cwd():
+        logger = trainer.logger
+        folder = Path(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or folder)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,12 +1,11 @@
 """Logs how training goes, with env steps as the x-axis of every curve."""
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 
 from lightning_dqn.callbacks.context import data_of, dqn
 
@@ -28,8 +27,8 @@ class EpisodeStatistics(Callback):
         if window < 1:
             raise ValueError(f"window={window}: must be at least 1 episode")
         self.window = window
-        self._episode_return = MeanMetric(nan_strategy="disable")
-        self._episode_length = MeanMetric(nan_strategy="disable")
+        # sums meet across devices; a mean of nothing would be 0
+        self._sums = {name: SumMetric() for name in ("return", "length", "count")}
         self._since = (0.0, 0, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -38,8 +37,8 @@ class EpisodeStatistics(Callback):
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 logger.experiment.define_metric("env_steps", hidden=True)
                 logger.experiment.define_metric("*", step_metric="env_steps", step_sync=True)
-        self._episode_return.to(pl_module.device)
-        self._episode_length.to(pl_module.device)
+        for metric in self._sums.values():
+            metric.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluation lies between epochs: it is not counted into the speed of training."""
@@ -80,15 +79,15 @@ class EpisodeStatistics(Callback):
 
     def _episodes(self, data: "DQNDataModule") -> dict[str, float]:
         """Mean return and length of the last episodes of all devices; nothing before the first has ended."""
-        means = {}
-        for name, metric, values in (
-            ("train/episode_return", self._episode_return, data.episodes.returns[-self.window :]),
-            ("train/episode_length", self._episode_length, data.episodes.lengths[-self.window :]),
-        ):
-            # a device without episodes still takes part, with no weight
-            metric.update(sum(values) / max(len(values), 1), weight=len(values))
-            mean = float(metric.compute())
-            metric.reset()
-            if not math.isnan(mean):
-                means[name] = mean
-        return means
+        returns, lengths = data.episodes.returns[-self.window :], data.episodes.lengths[-self.window :]
+        totals = {}
+        for name, value in (("return", sum(returns)), ("length", sum(lengths)), ("count", len(returns))):
+            self._sums[name].update(value)
+            totals[name] = float(self._sums[name].compute())
+            self._sums[name].reset()
+        if not totals["count"]:
+            return {}
+        return {
+            "train/episode_return": totals["return"] / totals["count"],
+            "train/episode_length": totals["length"] / totals["count"],
+        }

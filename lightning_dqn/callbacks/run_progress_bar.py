@@ -31,7 +31,9 @@ class RunProgressBar(ProgressBar):
         self.refresh_seconds = refresh_seconds if sys.stderr.isatty() else max(refresh_seconds, 10.0)
         self._enabled = True
         self._bar: Any = None
-        self._shown = (0.0, 0)
+        # when updates were last counted, how many there were, and how fast they were then
+        self._counted = (0.0, 0)
+        self._rate = 0.0
 
     def disable(self) -> None:
         """Show nothing, as on all ranks but the first."""
@@ -53,19 +55,27 @@ class RunProgressBar(ProgressBar):
         data = data_of(trainer)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         self._open("Training", epochs and epochs * data.steps_in_epoch, " env steps", data.env_steps)
-        self._shown = (time.monotonic(), trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluation lies between epochs: it does not slow updates down."""
+        self._counted = (time.monotonic(), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Refresh now and then."""
-        if self._bar is not None and time.monotonic() - self._shown[0] >= self.refresh_seconds:
+        if self._bar is not None and time.monotonic() - self._counted[0] >= self.refresh_seconds:
+            self._count(trainer)
             self._refresh(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the evaluation said."""
-        if self._bar is not None:
-            self._refresh(trainer, pl_module)
+        """Show what the evaluation said; close the bar before Lightning says why it stops."""
+        if self._bar is None:
+            return
+        self._refresh(trainer, pl_module)
+        epochs_done = 0 <= (trainer.max_epochs or -1) <= trainer.current_epoch + 1
+        if trainer.should_stop or epochs_done or 0 <= trainer.max_steps <= trainer.global_step:
+            self._close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the bar as it stands."""
@@ -77,7 +87,9 @@ class RunProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Within a fit the bar of the run goes on; alone, evaluation has its own."""
-        if self._bar is None:
+        if trainer.state.fn == "fit":
+            self._count(trainer)
+        else:
             self._open("Validating", data_of(trainer).eval_episodes, " episodes")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,18 +143,23 @@ class RunProgressBar(ProgressBar):
             self._bar.close()
             self._bar = None
 
+    def _count(self, trainer: Trainer) -> None:
+        """Measure the speed of updates since they were last counted."""
+        now = (time.monotonic(), trainer.global_step)
+        if now[1] > self._counted[1]:
+            self._rate = (now[1] - self._counted[1]) / (now[0] - self._counted[0])
+        self._counted = now
+
     def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = data_of(trainer)
-        now, updates = time.monotonic(), trainer.global_step
         recent = data.episodes.returns[-100:]
         shown = {
             "return": f"{sum(recent) / len(recent):.1f}" if recent else "-",
             "epsilon": f"{float(dqn(pl_module).epsilon):.3f}",
-            "updates/s": f"{(updates - self._shown[1]) / max(now - self._shown[0], 1e-9):.0f}",
+            "updates/s": f"{self._rate:.0f}",
         }
         if "val/episode_return" in trainer.callback_metrics:
             shown["val"] = f"{float(trainer.callback_metrics['val/episode_return']):.1f}"
-        self._shown = (now, updates)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.n = data.env_steps
         # an interrupted iteration was played, but did not count

@@ -29,26 +29,30 @@ from lightning_dqn.callbacks import (
 )
 from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
-from lightning_dqn.cli.runs import DEFAULT_ROOT, eval_folder, new_run_folder, with_run_config
-from lightning_dqn.cli.tracking import prepare_logger
+from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder, read_checkpoint, run_of, with_run_config
+from lightning_dqn.cli.tracking import prepare_logger, start_wandb
 from lightning_dqn.data import DQNDataModule
 from lightning_dqn.module import DQN
 
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "callbacks": [
-        EpisodeStatistics(),
-        EpisodeWriter(),
-        RunSummary(),
-        ModelCheckpoint(filename="last", save_on_exception=True, enable_version_counter=False),
-    ],
-    "max_epochs": 40,
-    "num_sanity_val_steps": 0,
-    "logger": {
-        "class_path": "lightning.pytorch.loggers.WandbLogger",
-        "init_args": {"project": "lightning_dqn"},
-    },
-}
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """What every run has, its own callbacks included."""
+    return {
+        "callbacks": [
+            EpisodeStatistics(),
+            EpisodeWriter(),
+            RunSummary(),
+            ModelCheckpoint(filename="last", save_on_exception=True, enable_version_counter=False),
+        ],
+        "max_epochs": 40,
+        "num_sanity_val_steps": 0,
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.WandbLogger",
+            "init_args": {"project": "lightning_dqn"},
+        },
+    }
 
 
 class SaveConfig(SaveConfigCallback):
@@ -73,7 +77,7 @@ class DQNCLI(LightningCLI):
             DQNDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=trainer_defaults(),
             seed_everything_default=0,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
@@ -92,62 +96,87 @@ class DQNCLI(LightningCLI):
         parser.set_defaults({f"checkpoint.{name}": value for name, value in BEST.items()})
         parser.add_lightning_class_args(SoftTargetUpdate, "target_update")
         parser.add_lightning_class_args(EpsilonDecay, "epsilon")
+        parser.add_lightning_class_args(RunProgressBar, "progress_bar")
         parser.add_lightning_class_args(EpisodePlot, "plot")
         parser.add_lightning_class_args(AgentVideo, "video")
-        parser.add_lightning_class_args(RunProgressBar, "progress_bar")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Find the run that `--ckpt_path` means, and take its configuration where no other is given."""
         words = list(sys.argv[1:] if args is None else args)
         self.asked_for_logger = any(word.startswith("--trainer.logger") for word in words)
         self.config = parser.parse_args(with_run_config(words))
+        run = self.config[self.config.subcommand]
+        if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
+            refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
+        self.checkpoint = read_checkpoint(run.ckpt_path) if run.ckpt_path else None
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder. What is saved as config.yaml names no folder, so that it can be used again."""
         self._given = self.config.clone()
         run = self.config[self.subcommand]
         root = Path(run.trainer.default_root_dir or DEFAULT_ROOT)
-        self.folder = new_run_folder(root, run.data.env_id) if self.subcommand == "fit" else eval_folder(run, root)
+        earlier = run_of(run.ckpt_path)
+        self.is_new = self.subcommand == "fit" and earlier is None
+        if self.subcommand == "fit":
+            self.folder = earlier or new_run_folder(root, run.data.env_id)
+        else:
+            self.folder = (earlier or root) / "evaluation"
         run.trainer.default_root_dir = str(self.folder)
         if self.subcommand != "fit" and not self.asked_for_logger:
             run.trainer.logger = False
         loggers = run.trainer.logger if isinstance(run.trainer.logger, list) else [run.trainer.logger]
-        reasons = [prepare_logger(logger, self.folder) for logger in loggers if isinstance(logger, Namespace)]
-        self.offline_because = "".join(reasons)
+        self.offline_because = "".join(
+            prepare_logger(logger, self.folder, resumed=not self.is_new)
+            for logger in loggers
+            if isinstance(logger, Namespace)
+        )
 
     def instantiate_classes(self) -> None:
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
         try:
             super().instantiate_classes()
+            if self.checkpoint is not None:
+                self.model.on_load_checkpoint(self.checkpoint)
+                self.datamodule.check_checkpoint(self.checkpoint)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-            with contextlib.suppress(OSError):
-                os.removedirs(self.folder)
+            if self.is_new:
+                with contextlib.suppress(OSError):
+                    os.removedirs(self.folder)
             refuse(error)
+        self._announce()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Let checkpoints lie with the rest of the run."""
         self.config = self._given
-        if self.config_init[self.subcommand].trainer.enable_progress_bar is False:
+        run = self.config_init[self.subcommand]
+        if run.trainer.enable_progress_bar is False:
             self._parser(self.subcommand).callback_keys.remove("progress_bar")
         trainer = super().instantiate_trainer(**kwargs)
-        if self.offline_because:
-            rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
+        # where the checkpoint lies that is read, so that Lightning takes up the best one from there
+        folder = Path(run.ckpt_path).parent if run.ckpt_path else self.folder / "checkpoints"
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                checkpoint = self.config[self.subcommand].ckpt_path if self.subcommand != "fit" else None
-                folder = Path(checkpoint).parent if checkpoint else run_folder(trainer) / "checkpoints"
-                callback.dirpath = str(folder)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                # Lightning hands on an argument that wandb warns of whatever its value
-                logger._wandb_init.pop("anonymous", None)
+                callback.dirpath = (
+                    os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
+                )
+        if run.ckpt_path:
+            # of course it is
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         return trainer
+
+    def _announce(self) -> None:
+        """Begin tracking, and say in a line what might surprise."""
+        if self.subcommand != "fit" and self.checkpoint is None:
+            rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                self.offline_because += start_wandb(logger)
+        if self.offline_because:
+            rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
 
 
 def main(args: Any = None) -> None:
     """Run the command line; what the user can mend is said in one line."""
-    # Lightning asks torch's pytree in an old way; nothing of ours
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
     try:
         DQNCLI(args)

@@ -75,8 +75,11 @@ def _suggestion(parser: ArgumentParser, unknown: str) -> str:
     for prefix, owner in (("model", DQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
         known |= {f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in LINKED}
     last = unknown.rpartition(".")[2]
+    # a whole group is no knob
+    known -= {name.rpartition(".")[0] for name in known}
     near = [name for name in sorted(known) if name.endswith(f".{last}")]
-    near += difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
+    near += difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
+    near += [name for name in sorted(known) if len(last) > 2 and name.rpartition(".")[2].startswith(last)]
     near += [name for name in sorted(known) if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.8)]
     return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} --help lists all there are"
 
@@ -88,13 +91,15 @@ def debugging() -> bool:
 
 def one_line(message: str) -> str:
     """What jsonargparse says of a value, without its tree of types."""
-    # of a union's complaints, the one that is not about null
-    union = re.search(r"Errors:\s*- (.*?)\s*(?:- Expected a <class 'NoneType'>|Given value type:)", message, re.DOTALL)
+    # of a union's complaints, those that are not about null
+    union = re.search(r"Errors:(.*?)Given value type:.*?Given value: (.*)", message, re.DOTALL)
     if union:
         key = re.match(r"Parser key \"[^\"]*\":", message)
-        message = f"{key[0] if key else ''} {union[1]}"
+        complaints = [c.strip() for c in re.split(r"\n\s*- ", union[1]) if c.strip() and "NoneType" not in c]
+        value = f". Got value: {union[2]}" if "Namespace(" not in union[2] and "Got value" not in complaints[0] else ""
+        message = f"{key[0] if key else ''} {' or '.join(complaints)}{value}"
     message = re.sub(r"Type \S*Callable\[.*? expects a function or a callable class: ", "", message)
-    message = re.sub(r"(is not accepted)\. Got value: Namespace.*", r"\1", message)
+    message = re.sub(r"\. Got value: Namespace\(.*", "", message, flags=re.DOTALL)
     message = re.sub(r"<class '([\w.]+)'>|typing\.(Literal\[[^\]]*\])", lambda match: match[1] or match[2], message)
     message = " ".join(message.split())
     # Parser key "data.num_envs": Expected a int. Got value: x

@@ -1,13 +1,15 @@
-"""Where runs lie: a new folder for each, and the one that a checkpoint belongs to."""
+"""Where runs lie: a new folder for each, and the run that a checkpoint belongs to."""
 
 import contextlib
 import itertools
+import pickle
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import Namespace
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.cli.errors import refuse
@@ -44,9 +46,10 @@ def with_run_config(words: list[str]) -> list[str]:
         )
     if "--config" in flags or "-c" in flags:
         return words
-    config = Path(checkpoint).parent.parent / "config.yaml"
-    if not config.is_file():
+    run = run_of(checkpoint)
+    if run is None:
         return words
+    config = run / "config.yaml"
     sys.stderr.write(f"Using {config}, which lies with the checkpoint.\n")
     return [words[0], "--config", str(config), *words[1:]]
 
@@ -59,6 +62,28 @@ def _flags(words: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else following
 
 
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint as plain values and tensors; nothing in it is executed.
+
+    Args:
+        path: of a .ckpt file.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content["state_dict"].keys()
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        kind = type(error).__name__
+        refuse(ValueError(f"--ckpt_path {path}: not a checkpoint of this package, or a damaged one ({kind})"))
+    return content
+
+
+def run_of(checkpoint: str | None) -> Path | None:
+    """The folder of the run that a checkpoint belongs to, if it lies in one."""
+    if checkpoint is None or not (Path(checkpoint).parent.parent / "config.yaml").is_file():
+        return None
+    return Path(checkpoint).parent.parent
+
+
 def new_run_folder(root: Path, env_id: str) -> Path:
     """Make a folder that no other run has: root/environment/time. Ranks but the first write nothing and make none."""
     name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -69,11 +94,3 @@ def new_run_folder(root: Path, env_id: str) -> Path:
                 folder.mkdir(parents=True)
             return folder
     raise AssertionError
-
-
-def eval_folder(run: Namespace, root: Path) -> Path:
-    """Where an evaluation writes: in the folder of the run whose checkpoint it takes, if it takes one."""
-    checkpoint = Path(run.ckpt_path or "")
-    if checkpoint.parent.name == "checkpoints":
-        return checkpoint.parent.parent / "evaluation"
-    return root / "evaluation"

@@ -2,20 +2,25 @@
 
 import netrc
 import os
+from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
 import wandb
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
-def prepare_logger(logger: Namespace, folder: Path) -> str:
+def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
     """Put a logger's files into the run's folder, unless it was given another, and choose W&B's mode.
 
     Args:
         logger: class_path and init_args, changed in place.
         folder: of the run.
+        resumed: whether an earlier run left its files there.
 
     Returns:
         Why W&B has to be offline; empty if it hasn't, or was told to be.
@@ -25,8 +30,8 @@ def prepare_logger(logger: Namespace, folder: Path) -> str:
     if args.get("save_dir") == ".":
         args.save_dir = str(folder)
         if not is_wandb:
-            # no folders below the run's own
-            args.name, args.version = "", ""
+            # no folders below the run's own, unless it goes on: then its old files stay as they are
+            args.name, args.version = "", f"resumed_{datetime.now():%Y-%m-%d_%H-%M-%S}" if resumed else ""
     if not is_wandb or args.offline or args.mode or os.environ.get("WANDB_MODE"):
         return ""
     reason = wandb_unavailable()
@@ -46,7 +51,25 @@ def wandb_unavailable() -> str:
     if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or host in entries):
         return "no credentials are configured"
     try:
-        requests.head(base_url, timeout=5)
+        status = requests.head(base_url, timeout=5).status_code
     except requests.RequestException as error:
         return f"{host} does not answer ({type(error).__name__})"
+    return f"{host} answers with status {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
+
+
+def start_wandb(logger: WandbLogger) -> str:
+    """Begin the W&B run now, offline if the server refuses it.
+
+    Returns:
+        Why it is offline; empty if it isn't, or was told to be.
+    """
+    # Lightning hands on an argument that wandb warns of whatever its value
+    logger._wandb_init.pop("anonymous", None)
+    if logger._wandb_init.get("mode") == "offline" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return ""
+    try:
+        _ = logger.experiment
+    except (wandb.errors.Error, OSError) as error:
+        logger._wandb_init["mode"] = "offline"
+        return " ".join(str(error).split())
     return ""

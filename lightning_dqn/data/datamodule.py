@@ -6,6 +6,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -177,19 +178,41 @@ class DQNDataModule(pl.LightningDataModule):
         return _in_this_process(self.eval_dataset)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, its history and clock; nothing outside training."""
-        return self.train_dataset.state_dict() if self.train_dataset else {}
+        """The memory, its history and clock, and what they depend on; nothing outside training."""
+        if self.train_dataset is None:
+            return {}
+        return {"knobs": self._memory_knobs(), "train": self.train_dataset.state_dict()}
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue with a memory of another shape.
+
+        Args:
+            checkpoint: as Lightning writes it.
+
+        Raises:
+            MisconfigurationException: naming the knob, its value then and its value now.
+        """
+        then = checkpoint.get(type(self).__qualname__, {}).get("knobs", {})
+        for name, value in self._memory_knobs().items():
+            if then.get(name, value) != value:
+                raise MisconfigurationException(
+                    f"The checkpoint was made with data.{name}={then[name]}, this run has {value}: use the same"
+                )
+
+    def _memory_knobs(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("memory_capacity", "num_envs", "n_step", "gamma")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.
 
         Raises:
-            ValueError: if the memory was of another shape.
+            MisconfigurationException: if the memory was of another shape.
         """
         assert self.trainer is not None
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
-        self.train_dataset.load_state_dict(state)
+        self.check_checkpoint({type(self).__qualname__: state})
+        self.train_dataset.load_state_dict(state["train"])
         rank_zero_info(
             f"Resumed at {self.env_steps} env steps with {len(self.train_dataset.memory)} transitions. Environments "
             "start new episodes, the ones under way are kept as truncated: the run goes on, but not as if unstopped."
@@ -214,6 +237,8 @@ class DQNDataModule(pl.LightningDataModule):
 def _in_this_process(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
     """A loader that passes items through: the policy lives here, so workers would play with stale weights."""
     assert dataset is not None
+    # Lightning asks torch's pytree in an old way; nothing of ours
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning warns of iterable datasets with a length, and of few workers; ours plays in one process, on purpose
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
