@@ -5,7 +5,7 @@ Legend: U updates, B batch, N envs, A actions.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -18,27 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
-from lightning_dqn.losses import chosen_q_values, double_q_target, q_target, weighted_huber
+from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards, q_target, weighted_huber
 from lightning_dqn.networks import MLP
 from lightning_dqn.replay import Transition
+from lightning_dqn.update import (
+    FlatParameters,
+    Gradient,
+    QFunction,
+    compiling_pays,
+    is_elementwise,
+    lean_step,
+    prefer_fused,
+    try_to_compile,
+)
+
+# observations for which the calls of a forward pass cost more than its arithmetic
+FEW_OBSERVATIONS = 32
 
 NetworkCallable = Callable[[gym.Space[Any], int], nn.Module]
 OptimizerCallable = Callable[[Any], torch.optim.Optimizer]
-
-
-class Outcome(Protocol):
-    """One evaluation episode: its return and length, and its T steps where they were kept."""
-
-    @property
-    def episode_return(self) -> Tensor: ...
-    @property
-    def episode_length(self) -> Tensor: ...
-    @property
-    def observation(self) -> Tensor: ...
-    @property
-    def action(self) -> Tensor: ...
-    @property
-    def reward(self) -> Tensor: ...
 
 
 class DQN(pl.LightningModule):
@@ -51,6 +49,7 @@ class DQN(pl.LightningModule):
         optimizer: what moves the parameters of policy_net.
         clip_grad_value: largest absolute value of a gradient entry; null leaves gradients as they are.
         double: whether the policy net picks the action that the target net judges (Double DQN).
+        compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
 
     Raises:
         TypeError: if the action space is not discrete or the network can't take the observations.
@@ -66,6 +65,7 @@ class DQN(pl.LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
         clip_grad_value: float | None = 100.0,
         double: bool = False,
+        compile: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(action_space, spaces.Discrete):
@@ -85,6 +85,11 @@ class DQN(pl.LightningModule):
         self._make_optimizer = optimizer
         self._check_optimizer()
         self._after_update: list[Callable[[DQN], None]] = []
+        self.compile_gradient = compile
+        self._undecided = True
+        self._flat: tuple[FlatParameters, FlatParameters] | None = None
+        self._gradient: Gradient | None = None
+        self._lean_step: Callable[[], Any]
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
         self.episode_return = CatMetric()
@@ -101,8 +106,21 @@ class DQN(pl.LightningModule):
                 raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer of the policy net; the target net has no gradient."""
-        return self._make_optimizer(self.policy_net.parameters())
+        """The optimizer of the policy net, on one flat vector if it treats all entries alike."""
+        optimizer = self._make_optimizer(self.policy_net.parameters())
+        self._flat = None
+        if is_elementwise(optimizer):
+            self._flat = FlatParameters(self.policy_net), FlatParameters(self.target_net)
+            optimizer = self._make_optimizer([self._flat[0].vector])
+        prefer_fused(optimizer)
+        return optimizer
+
+    def move_target(self, tau: float) -> None:
+        """Move the target net the share tau of the way to the policy net."""
+        if self._flat is None:
+            move_towards(list(self.target_net.parameters()), list(self.policy_net.parameters()), tau)
+        else:
+            move_towards([self._flat[1].vector], [self._flat[0].vector], tau)
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
@@ -125,11 +143,20 @@ class DQN(pl.LightningModule):
             explores = rng.random(len(observation)) < float(self.epsilon)
         action = np.zeros(len(observation), np.int64)
         if not explores.all():
-            q_values = self.policy_net(torch.as_tensor(observation, device=self.device))
-            action = q_values.argmax(1).cpu().numpy()
+            action = self._greedy(observation)
         if rng is not None and explores.any():
             action[explores] = rng.integers(self.num_actions, size=int(explores.sum()))
         return action + self.first_action
+
+    def _greedy(self, observation: NDArray[Any]) -> NDArray[np.int64]:
+        """Indices of the best actions, (N,)."""
+        net = self.policy_net
+        few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
+        if few and isinstance(net, MLP) and self.device.type == "cpu" and self.dtype == torch.float32:
+            best: NDArray[np.int64] = net.forward_numpy(observation).argmax(1)
+        else:
+            best = net(torch.as_tensor(observation, device=self.device)).argmax(1).cpu().numpy()
+        return best
 
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules.
@@ -137,6 +164,7 @@ class DQN(pl.LightningModule):
         Raises:
             MisconfigurationException: if nothing moves the target net or sets epsilon.
         """
+        self._undecided, self._gradient = True, None
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         self._after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
         if not self._after_update:
@@ -157,41 +185,76 @@ class DQN(pl.LightningModule):
         num_updates = len(batch.reward)
         if num_updates == 0:
             return None
-        results = [self._update(Transition(*(part[u] for part in batch))) for u in range(num_updates)]
-        loss, q_value, td_error = (torch.stack(parts) for parts in zip(*results, strict=True))
+        if self._undecided:
+            self._decide_to_compile(Transition(*(part[0] for part in batch)), num_updates)
+        update = self._update if self._gradient is None else self._compiled_update
+        optimizer: Any = self.optimizers()
+        results = []
+        for minibatch in zip(*(part.unbind() for part in batch), strict=True):
+            results.append(update(Transition(*minibatch), optimizer))
+            for callback in self._after_update:
+                callback(self)
+        one = num_updates == 1
+        loss, q_value, td_error = (p[0].unsqueeze(0) if one else torch.stack(p) for p in zip(*results, strict=True))
         return {"loss": loss, "q_value": q_value, "td_error": td_error}
 
-    def _update(self, batch: Transition) -> tuple[Tensor, Tensor, Tensor]:
-        """One Huber step on one minibatch; its loss (), q_value (B,) and td_error (B,)."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        q_value = chosen_q_values(self.policy_net(batch.observation), batch.action - self.first_action)
-        target = self._target(batch)
-        loss = weighted_huber(q_value, target, batch.weight)
-        optimizer.zero_grad()
+    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> tuple[Tensor, Tensor, Tensor]:
+        """The equations of one update: loss (), Q(s, a) (B,) and its error (B,), for a minibatch and two networks."""
+        q_value = chosen_q_values(policy_net(batch.observation), batch.action - self.first_action)
+        with torch.no_grad():
+            next_target_q = target_net(batch.next_observation)
+            if self.double_q:
+                next_policy_q = policy_net(batch.next_observation)
+                target = double_q_target(batch.reward, batch.discount, next_target_q, next_policy_q)
+            else:
+                target = q_target(batch.reward, batch.discount, next_target_q)
+        return weighted_huber(q_value, target, batch.weight), q_value, q_value - target
+
+    def _update(self, batch: Transition, optimizer: LightningOptimizer) -> tuple[Tensor, ...]:
+        """One Huber step, through Lightning's own calls; its loss (), q_value (B,) and td_error (B,)."""
+        loss, q_value, td_error = self.td_loss(batch, self.policy_net, self.target_net)
+        if self._flat is None:
+            optimizer.zero_grad()
+        else:
+            self._flat[0].zero_grad()
         self.manual_backward(loss)
         if self.clip_grad_value is not None:
             self.clip_gradients(optimizer.optimizer, self.clip_grad_value, gradient_clip_algorithm="value")
         optimizer.step()
-        for callback in self._after_update:
-            callback(self)
-        return loss.detach(), q_value.detach(), q_value.detach() - target
+        return loss.detach(), q_value.detach(), td_error.detach()
 
-    @torch.no_grad()
-    def _target(self, batch: Transition) -> Tensor:
-        next_target_q = self.target_net(batch.next_observation)
-        if self.double_q:
-            next_policy_q = self.policy_net(batch.next_observation)
-            return double_q_target(batch.reward, batch.discount, next_target_q, next_policy_q)
-        return q_target(batch.reward, batch.discount, next_target_q)
+    def _compiled_update(self, batch: Transition, optimizer: LightningOptimizer) -> tuple[Tensor, ...]:
+        """The same step of the same equations, with a compiled gradient."""
+        assert self._flat is not None and self._gradient is not None  # noqa: PT018
+        policy, target = self._flat
+        gradient, loss, q_value, td_error = self._gradient(policy.vector.detach(), target.vector, *batch)
+        if self.trainer.world_size > 1:
+            gradient = self.trainer.strategy.reduce(gradient, reduce_op="mean")
+        if self.clip_grad_value is not None:
+            gradient.clamp_(-self.clip_grad_value, self.clip_grad_value)
+        policy.vector.grad = gradient
+        # LightningOptimizer.step, but for closures and hooks that nobody asks of a compiled update
+        optimizer._on_before_step()
+        self._lean_step()
+        optimizer._on_after_step()
+        return loss, q_value, td_error
 
-    def validation_step(self, batch: Outcome, batch_idx: int) -> None:
+    def _decide_to_compile(self, batch: Transition, num_updates: int) -> None:
+        """Compile at the first update of a fit, if it was asked for or pays."""
+        self._undecided = False
+        auto = self.compile_gradient == "auto"
+        if self.compile_gradient and (not auto or compiling_pays(self.trainer, num_updates)):
+            self._gradient = try_to_compile(self.td_loss, self._flat, batch, str(self.trainer.precision))
+            self._lean_step = lean_step(self.trainer.optimizers[0])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Record one greedy episode, with its episode_return and episode_length."""
+        self.episode_return.update(batch.episode_return)
+        self.episode_length.update(batch.episode_length)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Record one greedy episode."""
-        self._record(batch)
-
-    def test_step(self, batch: Outcome, batch_idx: int) -> None:
-        """Record one greedy episode."""
-        self._record(batch)
+        self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/episode_return with its std, min and max, and val/episode_length."""
@@ -201,7 +264,7 @@ class DQN(pl.LightningModule):
         """Log test/episode_return with its std, min and max, and test/episode_length."""
         self._log_episodes("test")
 
-    def predict_step(self, batch: Outcome, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One greedy episode: observation (T, ...), action (T,), reward (T,) and q_values (T, A)."""
         return {
             "observation": batch.observation,
@@ -209,10 +272,6 @@ class DQN(pl.LightningModule):
             "reward": batch.reward,
             "q_values": self(batch.observation),
         }
-
-    def _record(self, episode: Outcome) -> None:
-        self.episode_return.update(episode.episode_return)
-        self.episode_length.update(episode.episode_length)
 
     def _log_episodes(self, stage: str) -> None:
         returns, lengths = self.episode_return.compute(), self.episode_length.compute()

@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,4 +90,14 @@ class MLP(nn.Module):
         """(B, ...) observations to (B, A) action values."""
         features = self.encode(observation).to(self.output.weight.dtype)
         values: Tensor = self.output(self.hidden(features))
+        return values
+
+    def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any]:
+        """The same values for a few boxes on the CPU, without gradient: numpy's calls cost a fraction of torch's."""
+        values: NDArray[Any] = observation.reshape(len(observation), -1)
+        for layer in (*self.hidden, self.output):
+            if isinstance(layer, nn.Linear):
+                values = values @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+            else:
+                values = np.maximum(values, 0)
         return values

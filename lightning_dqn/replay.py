@@ -50,6 +50,7 @@ class UniformSampler:
         self._first = 0
         self._count = 0
         self._rng = np.random.default_rng(seed)
+        self._ones = torch.ones(0)
 
     def __len__(self) -> int:
         return self._count
@@ -68,7 +69,9 @@ class UniformSampler:
     def draw(self, size: int) -> tuple[NDArray[np.int64], Tensor]:
         """Rows, (size,), and their importance weights, (size,)."""
         picks = self._rng.integers(self._count, size=size)
-        return self._ring[(self._first + picks) % len(self._ring)], torch.ones(size)
+        if len(self._ones) != size:
+            self._ones = torch.ones(size)
+        return self._ring[(self._first + picks) % len(self._ring)], self._ones
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next draws depend on, as tensors and plain values."""
@@ -214,20 +217,22 @@ class ReplayMemory:
         reward, discount, last = self._returns(index)
         following = (last + self.num_envs) % len(self._rows["action"])
         flat = Transition(
-            observation=self._rows["observation"][index],
-            action=self._rows["action"][index],
+            observation=self._rows["observation"].index_select(0, index),
+            action=self._rows["action"].index_select(0, index),
             reward=reward,
             discount=discount,
-            next_observation=self._rows["observation"][following],
+            next_observation=self._rows["observation"].index_select(0, following),
             weight=weight,
             index=index,
         )
-        return Transition(*(field.reshape(num_updates, batch_size, *field.shape[1:]) for field in flat))
+        return Transition(*(field.view(num_updates, batch_size, *field.shape[1:]) for field in flat))
 
     def _returns(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rewards summed from each row on, the discount behind them, and the row of the last reward."""
         # R = sum_{j < k} gamma^j r_j, where k <= n ends at the episode's end (Hessel et al. 2018, section 3)
-        reward, last = self._rows["reward"][index], index
+        reward, last = self._rows["reward"].index_select(0, index), index
+        if self.n_step == 1:
+            return reward, self._gamma_power[1] * ~self._rows["terminated"].index_select(0, index), index
         steps = torch.ones_like(index)
         for k in range(1, self.n_step):
             goes_on = ~(self._rows["terminated"][last] | self._rows["truncated"][last])

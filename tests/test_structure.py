@@ -18,10 +18,11 @@ ALLOWED = {
     "networks": set(),
     "envs": set(),
     "replay": set(),
-    "module": {"losses", "networks", "replay"},
+    "update": set(),
+    "module": {"losses", "networks", "replay", "update"},
     "data": {"replay", "envs"},
     # callbacks see the learner and the data side as types only
-    "callbacks": {"losses", "envs"},
+    "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks"},
     "__init__": {"callbacks", "data", "module", "networks"},
     "__main__": {"cli"},
@@ -103,7 +104,8 @@ def test_every_public_definition_has_a_docstring():
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), f"{path} does not say what it is"
-        public = [tree, *(node for node in tree.body if not getattr(node, "name", "_").startswith("_"))]
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        public = [tree, *classes]
         for node in [inner for outer in public for inner in getattr(outer, "body", [])]:
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
                 # the lines of a protocol say what they want by their types

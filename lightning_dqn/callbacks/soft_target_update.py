@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
-from lightning_dqn.losses import move_towards
-
 if TYPE_CHECKING:
     from lightning_dqn.module import DQN
 
@@ -35,4 +33,4 @@ class SoftTargetUpdate(Callback):
         """Called by `DQN` after each optimizer step."""
         if self.every_n_updates > 1 and module.trainer.global_step % self.every_n_updates:
             return
-        move_towards(list(module.target_net.parameters()), list(module.policy_net.parameters()), self.tau)
+        module.move_target(self.tau)

@@ -161,6 +161,12 @@ class DQNDataModule(pl.LightningDataModule):
             keep_steps=stage == "predict",
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches that are where they shall be are not taken apart to find that out."""
+        if isinstance(batch, Transition) and batch.reward.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def train_dataloader(self) -> DataLoader[Transition]:
         """Iterations of play and replay."""
         return _in_this_process(self.train_dataset)

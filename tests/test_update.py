@@ -1,0 +1,207 @@
+"""The hot path against the simple form."""
+
+import logging
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.update import FlatParameters, compiling_pays, is_elementwise, lean_step, prefer_fused
+
+BOX = spaces.Box(-1, 1, (3,))
+
+
+def trained(num_updates, **knobs):
+    """A module and its trainer after so many updates on CartPole, from seed 0."""
+    pl.seed_everything(0)
+    data = DQNDataModule(num_envs=4, updates_per_iteration=4)
+    model = DQN(data.observation_space, data.action_space, **knobs)
+    trainer = pl.Trainer(
+        max_steps=num_updates,
+        accelerator="cpu",
+        callbacks=[SoftTargetUpdate(), EpsilonDecay()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    trainer.fit(model, data)
+    assert trainer.global_step == num_updates
+    return model, trainer
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws(double):
+    plain, _ = trained(100, compile=False, double=double)
+    compiled, _ = trained(100, compile=True, double=double)
+    assert plain._gradient is None
+    assert compiled._gradient is not None
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    # and they did learn something
+    assert not torch.allclose(plain.policy_net.output.bias, DQN(BOX, spaces.Discrete(2)).policy_net.output.bias)
+
+
+def test_compiled_gradients_are_clipped_by_value():
+    free, _ = trained(8, compile=True, clip_grad_value=None, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3))
+    still, _ = trained(8, compile=True, clip_grad_value=1e-9, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3))
+    pl.seed_everything(0)
+    start = DQN(spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
+    moved = (free.policy_net.output.bias - start.policy_net.output.bias).abs().max()
+    # at most 8 steps of lr * clip
+    assert (still.policy_net.output.bias - start.policy_net.output.bias).abs().max() <= 1.1 * 8 * 1e-3 * 1e-9 + 1e-9
+    assert moved > 1e-4
+
+
+def test_the_checkpoint_of_a_compiled_run_goes_on_in_a_plain_one(tmp_path):
+    model, trainer = trained(40, compile=True)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert {name: tuple(v.shape) for name, v in content["state_dict"].items() if "policy" in name} == {
+        "policy_net.hidden.0.weight": (128, 4),
+        "policy_net.hidden.0.bias": (128,),
+        "policy_net.hidden.2.weight": (128, 128),
+        "policy_net.hidden.2.bias": (128,),
+        "policy_net.output.weight": (2, 128),
+        "policy_net.output.bias": (2,),
+    }
+    [state] = content["optimizer_states"][0]["state"].values()
+    assert state["step"].item() == 40
+    again = DQN(model.observation_space, model.action_space, compile=False)
+    optimizer = again.configure_optimizers()
+    again.load_state_dict(content["state_dict"])
+    optimizer.load_state_dict(content["optimizer_states"][0])
+    # the vector that the optimizer moves is the network's parameters
+    assert torch.equal(again._flat[0].vector[-2:], model.policy_net.output.bias)
+
+
+@pytest.mark.parametrize(("max_steps", "compiles"), [(9_999, False), (10_000, True)])
+def test_auto_compiles_where_a_run_is_long_enough(max_steps, compiles):
+    _, trainer = trained(4, compile=False)
+    trainer.fit_loop.epoch_loop.max_steps = max_steps + trainer.global_step
+    assert compiling_pays(trainer, 4) is compiles
+
+
+def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
+    # a network of its own shape, whose kernels no cache has
+    with caplog.at_level(logging.INFO):
+        model, _ = trained(8, compile=True, network=lambda s, n: MLP(s, n, hidden_sizes=[13, 17]))
+    assert model._gradient is None
+    lines = [record.getMessage() for record in caplog.records if "not compiled" in record.getMessage()]
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
+
+
+def test_an_optimizer_that_needs_matrices_gets_them(caplog):
+    def muon(params):
+        return torch.optim.Muon([p for p in params if p.ndim == 2], lr=1e-3)
+
+    with caplog.at_level(logging.INFO):
+        model, trainer = trained(8, compile=True, optimizer=muon)
+    assert "needs the parameters apart" in caplog.text
+    assert [p.ndim for p in trainer.optimizers[0].param_groups[0]["params"]] == [2, 2, 2]
+    # the target net moves nevertheless
+    assert not torch.equal(model.target_net.output.weight, model.policy_net.output.weight)
+
+
+def test_flat_parameters_are_the_networks_own():
+    torch.manual_seed(0)
+    net = MLP(BOX, 2, hidden_sizes=[4])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flat = FlatParameters(net)
+    assert list(net.state_dict()) == list(before)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    assert torch.equal(flat.vector[:12].view(4, 3), before["hidden.0.weight"])
+    with torch.no_grad():
+        flat.vector[-1] = 7.0
+    assert net.output.bias[-1] == 7.0
+    net.load_state_dict(before)
+    assert torch.equal(flat.vector[-2:], before["output.bias"])
+
+
+def test_flat_gradients_survive_a_zero_grad_of_the_network():
+    net = MLP(BOX, 2, hidden_sizes=[4])
+    flat = FlatParameters(net)
+    observation = torch.ones(5, 3)
+    for _ in range(2):
+        net.zero_grad(set_to_none=True)
+        flat.zero_grad()
+        net(observation).sum().backward()
+        # d sum / d output bias = 5 rows each
+        assert flat.vector.grad[-2:].tolist() == [5.0, 5.0]
+
+
+def test_parameters_of_several_types_are_refused():
+    net = MLP(BOX, 2, hidden_sizes=[4])
+    net.output.double()
+    with pytest.raises(ValueError, match="several types"):
+        FlatParameters(net)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_the_lean_step_is_the_optimizers_own(make, amsgrad):
+    start, rng = torch.randn(50, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    results, states = [], []
+    slopes = [torch.randn(50, generator=rng) for _ in range(20)]
+    for lean in (False, True):
+        vector = torch.nn.Parameter(start.clone())
+        optimizer = make([vector], lr=0.1, amsgrad=amsgrad, weight_decay=0.1, betas=(0.8, 0.95))
+        prefer_fused(optimizer)
+        step = lean_step(optimizer) if lean else optimizer.step
+        for i, slope in enumerate(slopes):
+            vector.grad = slope.clone()
+            optimizer.param_groups[0]["lr"] = 0.1 / (i + 1)  # as a schedule would
+            step()
+        results.append(vector.detach())
+        states.append(optimizer.state_dict()["state"][0])
+    assert torch.equal(results[0], results[1])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_optimizer_with_hooks_takes_its_own_step():
+    vector = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([vector], lr=0.1)
+    prefer_fused(optimizer)
+    calls = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    vector.grad = torch.ones(3)
+    lean_step(optimizer)()
+    assert calls == [1]
+
+
+def test_fused_kernels_are_taken_only_where_nobody_chose():
+    def fused(**kwargs):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))], **kwargs)
+        prefer_fused(optimizer)
+        return optimizer.param_groups[0]["fused"]
+
+    assert fused() is True
+    assert fused(fused=False) is False
+    assert not fused(foreach=True)
+    assert not fused(capturable=False, differentiable=True)
+
+
+def test_optimizers_that_look_at_single_entries_only_are_told_apart():
+    params = [torch.nn.Parameter(torch.zeros(2, 2))]
+    assert is_elementwise(torch.optim.RMSprop(params))
+    assert not is_elementwise(torch.optim.Adafactor(params))
+    assert not is_elementwise(torch.optim.Adam([{"params": params}, {"params": [torch.nn.Parameter(torch.ones(1))]}]))
+
+
+def test_acting_in_numpy_is_acting_in_torch():
+    torch.manual_seed(0)
+    net = MLP(spaces.Box(-1, 1, (2, 3)), 4)
+    observation = np.random.default_rng(0).normal(size=(9, 2, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(observation)).numpy()
+    np.testing.assert_allclose(net.forward_numpy(observation), expected, rtol=1e-5, atol=1e-6)
