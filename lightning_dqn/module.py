@@ -25,8 +25,8 @@ from lightning_dqn.update import (
     FlatParameters,
     Gradient,
     QFunction,
+    can_be_flat,
     compiling_pays,
-    is_elementwise,
     lean_step,
     prefer_fused,
     try_to_compile,
@@ -109,7 +109,7 @@ class DQN(pl.LightningModule):
         """The optimizer of the policy net, on one flat vector if it treats all entries alike."""
         optimizer = self._make_optimizer(self.policy_net.parameters())
         self._flat = None
-        if is_elementwise(optimizer):
+        if can_be_flat(self.policy_net, optimizer):
             self._flat = FlatParameters(self.policy_net), FlatParameters(self.target_net)
             optimizer = self._make_optimizer([self._flat[0].vector])
         prefer_fused(optimizer)
@@ -152,7 +152,7 @@ class DQN(pl.LightningModule):
         """Indices of the best actions, (N,)."""
         net = self.policy_net
         few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
-        if few and isinstance(net, MLP) and self.device.type == "cpu" and self.dtype == torch.float32:
+        if few and type(net) is MLP and self.device.type == "cpu" and self.dtype == torch.float32:
             best: NDArray[np.int64] = net.forward_numpy(observation).argmax(1)
         else:
             best = net(torch.as_tensor(observation, device=self.device)).argmax(1).cpu().numpy()

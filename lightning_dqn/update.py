@@ -44,16 +44,11 @@ class FlatParameters:
     network to another device ends that, so this is made after it has moved.
 
     Args:
-        net: a network whose parameters share one type and one device.
-
-    Raises:
-        ValueError: if they don't.
+        net: a network whose parameters share one type and one device, and are all trained or all held still.
     """
 
     def __init__(self, net: nn.Module) -> None:
         named = dict(net.named_parameters())
-        if len({(p.dtype, p.device) for p in named.values()}) != 1:
-            raise ValueError(f"{type(net).__name__}: parameters of several types or devices can't form one vector")
         self.net = net
         self._shapes = {name: p.shape for name, p in named.items()}
         values = torch.cat([p.detach().reshape(-1) for p in named.values()])
@@ -80,9 +75,13 @@ class FlatParameters:
         return lambda observation: torch.func.functional_call(self.net, parameters, (observation,))
 
 
-def is_elementwise(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether one flat parameter is the same to an optimizer as the many it was made for."""
-    return type(optimizer) in ELEMENTWISE and len(optimizer.param_groups) == 1
+def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether one vector is the same to an optimizer as the parameters of a network that it was made for."""
+    parameters = list(net.parameters())
+    alike = len({(p.dtype, p.device, p.requires_grad) for p in parameters}) == 1
+    groups = optimizer.param_groups
+    all_in_one = len(groups) == 1 and {id(p) for p in groups[0]["params"]} == {id(p) for p in parameters}
+    return type(optimizer) in ELEMENTWISE and alike and all_in_one
 
 
 def prefer_fused(optimizer: torch.optim.Optimizer) -> None:

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.update import FlatParameters, compiling_pays, is_elementwise, lean_step, prefer_fused
+from lightning_dqn.update import FlatParameters, can_be_flat, compiling_pays, lean_step, prefer_fused
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -139,13 +139,6 @@ def test_flat_gradients_survive_a_zero_grad_of_the_network():
         assert flat.vector.grad[-2:].tolist() == [5.0, 5.0]
 
 
-def test_parameters_of_several_types_are_refused():
-    net = MLP(BOX, 2, hidden_sizes=[4])
-    net.output.double()
-    with pytest.raises(ValueError, match="several types"):
-        FlatParameters(net)
-
-
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_the_lean_step_is_the_optimizers_own(make, amsgrad):
@@ -191,11 +184,20 @@ def test_fused_kernels_are_taken_only_where_nobody_chose():
     assert not fused(capturable=False, differentiable=True)
 
 
-def test_optimizers_that_look_at_single_entries_only_are_told_apart():
-    params = [torch.nn.Parameter(torch.zeros(2, 2))]
-    assert is_elementwise(torch.optim.RMSprop(params))
-    assert not is_elementwise(torch.optim.Adafactor(params))
-    assert not is_elementwise(torch.optim.Adam([{"params": params}, {"params": [torch.nn.Parameter(torch.ones(1))]}]))
+def test_only_what_is_the_same_in_one_vector_is_laid_into_one():
+    net = MLP(BOX, 2, hidden_sizes=[4])
+    weights, biases = ([p for p in net.parameters() if p.ndim == n] for n in (2, 1))
+    assert can_be_flat(net, torch.optim.RMSprop(net.parameters()))
+    # looks at whole matrices; has two rates; leaves some out
+    assert not can_be_flat(net, torch.optim.Adafactor(net.parameters()))
+    assert not can_be_flat(net, torch.optim.Adam([{"params": weights}, {"params": biases, "lr": 1.0}]))
+    assert not can_be_flat(net, torch.optim.Adam(weights))
+    # parameters that are held still, or of another type
+    net.output.bias.requires_grad_(False)
+    assert not can_be_flat(net, torch.optim.RMSprop(net.parameters()))
+    net.output.bias.requires_grad_(True)
+    net.output.double()
+    assert not can_be_flat(net, torch.optim.RMSprop(net.parameters()))
 
 
 def test_acting_in_numpy_is_acting_in_torch():
