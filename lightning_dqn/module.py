@@ -127,7 +127,6 @@ class DQN(pl.LightningModule):
         q_values: Tensor = self.policy_net(observation)
         return q_values
 
-    @torch.no_grad()
     def act(self, observation: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """Choose actions: epsilon-greedy with a generator, greedy without one.
 
@@ -155,7 +154,8 @@ class DQN(pl.LightningModule):
         if few and type(net) is MLP and self.device.type == "cpu" and self.dtype == torch.float32:
             best: NDArray[np.int64] = net.forward_numpy(observation).argmax(1)
         else:
-            best = net(torch.as_tensor(observation, device=self.device)).argmax(1).cpu().numpy()
+            with torch.no_grad():
+                best = net(torch.as_tensor(observation, device=self.device)).argmax(1).cpu().numpy()
         return best
 
     def on_fit_start(self) -> None:

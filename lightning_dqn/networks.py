@@ -85,6 +85,9 @@ class MLP(nn.Module):
             hidden += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.hidden = nn.Sequential(*hidden)
         self.output = nn.Linear(widths[-1], num_actions)
+        self._linear = (*(layer for layer in hidden if isinstance(layer, nn.Linear)), self.output)
+        self._seen: list[int] = []
+        self._arrays: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values."""
@@ -94,10 +97,14 @@ class MLP(nn.Module):
 
     def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any]:
         """The same values for a few boxes on the CPU, without gradient: numpy's calls cost a fraction of torch's."""
+        pointers = [parameter.data_ptr() for layer in self._linear for parameter in (layer.weight, layer.bias)]
+        if pointers != self._seen:
+            # arrays that share the parameters' memory, made anew only when that moves
+            self._seen = pointers
+            self._arrays = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in self._linear]
         values: NDArray[Any] = observation.reshape(len(observation), -1)
-        for layer in (*self.hidden, self.output):
-            if isinstance(layer, nn.Linear):
-                values = values @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
-            else:
-                values = np.maximum(values, 0)
+        for weight, bias in self._arrays[:-1]:
+            values = np.maximum(values @ weight + bias, 0)
+        weight, bias = self._arrays[-1]
+        values = values @ weight + bias
         return values

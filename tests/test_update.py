@@ -1,5 +1,6 @@
 """The hot path against the simple form."""
 
+import copy
 import logging
 
 import lightning.pytorch as pl
@@ -207,3 +208,18 @@ def test_acting_in_numpy_is_acting_in_torch():
     with torch.no_grad():
         expected = net(torch.from_numpy(observation)).numpy()
     np.testing.assert_allclose(net.forward_numpy(observation), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_acting_in_numpy_follows_the_parameters_wherever_they_go():
+    net = MLP(spaces.Box(-1, 1, (2,)), 1, hidden_sizes=[])
+    observation = np.array([[1.0, 2.0]], np.float32)
+    for weight, move in ((3.0, None), (5.0, FlatParameters), (7.0, copy.deepcopy), (9.0, None)):
+        if move is copy.deepcopy:
+            net = copy.deepcopy(net)
+        elif move:
+            move(net)
+        with torch.no_grad():
+            net.output.weight.fill_(weight)
+            net.output.bias.fill_(0.5)
+        # w * 1 + w * 2 + .5
+        assert net.forward_numpy(observation).item() == 3 * weight + 0.5
