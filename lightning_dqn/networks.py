@@ -103,8 +103,8 @@ class MLP(nn.Module):
             self._seen = pointers
             self._arrays = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in self._linear]
         values: NDArray[Any] = observation.reshape(len(observation), -1)
-        for weight, bias in self._arrays[:-1]:
-            values = np.maximum(values @ weight + bias, 0)
-        weight, bias = self._arrays[-1]
-        values = values @ weight + bias
+        for i, (weight, bias) in enumerate(self._arrays):
+            values = values @ weight + bias
+            if i < len(self._arrays) - 1:
+                np.maximum(values, 0, out=values)
         return values
