@@ -1,0 +1,58 @@
+"""`python -m benchmarks`: runs the measurements, prints their tables, and writes benchmarks/results/<name>.json.
+
+Every figure comes from a process of its own, pinned to one core with one thread; the systems take turns. Run it from
+the repository with `pip install -e ".[bench]"`, on a machine that does nothing else. Peers that aren't installed are
+left out.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.launch import ROOT, measure
+from benchmarks.plan import MEASUREMENTS
+from benchmarks.report import heading, machine, save, table
+from benchmarks.settings import Job
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    names = [measurement.name for measurement in MEASUREMENTS]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="lightning_dqn beside its peers.")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--rounds", type=int, default=3, help="processes a system; its seed is the round (3)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="over which rates are taken, after warm-up (10)")
+    parser.add_argument("--core", type=int, help="the CPU to use (the last one); -1 for all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of networks, ours and SB3's (cpu)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    given = parser.parse_args()
+    if given.rounds < 1 or given.seconds <= 0:
+        parser.error(f"--rounds {given.rounds} --seconds {given.seconds}: both must be positive")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [-1]
+    if given.core is None:
+        given.core = cores[-1]
+    elif given.core not in (-1, *cores):
+        parser.error(f"--core {given.core}: choose one of {cores}, or -1 for all of them")
+    return given
+
+
+def main() -> None:
+    """Run what was asked for, a table at a time."""
+    given = arguments()
+    with tempfile.TemporaryDirectory(prefix="benchmarks_", ignore_cleanup_errors=True) as scratch:
+        common = Job(seconds=given.seconds, device=given.device, core=given.core, scratch=scratch)
+        where = machine(common)
+        sys.stdout.write(heading(where, given.rounds, given.seconds))
+        for measurement in MEASUREMENTS:
+            if measurement.name not in given.only:
+                continue
+            outcomes = measure(measurement, common, given.rounds)
+            save(given.out, measurement, outcomes, where, common)
+            sys.stdout.write(table(measurement, outcomes))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Starts one process a job, one at a time, with one thread and one core, and collects what they answer."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plan import Measurement, System
+from benchmarks.settings import Job
+
+ROOT = Path(__file__).resolve().parent.parent
+STDERR_LINES = 20
+
+
+@dataclass
+class Outcome:
+    """What a system's processes answered.
+
+    Attributes:
+        figures: key to one value a round: inf for what was never reached, None for what was not measured.
+        notes: one dictionary a round.
+        failures: round, reason and last lines of stderr of each failed process.
+        absent: why there is nothing to measure; empty if there is.
+    """
+
+    figures: dict[str, list[float | None]]
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    absent: str = ""
+
+
+def environment(device: str) -> dict[str, str]:
+    """The environment variables of a job: one thread everywhere, and nothing sent to the network."""
+    one_thread = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
+    variables = os.environ | {f"{library}_NUM_THREADS": "1" for library in one_thread}
+    variables |= {
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        "JAX_PLATFORMS": "cpu",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "WANDB_MODE": "offline",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+    if device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def measure(measurement: Measurement, common: Job, rounds: int) -> dict[str, Outcome]:
+    """Let all systems take turns, round by round.
+
+    Args:
+        measurement: what to run.
+        common: seconds, device, core and scratch folder of all jobs.
+        rounds: processes a system; the round is the seed.
+
+    Returns:
+        One outcome a system, by its name.
+    """
+    outcomes = {s.name: Outcome({key: [] for key in measurement.figures}) for s in measurement.systems}
+    for turn in range(rounds):
+        cache = tempfile.mkdtemp(prefix="kernels_", dir=common.scratch)
+        for system in measurement.systems:
+            outcome = outcomes[system.name]
+            if outcome.absent:
+                continue
+            job = replace(system.job, seconds=common.seconds, seed=turn, device=common.device, core=common.core)
+            job = replace(job, scratch=tempfile.mkdtemp(dir=common.scratch))
+            job = replace(job, compile_cache=cache if job.own_compile_cache else "")
+            answer = _answer(system, job, measurement.timeout_s + common.seconds)
+            _enter(outcome, answer, turn)
+            _progress(f"{measurement.name} {turn + 1}/{rounds} {system.name}: {_brief(answer)}")
+    return outcomes
+
+
+def _answer(system: System, job: Job, timeout: float) -> dict[str, Any]:
+    """Run one process to its end, or end it."""
+    scratch = Path(job.scratch)
+    variables = environment(job.device)
+    if job.compile_cache:
+        variables["TORCHINDUCTOR_CACHE_DIR"] = job.compile_cache
+    with (scratch / "stdout").open("w") as stdout, (scratch / "stderr").open("w") as stderr:
+        job = replace(job, launched_at=time.time())
+        command = [sys.executable, "-m", "benchmarks.worker", system.entry, json.dumps(asdict(job))]
+        process = subprocess.Popen(
+            [*command, str(scratch / "answer.json")],
+            cwd=ROOT,
+            env=variables,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout)
+            reason = f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            reason = f"no answer after {timeout:.0f} s"
+        finally:
+            _end(process)
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text())
+        return answer
+    last = (scratch / "stderr").read_text(errors="replace").splitlines()[-STDERR_LINES:]
+    return {"failed": f"{reason}, {last[-1].strip()}" if last else reason, "stderr": last}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process, and what it has left behind in its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _enter(outcome: Outcome, answer: dict[str, Any], turn: int) -> None:
+    """Keep one process's answer."""
+    if "absent" in answer:
+        outcome.absent = answer["absent"]
+        return
+    if "failed" in answer:
+        outcome.failures.append({"round": turn, "why": answer["failed"], "stderr": answer["stderr"]})
+    for key, values in outcome.figures.items():
+        values.append(answer.get("figures", {}).get(key))
+    outcome.notes.append(answer.get("notes", {}))
+
+
+def _brief(answer: dict[str, Any]) -> str:
+    """An answer in a line."""
+    if "figures" not in answer:
+        return str(answer.get("absent") or answer["failed"])
+    figures = answer["figures"].items()
+    return ", ".join(f"{key} {value:.4g}" for key, value in figures)
+
+
+def _progress(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

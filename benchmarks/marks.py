@@ -1,0 +1,157 @@
+"""Clocks that a system's own callbacks hand their counters to: speed between two marks, and the way to a solution."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.settings import ENV_ID, EVAL_EPISODES, EVAL_EVERY_ENV_STEPS, SOLVED_RETURN, WARMUP_ENV_STEPS, Result
+
+# of the start after some 2,000 updates: learners are at 1.5, where the target net moves seldom, to 10 and more there
+LEARNT_VALUE = 0.5
+GreedyPolicy = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+class RateMarks:
+    """Env steps and updates a second, from the end of the warm-up until the time is over.
+
+    Args:
+        seconds: between the marks.
+        finish: waits for work that the device was given; called at the marks only.
+    """
+
+    def __init__(self, seconds: float, finish: Callable[[], None] = lambda: None) -> None:
+        self._seconds = seconds
+        self._finish = finish
+        self._first: tuple[float, int, int] | None = None
+        self._last: tuple[float, int, int] | None = None
+
+    def over(self, env_steps: int, updates: int) -> bool:
+        """Take the counters at the end of an iteration; whether the measurement is over."""
+        if self._first is None:
+            if env_steps >= WARMUP_ENV_STEPS:
+                self._finish()
+                self._first = (time.perf_counter(), env_steps, updates)
+            return False
+        if self._last is None and time.perf_counter() - self._first[0] >= self._seconds:
+            self._finish()
+            self._last = (time.perf_counter(), env_steps, updates)
+        return self._last is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether it is between the marks."""
+        return self._first is not None and self._last is None
+
+    def result(self, start_value: float) -> Result:
+        """Env steps/s, updates/s, and what they were taken over.
+
+        Args:
+            start_value: max_a Q(0, a) after the run; a loop that is fast since it doesn't learn would stay at about 0.
+        """
+        if self._first is None or self._last is None:
+            raise RuntimeError("training ended before the measurement did")
+        if not start_value > LEARNT_VALUE:
+            raise RuntimeError(f"it has not learnt: the value of the start is {start_value:.3g} at the end")
+        seconds, env_steps, updates = (b - a for a, b in zip(self._first, self._last, strict=True))
+        return {
+            "figures": {"env_steps_per_s": env_steps / seconds, "updates_per_s": updates / seconds},
+            "notes": {"seconds": seconds, "env_steps": env_steps, "updates": updates, "start_value": start_value},
+        }
+
+
+class SolveRecord:
+    """Training time and env steps until CartPole is solved, and of the whole run; evaluations stop the clock.
+
+    Args:
+        seed: of the evaluation episodes.
+        every: env steps from one evaluation to the next.
+        finish: waits for work that the device was given, before a time is taken.
+    """
+
+    def __init__(self, seed: int, every: int = EVAL_EVERY_ENV_STEPS, finish: Callable[[], None] = lambda: None) -> None:
+        self._seed = seed
+        self._every = every
+        self._finish = finish
+        self._due = every
+        self._started = 0.0
+        self._paused_at = 0.0
+        self._paused = 0.0
+        self._seconds = math.nan
+        self._env_steps = 0
+        # (training seconds, env steps, mean return) of each evaluation
+        self.evaluations: list[tuple[float, int, float]] = []
+
+    def start(self) -> None:
+        """Training begins."""
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """What follows is no training."""
+        self._finish()
+        self._paused_at = time.perf_counter()
+
+    def resume(self) -> None:
+        """Training goes on."""
+        self._paused += time.perf_counter() - self._paused_at
+
+    def visit(self, env_steps: int, policy: GreedyPolicy) -> None:
+        """Evaluate, if it is time, at the end of an iteration."""
+        if env_steps < self._due:
+            return
+        self._due = (env_steps // self._every + 1) * self._every
+        self.pause()
+        seconds = self._paused_at - self._started - self._paused
+        self.evaluations.append((seconds, env_steps, greedy_mean_return(policy, self._seed + len(self.evaluations))))
+        self.resume()
+
+    def stop(self, env_steps: int) -> None:
+        """Training is over."""
+        self._finish()
+        self._seconds = time.perf_counter() - self._started - self._paused
+        self._env_steps = env_steps
+
+    def solved(self, times: int) -> tuple[float, float]:
+        """Training seconds and env steps at the first of so many evaluations in a row that are good; inf for never."""
+        good = [mean >= SOLVED_RETURN for _, _, mean in self.evaluations]
+        for i in range(len(good) - times + 1):
+            if all(good[i : i + times]):
+                return self.evaluations[i][:2]
+        return math.inf, math.inf
+
+    def result(self) -> Result:
+        """Seconds of training and env steps to the first crossing and to a stable one."""
+        first, stable = self.solved(1), self.solved(3)
+        return {
+            "figures": {
+                "solve_s": first[0],
+                "solve_env_steps": first[1],
+                "stable_s": stable[0],
+                "stable_env_steps": stable[1],
+                "train_s": self._seconds,
+            },
+            "notes": {"env_steps": self._env_steps, "evaluations": self.evaluations},
+        }
+
+
+def greedy_mean_return(policy: GreedyPolicy, seed: int) -> float:
+    """Mean return of `EVAL_EPISODES` episodes played side by side, one in each environment.
+
+    Args:
+        policy: (N, 4) observations to (N,) actions.
+        seed: of the environments.
+    """
+    import gymnasium as gym  # noqa: PLC0415  # startup is measured, and jobs without evaluation pay nothing
+
+    envs = gym.make_vec(ENV_ID, EVAL_EPISODES, "vector_entry_point")
+    observation, _ = envs.reset(seed=1_000_003 + 1_000 * seed)
+    returns, alive = np.zeros(EVAL_EPISODES), np.ones(EVAL_EPISODES, np.bool_)
+    while alive.any():
+        observation, reward, terminated, truncated, _ = envs.step(policy(observation))
+        returns += reward * alive
+        alive &= ~(terminated | truncated)
+    envs.close()
+    return float(returns.mean())

@@ -1,0 +1,180 @@
+"""This package's runs: what its user would write, with the benchmark's clocks among the callbacks."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
+
+import lightning.pytorch as pl
+import torch
+import yaml
+
+from benchmarks.lightning_clocks import ConfigSolveClock, RateClock, SolveClock, TimedDQN
+from benchmarks.marks import RateMarks, SolveRecord
+from benchmarks.settings import (
+    ENV_ID,
+    EVAL_EVERY_ENV_STEPS,
+    TEXTBOOK,
+    ZOO,
+    ZOO_ENV_STEPS,
+    ZOO_STEPS_PER_ITERATION,
+    ZOO_UPDATES_PER_ITERATION,
+    AbsentError,
+    Job,
+    Result,
+)
+from benchmarks.startup import FirstUpdateClock, has_compile_argument
+from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.callbacks import EpisodeStatistics
+
+
+class CompileArgument(TypedDict, total=False):
+    """`compile=...`, or nothing for versions of the package without it."""
+
+    compile: bool
+
+
+def rates(job: Job) -> Result:
+    """Env steps/s and updates/s of the textbook work with N environments and N updates an iteration.
+
+    The share of the time that is spent outside of `training_step` stands beside them: play, memory and Lightning.
+    """
+    pl.seed_everything(job.seed, verbose=False)
+    data = _textbook_data(job)
+    model = TimedDQN(data.observation_space, data.action_space, **_compile_argument(job.compiled))
+    marks = RateMarks(job.seconds, finisher(job.device))
+    clock = RateClock(marks)
+    _trainer(job, [*_textbook_schedules(), EpisodeStatistics(), clock]).fit(model, data)
+    result = marks.result(float(model.policy_net(torch.zeros(1, 4, device=model.device)).max()))
+    if job.device == "cpu":
+        result["figures"]["outside_step_share"] = 1 - clock.seconds_in_step() / result["notes"]["seconds"]
+    return result
+
+
+def compilation(job: Job) -> Result:
+    """Seconds that compiling adds: fit to the end of the first update, compiled less plain, in one process."""
+    seconds = []
+    for compiled in (False, True):
+        pl.seed_everything(job.seed, verbose=False)
+        data = _textbook_data(job)
+        argument = _compile_argument(compiled)
+        _compile_argument(True)
+        start = time.time()
+        model = DQN(data.observation_space, data.action_space, **argument)
+        _trainer(job, [*_textbook_schedules(), FirstUpdateClock()]).fit(model, data)
+        seconds.append(FirstUpdateClock.done_at - start)
+    return {"figures": {"compile_s": seconds[1] - seconds[0]}, "notes": {"plain_s": seconds[0]}}
+
+
+def solve(job: Job) -> Result:
+    """Training time and env steps to solve CartPole with the Zoo's settings, and of all their 50,000 env steps."""
+    if job.config:
+        return _solve_config(job)
+    pl.seed_everything(job.seed, verbose=False)
+    data = DQNDataModule(
+        env_id=ENV_ID,
+        steps_per_iteration=ZOO_STEPS_PER_ITERATION,
+        updates_per_iteration=ZOO_UPDATES_PER_ITERATION,
+        batch_size=ZOO.batch_size,
+        memory_capacity=ZOO.memory_capacity,
+        warmup_env_steps=ZOO.learning_starts,
+        gamma=ZOO.gamma,
+        epoch_env_steps=EVAL_EVERY_ENV_STEPS,
+    )
+    model = DQN(
+        data.observation_space,
+        data.action_space,
+        network=lambda space, actions: MLP(space, actions, hidden_sizes=ZOO.hidden_sizes),
+        optimizer=lambda params: torch.optim.Adam(params, lr=ZOO.learning_rate),
+        # the Zoo clips the norm at 10; entries cut at 100, the default here, are as near as there is a knob for
+        **_compile_argument(job.compiled),
+    )
+    # the Zoo's copy after every 10 env steps happens while nothing is learnt, since 128 updates follow 256 env steps
+    # at once: in effect its target net stands still for 128 updates
+    target = SoftTargetUpdate(tau=ZOO.tau, every_n_updates=ZOO_UPDATES_PER_ITERATION)
+    epsilon = EpsilonDecay(
+        start=ZOO.epsilon_start, end=ZOO.epsilon_end, decay_env_steps=ZOO.epsilon_decay, schedule="linear"
+    )
+    record = SolveRecord(job.seed, EVAL_EVERY_ENV_STEPS, finisher(job.device))
+    clock = SolveClock(record, ZOO_ENV_STEPS)
+    _trainer(job, [target, epsilon, EpisodeStatistics(), clock]).fit(model, data)
+    return record.result()
+
+
+def _solve_config(job: Job) -> Result:
+    """The same by a configuration of the package's own and its command line, evaluated as often as that says."""
+    from lightning_dqn.cli import main  # noqa: PLC0415  # brings loggers and plots, which no other job needs
+
+    if not Path(job.config).is_file():
+        raise AbsentError(f"there is no {job.config} yet")
+    data = yaml.safe_load(Path(job.config).read_text()).get("data", {})
+    every = data.get("epoch_env_steps", EVAL_EVERY_ENV_STEPS)
+    words = ["fit", "--config", job.config, "--seed_everything", str(job.seed), "--trainer.logger", "false"]
+    words += ["--trainer.default_root_dir", job.scratch, "--trainer.enable_progress_bar", "false"]
+    words += ["--trainer.accelerator", _accelerator(job), "--trainer.devices", "1", "--data.eval_episodes", "1"]
+    words += [f"--trainer.callbacks+={ConfigSolveClock.__module__}.{ConfigSolveClock.__name__}"]
+    words += [f"--trainer.callbacks.seed={job.seed}", f"--trainer.callbacks.every={every}"]
+    main(words)
+    return ConfigSolveClock.made.record.result()
+
+
+def finisher(device: str) -> Callable[[], None]:
+    """What waits for a device's work."""
+    return torch.cuda.synchronize if device == "cuda" else _nothing
+
+
+def _nothing() -> None:
+    """The CPU has no queue to wait for."""
+
+
+def _textbook_data(job: Job) -> DQNDataModule:
+    return DQNDataModule(
+        env_id=ENV_ID,
+        num_envs=job.num_envs,
+        updates_per_iteration=job.num_envs,
+        batch_size=TEXTBOOK.batch_size,
+        memory_capacity=TEXTBOOK.memory_capacity,
+        warmup_env_steps=TEXTBOOK.learning_starts,
+        gamma=TEXTBOOK.gamma,
+    )
+
+
+def _textbook_schedules() -> list[pl.Callback]:
+    epsilon = EpsilonDecay(
+        start=TEXTBOOK.epsilon_start, end=TEXTBOOK.epsilon_end, decay_env_steps=TEXTBOOK.epsilon_decay
+    )
+    return [SoftTargetUpdate(tau=TEXTBOOK.tau), epsilon]
+
+
+def _trainer(job: Job, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """A trainer that does nothing beside training, as long as its callbacks let it."""
+    return pl.Trainer(
+        accelerator=_accelerator(job),
+        devices=1,
+        max_epochs=1_000_000,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=job.scratch,
+        callbacks=callbacks,
+    )
+
+
+def _accelerator(job: Job) -> str:
+    return "gpu" if job.device == "cuda" else "cpu"
+
+
+def _compile_argument(compiled: bool) -> CompileArgument:
+    """What `DQN` takes to compile its update, or not to.
+
+    Raises:
+        AbsentError: if it is to compile and can't.
+    """
+    if has_compile_argument():
+        return {"compile": compiled}
+    if compiled:
+        raise AbsentError("this version of DQN has no argument compile")
+    return {}

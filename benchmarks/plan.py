@@ -1,0 +1,139 @@
+"""What is measured: for each measurement its systems in the order they take turns, its figures, and its yardsticks."""
+
+from dataclasses import dataclass, replace
+
+from benchmarks.settings import Job
+
+SIZES = ("1000", "10000", "100000", "1000000")
+
+
+USUAL = Job()
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a table.
+
+    Attributes:
+        name: as the table says it.
+        entry: module and function that run the job.
+        job: what is particular about it.
+    """
+
+    name: str
+    entry: str
+    job: Job = USUAL
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One table.
+
+    Attributes:
+        name: for `--only`, and of the file of results.
+        title: what is measured, in words.
+        figures: key of each figure in the results, and its unit in words.
+        systems: rows, in the order they take turns.
+        yardsticks: names of the systems that ratios are taken to.
+        timeout_s: seconds that one process may take besides its `seconds`.
+    """
+
+    name: str
+    title: str
+    figures: dict[str, str]
+    systems: tuple[System, ...]
+    yardsticks: tuple[str, ...]
+    timeout_s: float = 300
+
+
+SB3, JAX = "Stable-Baselines3", "JAX, one XLA loop"
+PLAIN, COMPILED = "ours, plain", "ours, compiled"
+RATES = {
+    "env_steps_per_s": "env steps/s",
+    "updates_per_s": "updates/s",
+    "outside_step_share": "share of time outside training_step",
+}
+
+
+def _rates(num_envs: int) -> tuple[System, ...]:
+    """The same work by all systems."""
+    job = Job(num_envs=num_envs)
+    return (
+        System(PLAIN, "benchmarks.ours:rates", job),
+        System(COMPILED, "benchmarks.ours:rates", replace(job, compiled=True)),
+        System(SB3, "benchmarks.sb3:rates", job),
+        System(JAX, "benchmarks.jax_loop:rates", job),
+    )
+
+
+MEASUREMENTS = (
+    Measurement("textbook", "textbook work, 1 env, 1 update an iteration", RATES, _rates(1), (SB3, JAX)),
+    Measurement("vector", "textbook work, 16 envs, 16 updates an iteration", RATES, _rates(16), (SB3, JAX)),
+    Measurement(
+        "floor",
+        "one update's matrix products; a bare torch update without game, memory and Lightning",
+        {"updates_per_s": "updates/s"},
+        (
+            System("the 11 matrix products", "benchmarks.floor:products"),
+            System("eager torch, fused AdamW", "benchmarks.floor:bare_update"),
+        ),
+        ("the 11 matrix products",),
+    ),
+    Measurement(
+        "startup",
+        "start of the process to the end of the first update (128 env steps before it)",
+        {"startup_s": "s"},
+        (
+            System("ours, plain, default logger", "benchmarks.startup:ours"),
+            System(SB3, "benchmarks.sb3:startup"),
+            System(JAX, "benchmarks.jax_loop:startup"),
+            System("imports and environment only", "benchmarks.startup:bare"),
+        ),
+        (SB3, "imports and environment only"),
+    ),
+    Measurement(
+        "compilation",
+        "what compiling adds to the time until the first update",
+        {"compile_s": "s"},
+        (
+            System("ours, empty cache", "benchmarks.ours:compilation", Job(own_compile_cache=True)),
+            System("ours, second run", "benchmarks.ours:compilation", Job(own_compile_cache=True)),
+        ),
+        ("ours, empty cache",),
+    ),
+    Measurement(
+        "solve",
+        "CartPole with the Zoo's settings, evaluation excluded; one seed a round",
+        {
+            "solve_s": "s of training to the first greedy mean >= 475",
+            "solve_env_steps": "env steps to it",
+            "stable_s": "s of training to the first of three in a row",
+            "stable_env_steps": "env steps to that",
+            "train_s": "s of training in the whole run",
+        },
+        (
+            System(PLAIN, "benchmarks.ours:solve"),
+            System(COMPILED, "benchmarks.ours:solve", Job(compiled=True)),
+            System("ours, cartpole_fast.yaml", "benchmarks.ours:solve", Job(config="configs/cartpole_fast.yaml")),
+            System(SB3, "benchmarks.sb3:solve"),
+        ),
+        (SB3,),
+        timeout_s=1800,
+    ),
+    Measurement(
+        "memory",
+        "one append of one env, one sample of 128 rows; spread = dearest size / cheapest",
+        {f"{kind}_{size}_us": f"us, {kind} at {int(size):,} rows" for kind in ("append", "sample") for size in SIZES}
+        | {"append_spread": "append, spread", "sample_spread": "sample, spread"},
+        (System("ours", "benchmarks.memory:ours"), System(SB3, "benchmarks.memory:sb3")),
+        (SB3,),
+        timeout_s=600,
+    ),
+    Measurement(
+        "peak",
+        "peak resident memory of the textbook work, 1 env",
+        {"peak_mib": "MiB"},
+        _rates(1),
+        (SB3,),
+    ),
+)
