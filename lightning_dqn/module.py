@@ -26,6 +26,7 @@ from lightning_dqn.update import (
     Gradient,
     QFunction,
     can_be_flat,
+    check_optimizer,
     compiling_pays,
     lean_step,
     prefer_fused,
@@ -83,7 +84,7 @@ class DQN(pl.LightningModule):
         self.clip_grad_value = clip_grad_value
         self.double_q = double
         self._make_optimizer = optimizer
-        self._check_optimizer()
+        check_optimizer(optimizer, self.policy_net)
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
         self._undecided = True
@@ -94,16 +95,6 @@ class DQN(pl.LightningModule):
         self.epsilon: Tensor
         self.episode_return = CatMetric()
         self.episode_length = CatMetric()
-
-    def _check_optimizer(self) -> None:
-        """Refuse at construction what would fail, or learn nothing, an hour later."""
-        try:
-            optimizer = self._make_optimizer(self.policy_net.parameters())
-        except ValueError as error:
-            raise ValueError(f"model.optimizer: {error}".replace("learning rate", "lr")) from error
-        for group in optimizer.param_groups:
-            if group["lr"] <= 0:
-                raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of the policy net, on one flat vector if it treats all entries alike."""
@@ -124,8 +115,7 @@ class DQN(pl.LightningModule):
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
-        q_values: Tensor = self.policy_net(observation)
-        return q_values
+        return self.policy_net(observation)  # type: ignore[no-any-return]
 
     def act(self, observation: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """Choose actions: epsilon-greedy with a generator, greedy without one.
@@ -140,9 +130,7 @@ class DQN(pl.LightningModule):
         explores = np.zeros(len(observation), np.bool_)
         if rng is not None:
             explores = rng.random(len(observation)) < float(self.epsilon)
-        action = np.zeros(len(observation), np.int64)
-        if not explores.all():
-            action = self._greedy(observation)
+        action = np.zeros(len(observation), np.int64) if explores.all() else self._greedy(observation)
         if rng is not None and explores.any():
             action[explores] = rng.integers(self.num_actions, size=int(explores.sum()))
         return action + self.first_action
@@ -194,8 +182,7 @@ class DQN(pl.LightningModule):
             results.append(update(Transition(*minibatch), optimizer))
             for callback in self._after_update:
                 callback(self)
-        one = num_updates == 1
-        loss, q_value, td_error = (p[0].unsqueeze(0) if one else torch.stack(p) for p in zip(*results, strict=True))
+        loss, q_value, td_error = (torch.stack(parts) for parts in zip(*results, strict=True))
         return {"loss": loss, "q_value": q_value, "td_error": td_error}
 
     def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,9 +239,7 @@ class DQN(pl.LightningModule):
         self.episode_return.update(batch.episode_return)
         self.episode_length.update(batch.episode_length)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Record one greedy episode."""
-        self.validation_step(batch, batch_idx)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log val/episode_return with its std, min and max, and val/episode_length."""
@@ -303,15 +288,13 @@ class DQN(pl.LightningModule):
                 raise MisconfigurationException(
                     f"The checkpoint has {name} {other}, this run has {space}: use the env_id that it was made with"
                 )
-        ours, theirs = (
-            {n: tuple(v.shape) for n, v in d.items()} for d in (self.state_dict(), checkpoint["state_dict"])
-        )
-        for name in sorted(ours.keys() | theirs.keys()):
-            if ours.get(name) != theirs.get(name):
-                raise MisconfigurationException(
-                    f"{name} has shape {ours.get(name)} here and shape {theirs.get(name)} in the checkpoint: "
-                    "use the model.network that it was made with"
-                )
+        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        for name in sorted(dict(ours.items() ^ theirs.items())):
+            raise MisconfigurationException(
+                f"{name} has shape {ours.get(name)} here and shape {theirs.get(name)} in the checkpoint: "
+                "use the model.network that it was made with"
+            )
 
     def _spaces(self) -> dict[str, str]:
         return {"observation_space": str(self.observation_space), "action_space": str(self.action_space)}

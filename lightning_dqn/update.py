@@ -75,6 +75,25 @@ class FlatParameters:
         return lambda observation: torch.func.functional_call(self.net, parameters, (observation,))
 
 
+def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module) -> None:
+    """Refuse, before a run begins, an optimizer that can't be made or learns nothing.
+
+    Args:
+        make: makes it from parameters.
+        net: whose parameters it shall move.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    try:
+        optimizer = make(net.parameters())
+    except ValueError as error:
+        raise ValueError(f"model.optimizer: {error}".replace("learning rate", "lr")) from error
+    for group in optimizer.param_groups:
+        if group["lr"] <= 0:
+            raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
+
+
 def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     """Whether one vector is the same to an optimizer as the parameters of a network that it was made for."""
     parameters = list(net.parameters())
