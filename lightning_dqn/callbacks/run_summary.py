@@ -7,7 +7,9 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_dqn.callbacks.agent_video import AgentVideo
 from lightning_dqn.callbacks.context import data_of, run_folder
+from lightning_dqn.callbacks.episode_plot import EpisodePlot
 
 
 class RunSummary(Callback):
@@ -49,9 +51,11 @@ class RunSummary(Callback):
             lines.append(f"  return     {', '.join(returns)} (mean of {data.eval_episodes} greedy episodes)")
         saved = [c.best_model_path for c in checkpoints if c.best_model_path]
         lines += [f"  {'checkpoint' if not i else '':<10} {_short(path)}" for i, path in enumerate(saved)]
-        for name, path in (("plot", folder / "episodes.png"), ("video", folder / "videos")):
-            files = sorted(path.glob("*.mp4")) if path.is_dir() else [path] * path.exists()
-            lines += [f"  {name:<10} {_short(file)}" for file in files]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        plots = [folder / callback.filename for callback in callbacks if isinstance(callback, EpisodePlot)]
+        videos = [path for callback in callbacks if isinstance(callback, AgentVideo) for path in callback.paths]
+        lines += [f"  plot       {_short(path)}" for path in plots if path.exists()]
+        lines += [f"  video      {_short(path)}" for path in videos]
         config = folder / "config.yaml"
         if saved and config.exists():
             if outcome == "Stopped":
