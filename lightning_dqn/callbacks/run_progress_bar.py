@@ -53,8 +53,9 @@ class RunProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar of the run."""
         data = data_of(trainer)
+        assert data.train_dataset is not None
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        self._open("Training", epochs and epochs * data.steps_in_epoch, " env steps", data.env_steps)
+        self._open("Training", epochs and epochs * data.train_dataset.epoch_env_steps, " env steps", data.env_steps)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluation lies between epochs: it does not slow updates down."""

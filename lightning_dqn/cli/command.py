@@ -139,6 +139,8 @@ class DQNCLI(LightningCLI):
             if self.checkpoint is not None:
                 self.model.on_load_checkpoint(self.checkpoint)
                 self.datamodule.check_checkpoint(self.checkpoint)
+                # it holds a whole memory, which the run need not carry twice
+                self.checkpoint = None
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             if self.is_new:
                 with contextlib.suppress(OSError):
@@ -167,7 +169,7 @@ class DQNCLI(LightningCLI):
 
     def _announce(self) -> None:
         """Begin tracking, and say in a line what might surprise."""
-        if self.subcommand != "fit" and self.checkpoint is None:
+        if self.subcommand != "fit" and not self.config[self.subcommand].ckpt_path:
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):

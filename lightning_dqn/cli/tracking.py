@@ -7,8 +7,6 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
-import wandb
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -42,6 +40,9 @@ def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
 
 def wandb_unavailable() -> str:
     """Why Weights & Biases can't be reached from here; empty if it can."""
+    import requests  # noqa: PLC0415  with wandb half a second, which runs without W&B need not wait
+    import wandb  # noqa: PLC0415
+
     base_url = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
     host = urlsplit(base_url).hostname or ""
     try:
@@ -63,6 +64,8 @@ def start_wandb(logger: WandbLogger) -> str:
     Returns:
         Why it is offline; empty if it isn't, or was told to be.
     """
+    import wandb  # noqa: PLC0415
+
     # Lightning hands on an argument that wandb warns of whatever its value
     logger._wandb_init.pop("anonymous", None)
     if logger._wandb_init.get("mode") == "offline" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]

@@ -112,12 +112,6 @@ class DQNDataModule(pl.LightningDataModule):
         return self.train_dataset.env_steps if self.train_dataset else 0
 
     @property
-    def steps_in_epoch(self) -> int:
-        """Env steps in an epoch, whole iterations."""
-        each = self.num_envs * self.steps_per_iteration
-        return -(-self.epoch_env_steps // each) * each
-
-    @property
     def episodes(self) -> EpisodeHistory:
         """Training episodes that ended so far."""
         return self.train_dataset.episodes if self.train_dataset else EpisodeHistory()

@@ -111,6 +111,11 @@ class ReplayDataset(IterableDataset[Transition]):
         """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
         return self._length
 
+    @property
+    def epoch_env_steps(self) -> int:
+        """Env steps in an epoch: what was asked for, in whole iterations."""
+        return self._length * self._iteration_env_steps
+
     def __iter__(self) -> Iterator[Transition]:
         for _ in range(len(self)):
             self._due += self._iteration_env_steps
