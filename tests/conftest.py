@@ -11,7 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+
+from lightning_dqn import EpsilonDecay, SoftTargetUpdate
 
 # On a machine with a busy core, two threads make networks this small up to 30 times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -142,3 +145,17 @@ def _records(store, path: Path):
         if kind == "config":
             content["update"] = {item.key: json.loads(item.value_json) for item in record.config.update}
         yield {"type": kind, kind: content}
+
+
+def quiet_trainer(**kwargs):
+    """A trainer on the CPU that writes and prints nothing; one epoch with the two schedules unless told otherwise."""
+    kwargs = {"max_epochs": 1, "callbacks": [SoftTargetUpdate(), EpsilonDecay()], **kwargs}
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )

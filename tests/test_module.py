@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import quiet_trainer
 from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -11,19 +12,6 @@ from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdat
 from lightning_dqn.replay import Transition
 
 BOX = spaces.Box(-1, 1, (2,))
-
-
-def quiet_trainer(**kwargs):
-    kwargs = {"max_epochs": 1, "callbacks": [SoftTargetUpdate(), EpsilonDecay()], **kwargs}
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **kwargs,
-    )
 
 
 def linear_dqn(weight, action_space=None, **kwargs):

@@ -5,6 +5,7 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import quiet_trainer
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 
@@ -73,16 +74,7 @@ def watched_run(*callbacks, **knobs):
     pl.seed_everything(0)
     data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=100, eval_episodes=1, **knobs)
     watch = Watch()
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=[*callbacks, watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(callbacks=[*callbacks, watch])
     trainer.fit(DQN(data.observation_space, data.action_space), data)
     return watch
 

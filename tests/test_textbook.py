@@ -8,9 +8,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import quiet_trainer
 from torch import nn
 
-from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import DQN, DQNDataModule
 
 
 def network():
@@ -72,17 +73,7 @@ def test_weights_after_500_updates_are_those_of_the_textbook_loop(seed):
     pl.seed_everything(seed)
     data = DQNDataModule()
     model = DQN(data.observation_space, data.action_space)
-    trainer = pl.Trainer(
-        max_steps=500,
-        accelerator="cpu",
-        callbacks=[SoftTargetUpdate(), EpsilonDecay()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer(max_epochs=None, max_steps=500, limit_val_batches=0)
     trainer.fit(model, data)
 
     assert trainer.global_step == 500

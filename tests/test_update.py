@@ -7,9 +7,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import quiet_trainer
 from gymnasium import spaces
 
-from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import DQN, MLP, DQNDataModule
 from lightning_dqn.update import FlatParameters, can_be_flat, compiling_pays, lean_step, prefer_fused
 
 BOX = spaces.Box(-1, 1, (3,))
@@ -20,17 +21,7 @@ def trained(num_updates, **knobs):
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, updates_per_iteration=4)
     model = DQN(data.observation_space, data.action_space, **knobs)
-    trainer = pl.Trainer(
-        max_steps=num_updates,
-        accelerator="cpu",
-        callbacks=[SoftTargetUpdate(), EpsilonDecay()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer(max_epochs=None, max_steps=num_updates, limit_val_batches=0)
     trainer.fit(model, data)
     assert trainer.global_step == num_updates
     return model, trainer
