@@ -12,25 +12,22 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from gymnasium import spaces
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
+from lightning_dqn.compilation import QFunction
 from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards, q_target, weighted_huber
 from lightning_dqn.networks import MLP
 from lightning_dqn.replay import Transition
 from lightning_dqn.update import (
     FlatParameters,
-    Gradient,
-    QFunction,
     can_be_flat,
     check_optimizer,
-    compiling_pays,
-    lean_step,
+    choose_update,
+    flush_denormals,
     prefer_fused,
-    try_to_compile,
 )
 
 # observations for which the calls of a forward pass cost more than its arithmetic
@@ -87,10 +84,10 @@ class DQN(pl.LightningModule):
         check_optimizer(optimizer, self.policy_net)
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
-        self._undecided = True
         self._flat: tuple[FlatParameters, FlatParameters] | None = None
-        self._gradient: Gradient | None = None
-        self._lean_step: Callable[[], Any]
+        # chosen at the first update of a fit, when it is known where and how long it runs
+        self._update: Callable[[Transition], tuple[Tensor, ...]] | None = None
+        self._flushed_before = False
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
         self.episode_return = CatMetric()
@@ -111,7 +108,7 @@ class DQN(pl.LightningModule):
         if self._flat is None:
             move_towards(list(self.target_net.parameters()), list(self.policy_net.parameters()), tau)
         else:
-            move_towards([self._flat[1].vector], [self._flat[0].vector], tau)
+            move_towards([self._flat[1].values], [self._flat[0].values], tau)
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
@@ -152,13 +149,18 @@ class DQN(pl.LightningModule):
         Raises:
             MisconfigurationException: if nothing moves the target net or sets epsilon.
         """
-        self._undecided, self._gradient = True, None
+        self._update = None
+        self._flushed_before = flush_denormals(True)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         self._after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
         if not self._after_update:
             raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
         if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
             raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
+
+    def on_fit_end(self) -> None:
+        """Leave numbers as they were treated before."""
+        flush_denormals(self._flushed_before)
 
     def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor] | None:
         """Make U updates, one a minibatch.
@@ -170,16 +172,21 @@ class DQN(pl.LightningModule):
         Returns:
             loss (U,), q_value (U, B) and td_error (U, B) without gradient, or nothing if there was no update.
         """
-        num_updates = len(batch.reward)
-        if num_updates == 0:
+        if len(batch.reward) == 0:
             return None
-        if self._undecided:
-            self._decide_to_compile(Transition(*(part[0] for part in batch)), num_updates)
-        update = self._update if self._gradient is None else self._compiled_update
-        optimizer: Any = self.optimizers()
+        if self._update is None:
+            lean = choose_update(
+                self,
+                self.td_loss,
+                self._flat,
+                batch,
+                compile=self.compile_gradient,
+                clip_grad_value=self.clip_grad_value,
+            )
+            self._update = lean or self._lightning_update
         results = []
         for minibatch in zip(*(part.unbind() for part in batch), strict=True):
-            results.append(update(Transition(*minibatch), optimizer))
+            results.append(self._update(Transition(*minibatch)))
             for callback in self._after_update:
                 callback(self)
         loss, q_value, td_error = (torch.stack(parts) for parts in zip(*results, strict=True))
@@ -197,9 +204,10 @@ class DQN(pl.LightningModule):
                 target = q_target(batch.reward, batch.discount, next_target_q)
         return weighted_huber(q_value, target, batch.weight), q_value, q_value - target
 
-    def _update(self, batch: Transition, optimizer: LightningOptimizer) -> tuple[Tensor, ...]:
+    def _lightning_update(self, batch: Transition) -> tuple[Tensor, ...]:
         """One Huber step, through Lightning's own calls; its loss (), q_value (B,) and td_error (B,)."""
         loss, q_value, td_error = self.td_loss(batch, self.policy_net, self.target_net)
+        optimizer: Any = self.optimizers()
         if self._flat is None:
             optimizer.zero_grad()
         else:
@@ -210,29 +218,12 @@ class DQN(pl.LightningModule):
         optimizer.step()
         return loss.detach(), q_value.detach(), td_error.detach()
 
-    def _compiled_update(self, batch: Transition, optimizer: LightningOptimizer) -> tuple[Tensor, ...]:
-        """The same step of the same equations, with a compiled gradient."""
-        assert self._flat is not None and self._gradient is not None  # noqa: PT018
-        policy, target = self._flat
-        gradient, loss, q_value, td_error = self._gradient(policy.vector.detach(), target.vector, *batch)
-        if self.trainer.world_size > 1:
-            gradient = self.trainer.strategy.reduce(gradient, reduce_op="mean")
-        if self.clip_grad_value is not None:
-            gradient.clamp_(-self.clip_grad_value, self.clip_grad_value)
-        policy.vector.grad = gradient
-        # LightningOptimizer.step, but for closures and hooks that nobody asks of a compiled update
-        optimizer._on_before_step()
-        self._lean_step()
-        optimizer._on_after_step()
-        return loss, q_value, td_error
-
-    def _decide_to_compile(self, batch: Transition, num_updates: int) -> None:
-        """Compile at the first update of a fit, if it was asked for or pays."""
-        self._undecided = False
-        auto = self.compile_gradient == "auto"
-        if self.compile_gradient and (not auto or compiling_pays(self.trainer, num_updates)):
-            self._gradient = try_to_compile(self.td_loss, self._flat, batch, str(self.trainer.precision))
-            self._lean_step = lean_step(self.trainer.optimizers[0])
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the hook that runs some 20 times an iteration: past torch's search for parameters."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Record one greedy episode, with its episode_return and episode_length."""

@@ -97,7 +97,9 @@ class MLP(nn.Module):
 
     def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any]:
         """The same values for a few boxes on the CPU, without gradient: numpy's calls cost a fraction of torch's."""
-        pointers = [parameter.data_ptr() for layer in self._linear for parameter in (layer.weight, layer.bias)]
+        pointers = [
+            each.data_ptr() for layer in self._linear for each in layer._parameters.values() if each is not None
+        ]
         if pointers != self._seen:
             # arrays that share the parameters' memory, made anew only when that moves
             self._seen = pointers

@@ -57,8 +57,10 @@ class UniformSampler:
 
     def add(self, rows: NDArray[np.int64]) -> None:
         """Make these rows eligible; they are newer than all before."""
-        slots = (self._first + self._count + np.arange(len(rows))) % len(self._ring)
-        self._ring[slots] = rows
+        start = (self._first + self._count) % len(self._ring)
+        room = len(self._ring) - start
+        self._ring[start : start + len(rows)] = rows[:room]
+        self._ring[: max(0, len(rows) - room)] = rows[room:]
         self._count += len(rows)
 
     def drop_oldest(self, count: int) -> None:
@@ -71,7 +73,7 @@ class UniformSampler:
         picks = self._rng.integers(self._count, size=size)
         if len(self._ones) != size:
             self._ones = torch.ones(size)
-        return self._ring[(self._first + picks) % len(self._ring)], self._ones
+        return self._ring.take(self._first + picks, mode="wrap"), self._ones
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next draws depend on, as tensors and plain values."""
@@ -130,13 +132,13 @@ class ReplayMemory:
             "truncated": np.zeros(slots, np.bool_),
             "playable": np.zeros(slots, np.bool_),
         }
-        # the same memory as tensors of rows, for reading
-        self._rows = {name: torch.from_numpy(array).flatten(0, 1) for name, array in self._written.items()}
+        # the same memory row by row, for reading: numpy's calls cost a fraction of torch's
+        self._rows = {name: array.reshape(-1, *array.shape[2:]) for name, array in self._written.items()}
         self._cursor = 0
         self._steps = 0
         self._after_end = np.zeros(num_envs, dtype=np.bool_)
         self._drawable = np.zeros(self._slots, dtype=np.int64)
-        self._gamma_power = torch.tensor([gamma**k for k in range(n_step + 1)], dtype=torch.float32)
+        self._gamma_power = np.array([gamma**k for k in range(n_step + 1)], np.float32)
         self.sampler = UniformSampler(self._slots * num_envs, seed)
 
     def __len__(self) -> int:
@@ -213,34 +215,37 @@ class ReplayMemory:
             A `Transition` of leading shape (U, B).
         """
         rows, weight = self.sampler.draw(num_updates * batch_size) if num_updates else (np.zeros(0, int), torch.ones(0))
-        index = torch.from_numpy(rows)
-        reward, discount, last = self._returns(index)
-        following = (last + self.num_envs) % len(self._rows["action"])
-        flat = Transition(
-            observation=self._rows["observation"].index_select(0, index),
-            action=self._rows["action"].index_select(0, index),
-            reward=reward,
-            discount=discount,
-            next_observation=self._rows["observation"].index_select(0, following),
-            weight=weight,
-            index=index,
+        shape = (num_updates, batch_size)
+        reward, discount, last = self._returns(rows)
+        observation = self._rows["observation"]
+        # one row on stands the next time step of the same environment
+        next_observation = observation.take(last + self.num_envs, 0, mode="wrap")
+        with_features = (*shape, *observation.shape[1:])
+        return Transition(
+            observation=torch.from_numpy(observation.take(rows, 0).reshape(with_features)),
+            action=torch.from_numpy(self._rows["action"].take(rows).reshape(shape)),
+            reward=torch.from_numpy(reward.reshape(shape)),
+            discount=torch.from_numpy(discount.reshape(shape)),
+            next_observation=torch.from_numpy(next_observation.reshape(with_features)),
+            weight=weight.view(shape),
+            index=torch.from_numpy(rows.reshape(shape)),
         )
-        return Transition(*(field.view(num_updates, batch_size, *field.shape[1:]) for field in flat))
 
-    def _returns(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _returns(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Rewards summed from each row on, the discount behind them, and the row of the last reward."""
         # R = sum_{j < k} gamma^j r_j, where k <= n ends at the episode's end (Hessel et al. 2018, section 3)
-        reward, last = self._rows["reward"].index_select(0, index), index
+        rewards, terminated, truncated = (self._rows[name] for name in ("reward", "terminated", "truncated"))
+        reward, last = rewards.take(rows), rows
         if self.n_step == 1:
-            return reward, self._gamma_power[1] * ~self._rows["terminated"].index_select(0, index), index
-        steps = torch.ones_like(index)
+            return reward, self._gamma_power[1] * ~terminated.take(rows), rows
+        steps = np.ones_like(rows)
         for k in range(1, self.n_step):
-            goes_on = ~(self._rows["terminated"][last] | self._rows["truncated"][last])
-            last = torch.where(goes_on, (last + self.num_envs) % len(self._rows["action"]), last)
-            reward = reward + goes_on * self._gamma_power[k] * self._rows["reward"][last]
+            goes_on = ~(terminated[last] | truncated[last])
+            last = np.where(goes_on, (last + self.num_envs) % len(rewards), last)
+            reward = reward + goes_on * self._gamma_power[k] * rewards[last]
             steps += goes_on
         # gamma^k (1 - terminated)
-        return reward, self._gamma_power[steps] * ~self._rows["terminated"][last], last
+        return reward, self._gamma_power[steps] * ~terminated[last], last
 
     def state_dict(self) -> dict[str, Any]:
         """Stored rows and positions, as tensors and plain values."""

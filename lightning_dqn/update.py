@@ -1,25 +1,33 @@
-"""The hot path of an update: flat parameters, fused optimizers and a compiled gradient. Clever, and only here.
+"""The hot path of an update: flat parameters, fused optimizers, and no more calls than needed. Clever, and only here.
 
 `module.DQN` owns the equations; this file makes them cheap. Parameters lie as views in one vector, so that clipping,
-optimizer, soft target and gradient are one operation each instead of one a layer; the gradient of the module's own loss
-is traced once and compiled, so that a call costs little more than its matrix products.
+optimizer, soft target and gradient are one operation each instead of one a layer; where nobody watches the steps of an
+update, they follow each other without Lightning's calls between them. `compilation` makes the gradient cheaper still.
 """
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-QFunction = Callable[[Tensor], Tensor]
-Gradient = Callable[..., tuple[Tensor, ...]]
+from lightning_dqn.compilation import Gradient, Loss, QFunction, compiling_pays, try_to_compile
 
-# updates that save as much time as compiling takes, on slow machines and fast ones
-WORTH_COMPILING = 10_000
+# what callbacks and subclasses may have Lightning call in the middle of an update
+HOOKS_OF_AN_UPDATE = (
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "backward",
+    "configure_gradient_clipping",
+    "optimizer_step",
+    "optimizer_zero_grad",
+)
 
 # optimizers that treat every entry alike, so that one long vector is the same to them as many matrices
 ELEMENTWISE = (
@@ -45,6 +53,11 @@ class FlatParameters:
 
     Args:
         net: a network whose parameters share one type and one device, and are all trained or all held still.
+
+    Attributes:
+        vector: what an optimizer takes, (number of parameters,).
+        values: the same memory, outside of autograd.
+        gradient: where backward passes lay the gradient, (number of parameters,).
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -53,15 +66,16 @@ class FlatParameters:
         self._shapes = {name: p.shape for name, p in named.items()}
         values = torch.cat([p.detach().reshape(-1) for p in named.values()])
         self.vector = nn.Parameter(values, requires_grad=all(p.requires_grad for p in named.values()))
+        self.values = self.vector.detach()
         for name, part in self._split(values).items():
             named[name].data = part
-        self._gradient = torch.zeros_like(values)
-        self._gradients = [(named[name], part) for name, part in self._split(self._gradient).items()]
+        self.gradient = torch.zeros_like(values)
+        self._gradients = [(named[name], part) for name, part in self._split(self.gradient).items()]
 
     def zero_grad(self) -> None:
         """Set all gradients to 0, and lay them in one vector again if somebody set them to None."""
-        self._gradient.zero_()
-        self.vector.grad = self._gradient
+        self.gradient.zero_()
+        self.vector.grad = self.gradient
         for parameter, part in self._gradients:
             parameter.grad = part
 
@@ -154,96 +168,130 @@ def lean_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     return step
 
 
-def compiling_pays(trainer: Trainer, num_updates: int) -> bool:
-    """Whether a fit makes so many updates, where compiling was measured, that it saves more time than it takes.
+class LeanUpdate:
+    """One update of a network on one vector: gradient, clipping, optimizer, and nothing else.
 
     Args:
-        trainer: of the fit.
-        num_updates: updates of one batch.
+        gradient: gives gradient, loss (), q_value (B,) and td_error (B,) for two vectors and the fields of a batch.
+        flat: parameters of the policy net and of the target net.
+        optimizer: of the policy net's vector, as Lightning wraps it: its counters are the update clock.
+        clip_grad_value: largest absolute value of a gradient entry, if any.
+        reduce: the mean over devices of a gradient, if there are several.
+        compiled: whether the gradient is.
     """
-    by_epochs = (trainer.max_epochs or 0) * float(trainer.num_training_batches) * num_updates
-    planned = [by_epochs] * ((trainer.max_epochs or -1) > 0) + [trainer.max_steps] * (trainer.max_steps > 0)
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    return on_cpu and min(planned, default=math.inf) - trainer.global_step >= WORTH_COMPILING
+
+    def __init__(
+        self,
+        gradient: Gradient,
+        flat: tuple[FlatParameters, FlatParameters],
+        optimizer: LightningOptimizer,
+        *,
+        clip_grad_value: float | None,
+        reduce: Callable[[Tensor], Tensor] | None,
+        compiled: bool,
+    ) -> None:
+        self.compiled = compiled
+        self._gradient = gradient
+        self._vector, self._values, self._target_values = flat[0].vector, flat[0].values, flat[1].values
+        self._optimizer = optimizer
+        self._step = lean_step(optimizer.optimizer)
+        self._clip = clip_grad_value
+        self._reduce = reduce
+
+    def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Make the update; its loss (), q_value (B,) and td_error (B,) without gradient."""
+        gradient, *results = self._gradient(self._values, self._target_values, *batch)
+        if self._reduce is not None:
+            gradient = self._reduce(gradient)
+        if self._clip is not None:
+            gradient.clamp_(-self._clip, self._clip)
+        self._vector.grad = gradient
+        # LightningOptimizer.step, but for closures and hooks that nobody asks of such an update
+        self._optimizer._on_before_step()
+        self._step()
+        self._optimizer._on_after_step()
+        return tuple(results)
 
 
-def try_to_compile(
-    loss: Callable[[Any, QFunction, QFunction], tuple[Tensor, Tensor, Tensor]],
+def choose_update(
+    module: LightningModule,
+    loss: Loss,
     flat: tuple[FlatParameters, FlatParameters] | None,
     batch: Any,
-    precision: str,
-) -> Gradient | None:
-    """What `compile_gradient` gives, or nothing and a line of information where that can't be had.
+    *,
+    compile: bool | Literal["auto"],
+    clip_grad_value: float | None,
+) -> LeanUpdate | None:
+    """The leanest update that does what Lightning's own calls would do; nothing where only those will do.
 
     Args:
-        loss: as there.
-        flat: policy and target parameters, if the optimizer takes them as vectors.
-        batch: as there.
-        precision: Lightning's name for it.
-    """
-    if flat is None:
-        obstacle = "this optimizer needs the parameters apart"
-    elif not precision.endswith("true"):
-        obstacle = f"precision {precision} mixes types"
-    else:
-        try:
-            return compile_gradient(loss, *flat, batch)
-        except Exception as error:  # no compiler, or whatever a compiler may say: the plain path does the same
-            obstacle = f"{type(error).__name__}: {error}".partition("\n")[0]
-    rank_zero_info(f"The gradient is not compiled: {obstacle}. Training goes on without.")
-    return None
-
-
-def compile_gradient(
-    loss: Callable[[Any, QFunction, QFunction], tuple[Tensor, Tensor, Tensor]],
-    policy: FlatParameters,
-    target: FlatParameters,
-    batch: Any,
-) -> Gradient:
-    """Compile the gradient of a loss with respect to the flat policy parameters.
-
-    Args:
+        module: that is trained.
         loss: gives loss (), q_value (B,) and td_error (B,) for a batch, a policy net and a target net.
-        policy: what it is differentiated by.
-        target: what is held still.
-        batch: a named tuple of tensors such as all later ones will be.
-
-    Returns:
-        A function of policy vector, target vector and the fields of a batch that gives gradient, loss, q_value and
-        td_error. It has no guards: shapes, types and devices must not change.
+        flat: parameters of the policy net and of the target net, if the optimizer takes them as vectors.
+        batch: U of the minibatches that all later ones will be like.
+        compile: whether to compile the gradient; auto does so where it pays.
+        clip_grad_value: largest absolute value of a gradient entry, if any.
     """
-    from torch._inductor import compile as inductor_compile  # noqa: PLC0415  a second that plain runs need not wait
-    from torch._inductor import config  # noqa: PLC0415
-    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
-
-    def gradient(vector: Tensor, target_vector: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
-        def loss_of(vector: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            value, q_value, td_error = loss(type(batch)(*fields), policy.function(vector), held)
-            return value, (q_value, td_error)
-
-        held = target.function(target_vector)
-        slope, (value, (q_value, td_error)) = torch.func.grad_and_value(loss_of, has_aux=True)(vector)
-        return slope, value, q_value, td_error
-
-    example = [policy.vector.detach(), target.vector.detach(), *batch]
-    on_cpu = policy.vector.device.type == "cpu"
-    # tracing the function itself leaves torch.compile's frame evaluation and guards out, a third of the time of a call;
-    # on CPU the C++ wrapper saves another fifth
-    with torch.no_grad(), config.patch(cpp_wrapper=on_cpu), _training(policy.net, target.net):
-        traced = make_fx(gradient, tracing_mode="fake")(*example)
-        compiled: Gradient = inductor_compile(traced, example)
-        compiled(*example)
-    return compiled
+    trainer = module.trainer
+    watched = is_watched(trainer)
+    minibatch = type(batch)(*(part[0] for part in batch))
+    gradient, compiled = None, False
+    if compile is True or (compile == "auto" and compiling_pays(trainer, len(batch.reward))):
+        gradient = try_to_compile(loss, flat, minibatch, trainer, watched=watched)
+        compiled = gradient is not None
+    alone = isinstance(trainer.strategy, SingleDeviceStrategy) and str(trainer.precision).endswith("true")
+    if flat is not None and gradient is None and alone and not watched:
+        gradient = plain_gradient(loss, flat, type(batch))
+    if flat is None or gradient is None:
+        return None
+    optimizer: Any = module.optimizers()
+    reduce = _mean_over_devices(trainer) if trainer.world_size > 1 else None
+    return LeanUpdate(gradient, flat, optimizer, clip_grad_value=clip_grad_value, reduce=reduce, compiled=compiled)
 
 
-@contextlib.contextmanager
-def _training(*nets: nn.Module) -> Iterator[None]:
-    """Trace with the nets in the mode of training, as the plain path would run them."""
-    modes = [net.training for net in nets]
-    for net in nets:
-        net.train()
-    try:
-        yield
-    finally:
-        for net, mode in zip(nets, modes, strict=True):
-            net.train(mode)
+def is_watched(trainer: Trainer) -> bool:
+    """Whether a callback, or the module itself, has Lightning call it in the middle of an update."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(
+        is_overridden(hook, watcher, type_)
+        for hook in HOOKS_OF_AN_UPDATE
+        for watcher, type_ in [(trainer.lightning_module, LightningModule), *((each, Callback) for each in callbacks)]
+        if hasattr(type_, hook)
+    )
+
+
+def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batch_type: Callable[..., Any]) -> Gradient:
+    """The gradient of a loss by torch's autograd, with the signature of a compiled one.
+
+    Args:
+        loss: as in `choose_update`.
+        flat: parameters of the policy net and of the target net.
+        batch_type: makes a batch of its fields.
+    """
+    policy, target = flat
+
+    def gradient(_values: Tensor, _target_values: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
+        policy.zero_grad()
+        value, q_value, td_error = loss(batch_type(*fields), policy.net, target.net)
+        value.backward()  # type: ignore[no-untyped-call]
+        return policy.gradient, value.detach(), q_value.detach(), td_error.detach()
+
+    return gradient
+
+
+def flush_denormals(flush: bool) -> bool:
+    """Treat numbers too small for a normal float as 0, or stop doing so; returns whether they were before.
+
+    The moments of weights that get no gradient any more fall to such numbers and stay there. A CPU takes a hundred
+    times as long for them, which made AdamW's step twice as long after some thousand updates.
+    """
+    before = not (torch.tensor([1e-40]) * 1).any()
+    torch.set_flush_denormal(flush)
+    return bool(before)
+
+
+def _mean_over_devices(trainer: Trainer) -> Callable[[Tensor], Tensor]:
+    def reduce(gradient: Tensor) -> Tensor:
+        return trainer.strategy.reduce(gradient, reduce_op="mean")
+
+    return reduce

@@ -18,8 +18,9 @@ ALLOWED = {
     "networks": set(),
     "envs": set(),
     "replay": set(),
-    "update": set(),
-    "module": {"losses", "networks", "replay", "update"},
+    "compilation": set(),
+    "update": {"compilation"},
+    "module": {"losses", "networks", "replay", "compilation", "update"},
     "data": {"replay", "envs"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},

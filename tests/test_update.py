@@ -10,18 +10,22 @@ import torch
 from conftest import quiet_trainer
 from gymnasium import spaces
 
-from lightning_dqn import DQN, MLP, DQNDataModule
-from lightning_dqn.update import FlatParameters, can_be_flat, compiling_pays, lean_step, prefer_fused
+from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.compilation import compiling_pays
+from lightning_dqn.update import FlatParameters, can_be_flat, flush_denormals, lean_step, prefer_fused
 
 BOX = spaces.Box(-1, 1, (3,))
 
 
-def trained(num_updates, **knobs):
+def trained(num_updates, callbacks=(), **knobs):
     """A module and its trainer after so many updates on CartPole, from seed 0."""
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, updates_per_iteration=4)
     model = DQN(data.observation_space, data.action_space, **knobs)
-    trainer = quiet_trainer(max_epochs=None, max_steps=num_updates, limit_val_batches=0)
+    schedules = [SoftTargetUpdate(), EpsilonDecay()]
+    trainer = quiet_trainer(
+        max_epochs=None, max_steps=num_updates, limit_val_batches=0, callbacks=[*schedules, *callbacks]
+    )
     trainer.fit(model, data)
     assert trainer.global_step == num_updates
     return model, trainer
@@ -31,8 +35,8 @@ def trained(num_updates, **knobs):
 def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws(double):
     plain, _ = trained(100, compile=False, double=double)
     compiled, _ = trained(100, compile=True, double=double)
-    assert plain._gradient is None
-    assert compiled._gradient is not None
+    assert not plain._update.compiled
+    assert compiled._update.compiled
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     # and they did learn something
@@ -86,10 +90,52 @@ def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(monkeypatch, 
     # a network of its own shape, whose kernels no cache has
     with caplog.at_level(logging.INFO):
         model, _ = trained(8, compile=True, network=lambda s, n: MLP(s, n, hidden_sizes=[13, 17]))
-    assert model._gradient is None
+    assert not model._update.compiled
     lines = [record.getMessage() for record in caplog.records if "not compiled" in record.getMessage()]
     assert len(lines) == 1
     assert "\n" not in lines[0]
+
+
+class StepCounter(pl.Callback):
+    """What people hang into Lightning's update: here they count."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.norms.append(float(pl_module.policy_net.output.bias.grad.norm()))
+
+
+def test_lightnings_own_calls_and_the_lean_update_give_the_same_weights_to_the_bit():
+    lean, _ = trained(60, compile=False)
+    counter = StepCounter()
+    watched, _ = trained(60, callbacks=[counter], compile=False)
+    assert len(counter.norms) == 60
+    assert all(norm > 0 for norm in counter.norms)
+    for name, value in lean.state_dict().items():
+        assert torch.equal(watched.state_dict()[name], value), name
+
+
+def test_who_watches_an_update_is_called_even_where_compiling_was_asked_for(caplog):
+    counter = StepCounter()
+    with caplog.at_level(logging.INFO):
+        trained(8, callbacks=[counter], compile=True)
+    assert len(counter.norms) == 8
+    assert "takes part in the steps of an update" in caplog.text
+
+
+def test_a_fit_flushes_denormal_moments_and_leaves_the_process_as_it_was():
+    smallest = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            smallest.append(float(torch.tensor([1e-40]).mul(1)))
+
+    # a fit that died, in another test, may have left them so
+    flush_denormals(False)
+    trained(8, callbacks=[Look()], compile=False)
+    assert set(smallest) == {0.0}
+    assert float(torch.tensor([1e-40]).mul(1)) > 0
 
 
 def test_an_optimizer_that_needs_matrices_gets_them(caplog):
