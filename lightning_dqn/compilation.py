@@ -44,7 +44,13 @@ def compiling_pays(trainer: Trainer, num_updates: int) -> bool:
 
 
 def try_to_compile(
-    loss: Loss, flat: tuple[Parameters, Parameters] | None, batch: Any, trainer: Trainer, *, watched: bool
+    loss: Loss,
+    flat: tuple[Parameters, Parameters] | None,
+    batch: Any,
+    trainer: Trainer,
+    *,
+    clip_grad_value: float | None,
+    watched: bool,
 ) -> Gradient | None:
     """What `compile_gradient` gives, or nothing and a line of information where that can't be had.
 
@@ -53,6 +59,7 @@ def try_to_compile(
         flat: policy and target parameters, if the optimizer takes them as vectors.
         batch: as there.
         trainer: of the fit.
+        clip_grad_value: as there.
         watched: whether somebody has Lightning call it in the middle of an update.
     """
     precision = str(trainer.precision)
@@ -64,14 +71,16 @@ def try_to_compile(
         obstacle = "a callback, or the module, takes part in the steps of an update"
     else:
         try:
-            return compile_gradient(loss, *flat, batch)
+            return compile_gradient(loss, *flat, batch, clip_grad_value)
         except Exception as error:  # no compiler, or whatever a compiler may say: the plain path does the same
             obstacle = f"{type(error).__name__}: {error}".partition("\n")[0]
     rank_zero_info(f"The gradient is not compiled: {obstacle}. Training goes on without.")
     return None
 
 
-def compile_gradient(loss: Loss, policy: Parameters, target: Parameters, batch: Any) -> Gradient:
+def compile_gradient(
+    loss: Loss, policy: Parameters, target: Parameters, batch: Any, clip_grad_value: float | None = None
+) -> Gradient:
     """Compile the gradient of a loss with respect to the flat policy parameters.
 
     Args:
@@ -79,6 +88,7 @@ def compile_gradient(loss: Loss, policy: Parameters, target: Parameters, batch: 
         policy: what it is differentiated by.
         target: what is held still.
         batch: a named tuple of tensors such as all later ones will be.
+        clip_grad_value: largest absolute value of a gradient entry, if any.
 
     Returns:
         A function of policy vector, target vector and the fields of a batch that gives gradient, loss, q_value and
@@ -95,6 +105,8 @@ def compile_gradient(loss: Loss, policy: Parameters, target: Parameters, batch: 
 
         held = target.function(target_vector)
         slope, (value, (q_value, td_error)) = torch.func.grad_and_value(loss_of, has_aux=True)(vector)
+        if clip_grad_value is not None:
+            slope = slope.clamp(-clip_grad_value, clip_grad_value)
         return slope, value, q_value, td_error
 
     example = [policy.values, target.values, *batch]

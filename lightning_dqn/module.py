@@ -4,6 +4,7 @@ Judges what `data.ReplayDataset` plays; the callbacks keep its schedules (epsilo
 Legend: U updates, B batch, N envs, A actions.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,17 +19,15 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from lightning_dqn.compilation import QFunction
+from lightning_dqn.fingerprint import refuse_foreign, spaces_in_words
 from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards, q_target, weighted_huber
 from lightning_dqn.networks import MLP
+from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
 from lightning_dqn.replay import Transition
-from lightning_dqn.update import (
-    FlatParameters,
-    can_be_flat,
-    check_optimizer,
-    choose_update,
-    flush_denormals,
-    prefer_fused,
-)
+from lightning_dqn.update import FlatParameters, choose_update, flush_denormals
+
+# attributes that change in every iteration: past nn.Module's search for parameters
+PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
 
 # observations for which the calls of a forward pass cost more than its arithmetic
 FEW_OBSERVATIONS = 32
@@ -90,6 +89,7 @@ class DQN(pl.LightningModule):
         self._flushed_before = False
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
+        self._known_epsilon = (1.0, -1)
         self.episode_return = CatMetric()
         self.episode_length = CatMetric()
 
@@ -108,11 +108,22 @@ class DQN(pl.LightningModule):
         if self._flat is None:
             move_towards(list(self.target_net.parameters()), list(self.policy_net.parameters()), tau)
         else:
-            move_towards([self._flat[1].values], [self._flat[0].values], tau)
+            self._flat[1].values.lerp_(self._flat[0].values, tau)
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
         return self.policy_net(observation)  # type: ignore[no-any-return]
+
+    def set_epsilon(self, epsilon: float) -> None:
+        """Explore with this share of random actions from now on."""
+        self.epsilon.fill_(epsilon)
+        # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
+        self._known_epsilon = (epsilon, self.epsilon._version)
+
+    def _read_epsilon(self) -> float:
+        buffer = self._buffers["epsilon"]
+        known, version = self._known_epsilon
+        return known if version == buffer._version else float(buffer)  # type: ignore[union-attr, arg-type]
 
     def act(self, observation: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
         """Choose actions: epsilon-greedy with a generator, greedy without one.
@@ -124,12 +135,11 @@ class DQN(pl.LightningModule):
         Returns:
             (N,) actions as the environment takes them.
         """
-        explores = np.zeros(len(observation), np.bool_)
-        if rng is not None:
-            explores = rng.random(len(observation)) < float(self.epsilon)
-        action = np.zeros(len(observation), np.int64) if explores.all() else self._greedy(observation)
-        if rng is not None and explores.any():
-            action[explores] = rng.integers(self.num_actions, size=int(explores.sum()))
+        count = len(observation)
+        explores = (rng.random(count) < self._read_epsilon()).nonzero()[0] if rng is not None else ()
+        action = self._greedy(observation) if len(explores) < count else np.zeros(count, np.int64)
+        if rng is not None and len(explores):
+            action[explores] = rng.integers(self.num_actions, size=len(explores))
         return action + self.first_action
 
     def _greedy(self, observation: NDArray[Any]) -> NDArray[np.int64]:
@@ -189,8 +199,13 @@ class DQN(pl.LightningModule):
             results.append(self._update(Transition(*minibatch)))
             for callback in self._after_update:
                 callback(self)
-        loss, q_value, td_error = (torch.stack(parts) for parts in zip(*results, strict=True))
+        # a view where there is nothing to stack
+        of_all = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
+        loss, q_value, td_error = of_all
         return {"loss": loss, "q_value": q_value, "td_error": td_error}
+
+    # Lightning asks for it in every iteration, and Python builds it anew unless it is there
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> tuple[Tensor, Tensor, Tensor]:
         """The equations of one update: loss (), Q(s, a) (B,) and its error (B,), for a minibatch and two networks."""
@@ -219,8 +234,8 @@ class DQN(pl.LightningModule):
         return loss.detach(), q_value.detach(), td_error.detach()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the hook that runs some 20 times an iteration: past torch's search for parameters."""
-        if name == "_current_fx_name":
+        """Lightning notes the running hook some 20 times an iteration; the search would be a tenth of its time."""
+        if name in PLAIN_ATTRIBUTES:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -265,7 +280,7 @@ class DQN(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the agent saw and did, in words, so that a checkpoint is not mistaken for another's."""
-        checkpoint["spaces"] = self._spaces()
+        checkpoint["spaces"] = spaces_in_words(self.observation_space, self.action_space)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare spaces and shapes before anything is loaded.
@@ -273,19 +288,4 @@ class DQN(pl.LightningModule):
         Raises:
             MisconfigurationException: if the checkpoint is of another environment or network.
         """
-        for name, space in self._spaces().items():
-            other = checkpoint.get("spaces", {}).get(name)
-            if other != space:
-                raise MisconfigurationException(
-                    f"The checkpoint has {name} {other}, this run has {space}: use the env_id that it was made with"
-                )
-        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        for name in sorted(dict(ours.items() ^ theirs.items())):
-            raise MisconfigurationException(
-                f"{name} has shape {ours.get(name)} here and shape {theirs.get(name)} in the checkpoint: "
-                "use the model.network that it was made with"
-            )
-
-    def _spaces(self) -> dict[str, str]:
-        return {"observation_space": str(self.observation_space), "action_space": str(self.action_space)}
+        refuse_foreign(checkpoint, spaces_in_words(self.observation_space, self.action_space), self.state_dict())

@@ -1,8 +1,9 @@
-"""The hot path of an update: flat parameters, fused optimizers, and no more calls than needed. Clever, and only here.
+"""The hot path of an update: flat parameters, and no more calls than needed. Clever, and only here.
 
 `module.DQN` owns the equations; this file makes them cheap. Parameters lie as views in one vector, so that clipping,
 optimizer, soft target and gradient are one operation each instead of one a layer; where nobody watches the steps of an
-update, they follow each other without Lightning's calls between them. `compilation` makes the gradient cheaper still.
+update, they follow each other without Lightning's calls between them. `optimizers` makes its last step cheaper still,
+`compilation` its first.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_dqn.compilation import Gradient, Loss, QFunction, compiling_pays, try_to_compile
+from lightning_dqn.optimizers import lean_step
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
 HOOKS_OF_AN_UPDATE = (
@@ -27,21 +29,6 @@ HOOKS_OF_AN_UPDATE = (
     "configure_gradient_clipping",
     "optimizer_step",
     "optimizer_zero_grad",
-)
-
-# optimizers that treat every entry alike, so that one long vector is the same to them as many matrices
-ELEMENTWISE = (
-    torch.optim.Adadelta,
-    torch.optim.Adagrad,
-    torch.optim.Adam,
-    torch.optim.Adamax,
-    torch.optim.AdamW,
-    torch.optim.ASGD,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-    torch.optim.Rprop,
-    torch.optim.SGD,
 )
 
 
@@ -89,85 +76,6 @@ class FlatParameters:
         return lambda observation: torch.func.functional_call(self.net, parameters, (observation,))
 
 
-def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module) -> None:
-    """Refuse, before a run begins, an optimizer that can't be made or learns nothing.
-
-    Args:
-        make: makes it from parameters.
-        net: whose parameters it shall move.
-
-    Raises:
-        ValueError: naming the knob and its value.
-    """
-    try:
-        optimizer = make(net.parameters())
-    except ValueError as error:
-        raise ValueError(f"model.optimizer: {error}".replace("learning rate", "lr")) from error
-    for group in optimizer.param_groups:
-        if group["lr"] <= 0:
-            raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
-
-
-def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether one vector is the same to an optimizer as the parameters of a network that it was made for."""
-    parameters = list(net.parameters())
-    alike = len({(p.dtype, p.device, p.requires_grad) for p in parameters}) == 1
-    groups = optimizer.param_groups
-    all_in_one = len(groups) == 1 and {id(p) for p in groups[0]["params"]} == {id(p) for p in parameters}
-    return type(optimizer) in ELEMENTWISE and alike and all_in_one
-
-
-def prefer_fused(optimizer: torch.optim.Optimizer) -> None:
-    """Take torch's fused kernel where there is one and nobody chose another; the equations are the same."""
-    fusing = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
-    for group in optimizer.param_groups if isinstance(optimizer, fusing) else []:
-        chosen = [group.get(name) for name in ("fused", "foreach", "capturable", "differentiable")]
-        here = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in group["params"])
-        if here and chosen[0] is None and not any(chosen):
-            group["fused"] = True
-
-
-def lean_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
-    """What `optimizer.step()` does, without its wrapper where that costs more than the arithmetic.
-
-    For fused Adam and AdamW on one vector the kernel itself is called, on the optimizer's own state, so that its
-    `state_dict` is what it always is. All others, and those with hooks, take their own step.
-    """
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    group = optimizer.param_groups[0]
-    plain = not (group.get("capturable") or group.get("differentiable") or isinstance(group.get("lr"), Tensor))
-    lean = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(group["params"]) == 1
-    if hooks or not (lean and plain and group.get("fused")):
-        return optimizer.step
-    [vector] = group["params"]
-    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-
-    def step() -> None:  # as the optimizer's own
-        state = optimizer.state[vector]
-        if not state:
-            # the first step makes the state
-            optimizer.step()
-            return
-        state["step"] += 1
-        kernel(
-            [vector.data],
-            [vector.grad],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [state["max_exp_avg_sq"]] if group["amsgrad"] else [],
-            [state["step"]],
-            amsgrad=group["amsgrad"],
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
-
-    return step
-
-
 class LeanUpdate:
     """One update of a network on one vector: gradient, clipping, optimizer, and nothing else.
 
@@ -175,7 +83,7 @@ class LeanUpdate:
         gradient: gives gradient, loss (), q_value (B,) and td_error (B,) for two vectors and the fields of a batch.
         flat: parameters of the policy net and of the target net.
         optimizer: of the policy net's vector, as Lightning wraps it: its counters are the update clock.
-        clip_grad_value: largest absolute value of a gradient entry, if any.
+        clip_grad_value: largest absolute value of a gradient entry, if that is not yet seen to.
         reduce: the mean over devices of a gradient, if there are several.
         compiled: whether the gradient is.
     """
@@ -235,9 +143,12 @@ def choose_update(
     trainer = module.trainer
     watched = is_watched(trainer)
     minibatch = type(batch)(*(part[0] for part in batch))
+    several = trainer.world_size > 1
     gradient, compiled = None, False
     if compile is True or (compile == "auto" and compiling_pays(trainer, len(batch.reward))):
-        gradient = try_to_compile(loss, flat, minibatch, trainer, watched=watched)
+        # entries are clipped after their mean over devices is taken; on one device the graph can do it
+        clip_inside = None if several else clip_grad_value
+        gradient = try_to_compile(loss, flat, minibatch, trainer, clip_grad_value=clip_inside, watched=watched)
         compiled = gradient is not None
     alone = isinstance(trainer.strategy, SingleDeviceStrategy) and str(trainer.precision).endswith("true")
     if flat is not None and gradient is None and alone and not watched:
@@ -245,8 +156,9 @@ def choose_update(
     if flat is None or gradient is None:
         return None
     optimizer: Any = module.optimizers()
-    reduce = _mean_over_devices(trainer) if trainer.world_size > 1 else None
-    return LeanUpdate(gradient, flat, optimizer, clip_grad_value=clip_grad_value, reduce=reduce, compiled=compiled)
+    reduce = _mean_over_devices(trainer) if several else None
+    clip_outside = None if compiled and not several else clip_grad_value
+    return LeanUpdate(gradient, flat, optimizer, clip_grad_value=clip_outside, reduce=reduce, compiled=compiled)
 
 
 def is_watched(trainer: Trainer) -> bool:

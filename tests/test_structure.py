@@ -19,8 +19,10 @@ ALLOWED = {
     "envs": set(),
     "replay": set(),
     "compilation": set(),
-    "update": {"compilation"},
-    "module": {"losses", "networks", "replay", "compilation", "update"},
+    "optimizers": set(),
+    "fingerprint": set(),
+    "update": {"compilation", "optimizers"},
+    "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint"},
     "data": {"replay", "envs"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},

@@ -12,7 +12,8 @@ from gymnasium import spaces
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.compilation import compiling_pays
-from lightning_dqn.update import FlatParameters, can_be_flat, flush_denormals, lean_step, prefer_fused
+from lightning_dqn.optimizers import can_be_flat, lean_step, prefer_fused
+from lightning_dqn.update import FlatParameters, flush_denormals
 
 BOX = spaces.Box(-1, 1, (3,))
 

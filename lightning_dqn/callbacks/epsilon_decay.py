@@ -59,4 +59,4 @@ class EpsilonDecay(Callback):
         self._set(trainer, pl_module)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        dqn(pl_module).epsilon.fill_(self.epsilon_at(data_of(trainer).env_steps))
+        dqn(pl_module).set_epsilon(self.epsilon_at(data_of(trainer).env_steps))

@@ -1,0 +1,110 @@
+"""Any torch optimizer on one vector of parameters, by the cheapest calls that do what it does.
+
+Asked by `module.DQN` when it makes its optimizer, and by `update.LeanUpdate` for each step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# optimizers that treat every entry alike, so that one long vector is the same to them as many matrices
+ELEMENTWISE = (
+    torch.optim.Adadelta,
+    torch.optim.Adagrad,
+    torch.optim.Adam,
+    torch.optim.Adamax,
+    torch.optim.AdamW,
+    torch.optim.ASGD,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.SGD,
+)
+
+
+def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module) -> None:
+    """Refuse, before a run begins, an optimizer that can't be made or learns nothing.
+
+    Args:
+        make: makes it from parameters.
+        net: whose parameters it shall move.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    try:
+        optimizer = make(net.parameters())
+    except ValueError as error:
+        raise ValueError(f"model.optimizer: {error}".replace("learning rate", "lr")) from error
+    for group in optimizer.param_groups:
+        if group["lr"] <= 0:
+            raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
+
+
+def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether one vector is the same to an optimizer as the parameters of a network that it was made for."""
+    parameters = list(net.parameters())
+    alike = len({(p.dtype, p.device, p.requires_grad) for p in parameters}) == 1
+    groups = optimizer.param_groups
+    all_in_one = len(groups) == 1 and {id(p) for p in groups[0]["params"]} == {id(p) for p in parameters}
+    return type(optimizer) in ELEMENTWISE and alike and all_in_one
+
+
+def prefer_fused(optimizer: torch.optim.Optimizer) -> None:
+    """Take torch's fused kernel where there is one and nobody chose another; the equations are the same."""
+    fusing = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+    for group in optimizer.param_groups if isinstance(optimizer, fusing) else []:
+        chosen = [group.get(name) for name in ("fused", "foreach", "capturable", "differentiable")]
+        here = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in group["params"])
+        if here and chosen[0] is None and not any(chosen):
+            group["fused"] = True
+
+
+def lean_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """What `optimizer.step()` does, without its wrapper where that costs more than the arithmetic.
+
+    For fused Adam and AdamW on one vector the kernel itself is called, on the optimizer's own state, so that its
+    `state_dict` is what it always is. All others, and those with hooks, take their own step.
+    """
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    group = optimizer.param_groups[0]
+    plain = not (group.get("capturable") or group.get("differentiable") or isinstance(group.get("lr"), Tensor))
+    lean = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(group["params"]) == 1
+    if hooks or not (lean and plain and group.get("fused")):
+        return optimizer.step
+    [vector] = group["params"]
+    on_cpu = vector.device.type == "cpu"
+    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+
+    def step() -> None:  # as the optimizer's own
+        state = optimizer.state[vector]
+        if not state:
+            # the first step makes the state
+            optimizer.step()
+            return
+        if on_cpu:
+            # a number, in numpy's hands a tenth of the cost
+            np.add(count := state["step"].numpy(), 1, out=count)
+        else:
+            state["step"] += 1
+        kernel(
+            [vector.data],
+            [vector.grad],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [state["max_exp_avg_sq"]] if group["amsgrad"] else [],
+            [state["step"]],
+            amsgrad=group["amsgrad"],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+
+    return step
