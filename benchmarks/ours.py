@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
 
 import lightning.pytorch as pl
 import torch
 import yaml
 
+from benchmarks.first_update import FirstUpdateClock
 from benchmarks.lightning_clocks import ConfigSolveClock, RateClock, SolveClock, TimedDQN
 from benchmarks.marks import RateMarks, SolveRecord
 from benchmarks.settings import (
@@ -23,15 +23,8 @@ from benchmarks.settings import (
     Job,
     Result,
 )
-from benchmarks.startup import FirstUpdateClock, has_compile_argument
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.callbacks import EpisodeStatistics
-
-
-class CompileArgument(TypedDict, total=False):
-    """`compile=...`, or nothing for versions of the package without it."""
-
-    compile: bool
 
 
 def rates(job: Job) -> Result:
@@ -41,7 +34,7 @@ def rates(job: Job) -> Result:
     """
     pl.seed_everything(job.seed, verbose=False)
     data = _textbook_data(job)
-    model = TimedDQN(data.observation_space, data.action_space, **_compile_argument(job.compiled))
+    model = TimedDQN(data.observation_space, data.action_space, compile=job.compiled)
     marks = RateMarks(job.seconds, finisher(job.device))
     clock = RateClock(marks)
     _trainer(job, [*_textbook_schedules(), EpisodeStatistics(), clock]).fit(model, data)
@@ -57,10 +50,8 @@ def compilation(job: Job) -> Result:
     for compiled in (False, True):
         pl.seed_everything(job.seed, verbose=False)
         data = _textbook_data(job)
-        argument = _compile_argument(compiled)
-        _compile_argument(True)
         start = time.time()
-        model = DQN(data.observation_space, data.action_space, **argument)
+        model = DQN(data.observation_space, data.action_space, compile=compiled)
         _trainer(job, [*_textbook_schedules(), FirstUpdateClock()]).fit(model, data)
         seconds.append(FirstUpdateClock.done_at - start)
     return {"figures": {"compile_s": seconds[1] - seconds[0]}, "notes": {"plain_s": seconds[0]}}
@@ -87,7 +78,7 @@ def solve(job: Job) -> Result:
         network=lambda space, actions: MLP(space, actions, hidden_sizes=ZOO.hidden_sizes),
         optimizer=lambda params: torch.optim.Adam(params, lr=ZOO.learning_rate),
         # the Zoo clips the norm at 10; entries cut at 100, the default here, are as near as there is a knob for
-        **_compile_argument(job.compiled),
+        compile=job.compiled,
     )
     # the Zoo's copy after every 10 env steps happens while nothing is learnt, since 128 updates follow 256 env steps
     # at once: in effect its target net stands still for 128 updates
@@ -165,16 +156,3 @@ def _trainer(job: Job, callbacks: list[pl.Callback]) -> pl.Trainer:
 
 def _accelerator(job: Job) -> str:
     return "gpu" if job.device == "cuda" else "cpu"
-
-
-def _compile_argument(compiled: bool) -> CompileArgument:
-    """What `DQN` takes to compile its update, or not to.
-
-    Raises:
-        AbsentError: if it is to compile and can't.
-    """
-    if has_compile_argument():
-        return {"compile": compiled}
-    if compiled:
-        raise AbsentError("this version of DQN has no argument compile")
-    return {}

@@ -1,9 +1,20 @@
 """Deep Q-learning for people who train agents with PyTorch Lightning."""
 
-from lightning_dqn.callbacks import EpsilonDecay as EpsilonDecay
-from lightning_dqn.callbacks import SoftTargetUpdate as SoftTargetUpdate
-from lightning_dqn.data import DQNDataModule as DQNDataModule
-from lightning_dqn.module import DQN as DQN
-from lightning_dqn.networks import MLP as MLP
+import gc
+
+# the collector would look again and again for garbage in what torch and Lightning make at their import, where there is
+# none: a fifth of the time that importing takes
+_collects = gc.isenabled()
+gc.disable()
+try:
+    from lightning_dqn.callbacks import EpsilonDecay as EpsilonDecay
+    from lightning_dqn.callbacks import SoftTargetUpdate as SoftTargetUpdate
+    from lightning_dqn.data import DQNDataModule as DQNDataModule
+    from lightning_dqn.module import DQN as DQN
+    from lightning_dqn.networks import MLP as MLP
+finally:
+    gc.freeze()
+    if _collects:
+        gc.enable()
 
 __version__ = "0.1.0"

@@ -94,9 +94,7 @@ def compile_gradient(
         A function of policy vector, target vector and the fields of a batch that gives gradient, loss, q_value and
         td_error. It has no guards: shapes, types and devices must not change.
     """
-    from torch._inductor import compile as inductor_compile  # noqa: PLC0415  a second that plain runs need not wait
-    from torch._inductor import config  # noqa: PLC0415
-    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
+    from torch._inductor import config  # noqa: PLC0415  a second that plain runs need not wait
 
     def gradient(vector: Tensor, target_vector: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
         def loss_of(vector: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -109,12 +107,30 @@ def compile_gradient(
             slope = slope.clamp(-clip_grad_value, clip_grad_value)
         return slope, value, q_value, td_error
 
-    example = [policy.values, target.values, *batch]
-    on_cpu = policy.values.device.type == "cpu"
-    apart: dict[Any, Any] = {torch.ops.aten.addmm.default: _bias_apart} if on_cpu else {}
+    def build(simd_width: int | None) -> Gradient:
+        # torch would build a library for each instruction set of the CPU to see whether the compiler knows it, which
+        # takes half of a first compilation: the CPU is taken at its word
+        settings = {"cpp_wrapper": on_cpu, "cpp.vec_isa_ok": True, "cpp.simdlen": simd_width}
+        with config.patch(settings), _training(policy.net, target.net):
+            return _traced_and_compiled(gradient, [policy.values, target.values, *batch])
+
     # tracing the function itself leaves torch.compile's frame evaluation and guards out, a third of the time of a call;
     # on CPU the C++ wrapper saves another fifth
-    with torch.no_grad(), config.patch(cpp_wrapper=on_cpu), _training(policy.net, target.net):
+    on_cpu = policy.values.device.type == "cpu"
+    try:
+        return build(simd_width=None)
+    except Exception:
+        # a compiler older than the CPU; what is narrower, all know
+        return build(simd_width=256)
+
+
+def _traced_and_compiled(gradient: Gradient, example: list[Any]) -> Gradient:
+    from torch._inductor import compile as inductor_compile  # noqa: PLC0415  as above
+    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
+
+    on_cpu = example[0].device.type == "cpu"
+    apart: dict[Any, Any] = {torch.ops.aten.addmm.default: _bias_apart} if on_cpu else {}
+    with torch.no_grad():
         traced = make_fx(gradient, apart, tracing_mode="fake")(*example)
         compiled: Gradient = inductor_compile(traced, example)
         compiled(*example)

@@ -2,6 +2,10 @@
 
 import copy
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -137,6 +141,16 @@ def test_a_fit_flushes_denormal_moments_and_leaves_the_process_as_it_was():
     trained(8, callbacks=[Look()], compile=False)
     assert set(smallest) == {0.0}
     assert float(torch.tensor([1e-40]).mul(1)) > 0
+
+
+def test_a_compiler_older_than_the_cpu_is_good_enough(tmp_path):
+    old = tmp_path / "old_g++"
+    old.write_text('#!/bin/sh\ncase "$*" in *-mamx-tile*|*-mavx512f*) exit 1;; esac\nexec g++ "$@"\n')
+    old.chmod(0o755)
+    # in a process and with a cache of its own, since both remember what a compiler knows
+    script = "from test_update import trained; model, _ = trained(4, compile=True); assert model._update.compiled"
+    environment = {**os.environ, "CXX": str(old), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=Path(__file__).parent, check=True)
 
 
 def test_an_optimizer_that_needs_matrices_gets_them(caplog):
