@@ -18,6 +18,7 @@ ALLOWED = {
     "networks": set(),
     "envs": set(),
     "replay": set(),
+    "snapshots": set(),
     "update": set(),
     "module": {"losses", "networks", "replay", "update"},
     "data": {"replay", "envs"},
