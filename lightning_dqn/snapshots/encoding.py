@@ -90,15 +90,19 @@ def constant_name(value: object) -> str | None:
         return f"{type(value).__name__} {value.__name__ if isinstance(value, ModuleType) else value.name}"
     if isinstance(value, (np.dtype, np.ufunc, range, slice)) or value is Ellipsis:
         return repr(value)
+    if type(value) is object:
+        return "a bare object"
+    if not callable(value):
+        return None
     name, module = getattr(value, "__qualname__", None), getattr(value, "__module__", None)
-    in_module = callable(value) and isinstance(name, str) and getattr(sys.modules.get(str(module)), name, None) is value
+    in_module = isinstance(name, str) and getattr(sys.modules.get(str(module)), name, None) is value
     return f"{module}.{name}" if in_module or isinstance(value, type) else None
 
 
 def is_argument(owner: object, name: str, value: object) -> bool:
     """Whether an attribute only says how its owner was made, so that another one made in the same way has it too."""
-    bounds = type(owner).__module__.startswith("gymnasium.spaces.") and isinstance(value, np.ndarray)
-    return bounds or name in _ARGUMENTS or isinstance(value, EnvSpec)
+    in_space = type(owner).__module__.startswith("gymnasium.spaces.") and isinstance(value, (np.ndarray, frozenset))
+    return in_space or name in _ARGUMENTS or isinstance(value, EnvSpec)
 
 
 class _Encoder:
@@ -157,10 +161,10 @@ class _Encoder:
             return self._random(value, path)
         if isinstance(value, Enum) and value.name in type(value).__members__:
             return ["enum", type_name(value), value.name]
-        if kind is FunctionType:
-            return self._function(value, path)
         name = constant_name(value)
-        return self._object(value, path) if name is None else ["constant", name]
+        if name is not None:
+            return ["constant", name]
+        return self._function(value, path) if kind is FunctionType else self._object(value, path)
 
     def _container(self, value: Any, path: str) -> list[Any]:
         tag = CONTAINERS[type(value)]
@@ -215,14 +219,15 @@ class _Encoder:
         return ["bit_generator", name, spawning, self._value(value.state, path)]
 
     def _function(self, value: FunctionType, path: str) -> list[Any]:
-        """A function and the variables it closes over."""
+        """A function made on the way, with its attributes, its defaults, and the variables it closes over."""
         try:
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
         except ValueError:
             raise _refusal(path, value, "a function with a variable that is not set yet") from None
-        names = value.__code__.co_freevars
-        closure = [self._value(cell, f"{path}.{name}") for name, cell in zip(names, cells, strict=True)]
-        return ["function", f"{value.__module__}.{value.__qualname__}", *closure]
+        contents = [vars(value), value.__defaults__, value.__kwdefaults__, *cells]
+        names = ["__dict__", "__defaults__", "__kwdefaults__", *value.__code__.co_freevars]
+        parts = [self._value(part, f"{path}.{name}") for name, part in zip(names, contents, strict=True)]
+        return ["function", f"{value.__module__}.{value.__qualname__}", *parts]
 
     def _object(self, value: Any, path: str) -> list[Any]:
         """An object by its attributes, which must be all there is to it."""
@@ -267,11 +272,20 @@ def _describe_dtype(dtype: np.dtype[Any], path: str) -> str:
 
 
 def _in_order(value: Any, path: str) -> list[Any]:
-    """The items of a set, if a set made of them in this order is walked in this order again."""
+    """The items of a set, if a set made of them in this order is walked in this order again, in any process."""
     items = list(value)
+    if len(items) > 1 and not all(map(_hashes_the_same, items)):
+        raise _refusal(path, value, "a set whose order changes from process to process")
     if list(type(value)(items)) != items:
         raise _refusal(path, value, "a set whose order depends on how it came about")
     return items
+
+
+def _hashes_the_same(item: object) -> bool:
+    """Whether the hash is the same in every process: that of strings is salted, that of objects is their address."""
+    if type(item) is tuple:
+        return all(map(_hashes_the_same, item))
+    return isinstance(item, (int, float, complex, np.number, np.bool_)) and not isinstance(item, Enum)
 
 
 def _refusal(path: str, value: object, what: str = "state that is not in its attributes") -> CannotSnapshotError:

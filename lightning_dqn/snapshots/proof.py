@@ -100,5 +100,5 @@ def _identical(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(map(_identical, a, b))
     if isinstance(a, np.ndarray) and a.dtype != object:
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
     return bool(np.array_equal(a, b))

@@ -146,7 +146,9 @@ class _Restorer:
         self._made[index] = twin
         self._taken.add(id(twin))
         if tag == "function":
-            self._pair_items(content, dict(enumerate(c.cell_contents for c in twin.__closure__ or ())), path)
+            cells = [cell.cell_contents for cell in twin.__closure__ or ()]
+            parts = [vars(twin), twin.__defaults__, twin.__kwdefaults__, *cells]
+            self._pair_items(content, dict(enumerate(parts)), path)
         elif tag == "object":
             for key, value in zip(content[::2], content[1::2], strict=True):
                 self._waiting.append((value, vars(twin).get(key, _MISSING), f"{path}.{key}"))
@@ -200,8 +202,9 @@ class _Restorer:
             for i, value in zip(np.ndindex(made.shape), content[1:], strict=True):
                 made[i] = self._decode(value)
         elif tag == "function":
-            for cell, value in zip(made.__closure__ or (), content[1:], strict=True):
-                cell.cell_contents = self._decode(value)
+            made.__dict__, made.__defaults__, made.__kwdefaults__, *cells = map(self._decode, content[1:])
+            for cell, value in zip(made.__closure__ or (), cells, strict=True):
+                cell.cell_contents = value
         elif tag == "object":
             attributes = dict(zip(content[1::2], map(self._decode, content[2::2]), strict=True))
             for name in [k for k, v in vars(made).items() if k not in attributes and not is_argument(made, k, v)]:
