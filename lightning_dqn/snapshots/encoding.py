@@ -232,7 +232,9 @@ class _Encoder:
     def _object(self, value: Any, path: str) -> list[Any]:
         """An object by its attributes, which must be all there is to it."""
         if isinstance(value, AsyncVectorEnv):
-            raise _refusal(path, value, "environments in processes of their own, out of reach; use vectorization=sync")
+            raise CannotSnapshotError(
+                f"{path} runs its environments in other processes, out of a snapshot's reach; use vectorization=sync"
+            )
         if not _is_its_attributes(value):
             raise _refusal(path, value)
         attributes = {k: item for k, item in vars(value).items() if not is_argument(value, k, item)}
