@@ -23,6 +23,7 @@ ALLOWED = {
     "fingerprint": set(),
     "update": {"compilation", "optimizers"},
     "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint"},
+    "snapshots": set(),
     "data": {"replay", "envs"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
