@@ -19,6 +19,7 @@ ALLOWED = {
     "envs": set(),
     "replay": set(),
     "update": set(),
+    "checkpoint_io": set(),
     "module": {"losses", "networks", "replay", "update"},
     "data": {"replay", "envs"},
     # callbacks see the learner and the data side as types only
