@@ -80,6 +80,9 @@ def memories_of(path: Path) -> set[str]:
         OSError: if it can't be read.
         CheckpointError: if a newer version wrote it.
     """
+    # small checkpoints need not be opened for this
+    if not (path.parent.is_dir() and any(MEMORY_NAME.fullmatch(name) for name in os.listdir(path.parent))):
+        return set()
     try:
         # mapped, so that only the index of its tensors is read
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
