@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch import nn
 
@@ -112,15 +112,37 @@ class Subclass(torch.Tensor):
 
 
 Pair = namedtuple("Pair", "first second")
-PLAIN = [None, True, 1 << 300, float("nan"), 1j, "\ud800ä", b"\x00\xff", torch.Size([2]), torch.float16]
+PLAIN = [
+    None,
+    True,
+    1 - (1 << 2039),
+    (1 << 2039) - 1,
+    float("nan"),
+    1j,
+    "\ud800ä",
+    b"\x00\xff",
+    torch.Size([2]),
+    torch.float16,
+]
 PLAIN += [torch.device("cpu"), {1: {(2, "x"): 3.5}}, OrderedDict(a=[()]), {1, 2}, nn.Parameter(torch.ones(1))]
 PLAIN += [torch.eye(2).to_sparse(), hung_on([1]), hung_on({"a": 1}, OrderedDict)]
 OTHERS = [np.float64(1), np.float32(1), np.bool_(True), np.int64(1), np.str_("a"), np.zeros(2), Path("a"), deque([1])]
-OTHERS += [Pair(1, 2), frozenset({1}), range(3), int, len, np.dtype("int8"), torch.zeros(2).as_subclass(Subclass)]
+OTHERS += [
+    1 << 2039,
+    Pair(1, 2),
+    frozenset({1}),
+    range(3),
+    int,
+    len,
+    np.dtype("int8"),
+    torch.zeros(2).as_subclass(Subclass),
+]
 OTHERS += [hung_on(np.float64(1)), hung_on(np.float64(1), OrderedDict), {np.int64(1): 1}, [{"a": (np.float64(1),)}]]
 
 
-@pytest.mark.parametrize(("value", "accepted"), [*((v, True) for v in PLAIN), *((v, False) for v in OTHERS)], ids=repr)
+@pytest.mark.parametrize(
+    ("value", "accepted"), [*((v, True) for v in PLAIN), *((v, False) for v in OTHERS)], ids=lambda v: repr(v)[:40]
+)
 def test_what_is_refused_at_save_is_what_torch_would_refuse_at_load(value, accepted):
     buffer = io.BytesIO()
     torch.save({"value": value}, buffer)
@@ -129,7 +151,7 @@ def test_what_is_refused_at_save_is_what_torch_would_refuse_at_load(value, accep
         check_plain({"value": value})
         torch.load(buffer, weights_only=True)
     else:
-        with pytest.raises(TypeError, match=r"^value.* is of type "):
+        with pytest.raises(TypeError, match=r"^value.* is (of type|over 2039 bits)"):
             check_plain({"value": value})
         with pytest.raises(Exception, match="Weights only load failed"):
             torch.load(buffer, weights_only=True)
@@ -149,12 +171,6 @@ def test_a_refusal_names_the_key_path_and_writes_nothing(tmp_path, value, where)
     with pytest.raises(TypeError) as error:
         AtomicCheckpointIO().save_checkpoint(value, tmp_path / "last.ckpt")
     assert str(error.value).startswith(where)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_only_the_unpickler_refuses_gets_no_name_either(tmp_path):
-    with pytest.raises(Exception, match="Weights only load failed"):
-        AtomicCheckpointIO().save_checkpoint({"huge": 1 << 3000}, tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -291,7 +307,8 @@ def test_case_07_every_checkpoint_of_a_fit_loads_with_weights_only_and_a_fit_goe
     tmp_path, max_inline_bytes
 ):
     plugin = AtomicCheckpointIO(max_inline_bytes=max_inline_bytes)
-    make_trainer(tmp_path, plugin, 4).fit(*make_pair())
+    others = EarlyStopping("val/episode_return", patience=9), Timer(duration="00:01:00:00")
+    make_trainer(tmp_path, plugin, 4, *others).fit(*make_pair())
     written = sorted(tmp_path.glob("*.ckpt"))
     assert len(written) == 3
     needed = Counter()

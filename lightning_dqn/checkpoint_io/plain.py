@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LEAVES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
+LEAVES = {type(None), bool, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
+# what the pickle protocol of torch.save holds in 255 bytes; the unpickler knows no longer form
+INT_BITS = 2039
 
 
 def check_plain(checkpoint: dict[str, Any]) -> None:
@@ -22,17 +24,17 @@ def check_plain(checkpoint: dict[str, Any]) -> None:
     Raises:
         TypeError: naming the key path and the type of the first value that is neither tensor nor plain.
     """
-    for where, kind in _others(checkpoint, ""):
+    for where, what in _others(checkpoint, ""):
         raise TypeError(
-            f"{where.removeprefix('.')} is of type {kind.__module__}.{kind.__qualname__}: checkpoints hold tensors and "
+            f"{where.removeprefix('.')} is {what}: checkpoints hold tensors and "
             "plain values only, so that opening one executes nothing; convert it in the state_dict it comes from"
         )
 
 
-def _others(value: Any, where: str) -> Iterator[tuple[str, type]]:
-    """Key paths and types of all values that are not plain."""
+def _others(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Key paths of all values that are not plain, and what they are."""
     kind = type(value)
-    if kind in LEAVES:
+    if kind in LEAVES or (kind is int and value.bit_length() <= INT_BITS):
         return
     if kind in (dict, OrderedDict):
         for key, item in value.items():
@@ -43,7 +45,10 @@ def _others(value: Any, where: str) -> Iterator[tuple[str, type]]:
         for index, item in enumerate(value):
             yield from _others(item, f"{where}[{index}]")
     elif kind not in (Tensor, nn.Parameter):
-        yield where, kind
+        yield (
+            where,
+            f"of type {kind.__module__}.{kind.__qualname__}" if kind is not int else f"over {INT_BITS} bits long",
+        )
     # what was hung on a tensor or an OrderedDict is pickled with it
     for name, item in getattr(value, "__dict__", {}).items():
         yield from _others(item, f"{where}.{name}")

@@ -96,8 +96,6 @@ class AtomicCheckpointIO(CheckpointIO):
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-            # what can't be loaded gets no name
-            torch.load(new, map_location="cpu", weights_only=True, mmap=True)
             if tensors:
                 memories.add(record["file"])
                 os.replace(new_memory, folder / record["file"])
