@@ -24,6 +24,7 @@ ALLOWED = {
     "update": {"compilation", "optimizers"},
     "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint"},
     "snapshots": set(),
+    "checkpoint_io": set(),
     "data": {"replay", "envs"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},

@@ -1,0 +1,9 @@
+"""How checkpoints get to the disk and back: whole, safe to open, and with large memories in a file beside them.
+
+Read `plugin` (what Lightning calls), then `plain` (what may be in a checkpoint), `beside` (large memories) and `folder`
+(temporaries, and who may remove what).
+"""
+
+from lightning_dqn.checkpoint_io.folder import CheckpointError as CheckpointError
+from lightning_dqn.checkpoint_io.folder import sweep as sweep
+from lightning_dqn.checkpoint_io.plugin import AtomicCheckpointIO as AtomicCheckpointIO

@@ -1,0 +1,197 @@
+"""Lightning's way to the disk, replaced: a checkpoint is written beside its target, synced and renamed."""
+
+import contextlib
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from lightning_dqn.checkpoint_io.beside import map_beside, take_out, write_beside
+from lightning_dqn.checkpoint_io.folder import (
+    ENTRY,
+    SCHEMA,
+    CheckpointError,
+    check_schema,
+    local_path,
+    memories_of,
+    remove_unneeded,
+    sync_folder,
+    temporary,
+)
+from lightning_dqn.checkpoint_io.plain import check_plain
+
+MEMORY_ROWS = ("DQNDataModule", "train", "memory", "rows")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Checkpoints that are whole or not there, and safe to open: `Trainer(plugins=[AtomicCheckpointIO()])`.
+
+    Whatever stops a save, the checkpoint that was there before stays, with its memory. What is saved are tensors and
+    plain values, looked at before anything is written, and nothing else is ever loaded. It uses no temporary folder but
+    the target's own.
+
+    Args:
+        max_inline_bytes: size up to which a memory travels inside its checkpoint; larger ones lie beside it.
+        memory: key path of the memory in a checkpoint, a dict of tensors.
+
+    Raises:
+        ValueError: if max_inline_bytes is negative.
+    """
+
+    def __init__(self, *, max_inline_bytes: int = 256 * 2**20, memory: Sequence[str] = MEMORY_ROWS) -> None:
+        if max_inline_bytes < 0:
+            raise ValueError(f"max_inline_bytes={max_inline_bytes}: must be 0 or more")
+        self.max_inline_bytes = max_inline_bytes
+        self.memory = memory
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint, and its memory beside it if that is large; called by Lightning on the first rank.
+
+        Args:
+            checkpoint: as Lightning makes it.
+            path: of a local file.
+            storage_options: none; Lightning's interface has it for remote files.
+
+        Raises:
+            TypeError: if something in the checkpoint would be refused at resume, naming its key path.
+            CheckpointError: if the path is remote or the disk takes no more; the old checkpoint is unchanged.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options}: checkpoints are local files, which have none")
+        target = local_path(path)
+        check_plain(checkpoint)
+        content, tensors = take_out(checkpoint, self.memory, self.max_inline_bytes)
+        content[ENTRY] = {"schema": SCHEMA}
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._write(content, tensors, target)
+        except (OSError, RuntimeError) as error:
+            cause = _os_error(error)
+            if cause is None:
+                raise
+            raise CheckpointError(
+                f"{target}: not saved ({cause.strerror}); what was there before is unchanged. "
+                "Make room in that folder, or choose another one"
+            ) from error
+
+    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path) -> None:
+        """Write all there is under temporary names; rename the memory first, since the checkpoint needs it."""
+        folder = target.parent
+        new, new_memory = temporary(folder), temporary(folder)
+        memories = memories_of(target)
+        try:
+            if tensors:
+                record = write_beside(tensors, new_memory)
+                content[ENTRY]["memory"] = {"at": list(self.memory), **record}
+            with new.open("xb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if tensors:
+                memories.add(record["file"])
+                os.replace(new_memory, folder / record["file"])
+                sync_folder(folder)
+            os.replace(new, target)
+            sync_folder(folder)
+        finally:
+            for path in (new, new_memory):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            # the old checkpoint's after a rename, the new one's if there was none
+            remove_unneeded(folder, memories)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; nothing in it is executed, and nothing damaged is accepted.
+
+        Args:
+            path: of a local file.
+            map_location: where its tensors go, the CPU unless told otherwise; a memory beside it is mapped, on the CPU.
+            weights_only: true, whatever is said; false is refused.
+
+        Returns:
+            What was saved.
+
+        Raises:
+            ValueError: if weights_only is false.
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it is remote, damaged, unsafe, from a newer version, or its memory is not what it was.
+        """
+        if weights_only is False:
+            raise ValueError(
+                "weights_only=False: checkpoints hold plain values, opening one executes nothing; leave it out"
+            )
+        target = local_path(path)
+        if not target.is_file():
+            raise FileNotFoundError(f"{target}: no such checkpoint")
+        checkpoint = _read(target, map_location or "cpu")
+        try:
+            check_schema(checkpoint, target)
+            record = checkpoint.get(ENTRY, {}).pop("memory", None)
+            if record is not None:
+                inner = checkpoint
+                for key in record["at"]:
+                    inner = inner[key]
+                inner.update(map_beside(record, target.resolve().parent))
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{target}: not a checkpoint of this package ({error!r}); use another one") from error
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a checkpoint, and its memory unless another one in the folder shares it.
+
+        Args:
+            path: of a local file; it need not exist.
+        """
+        target = local_path(path)
+        memories = memories_of(target)
+        target.unlink(missing_ok=True)
+        remove_unneeded(target.parent, memories)
+
+
+def _read(target: Path, map_location: Any) -> dict[str, Any]:
+    """The content of a file, without what lies beside it."""
+    with target.open("rb") as file:
+        try:
+            _check_sums(zipfile.ZipFile(file))
+            file.seek(0)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            if not isinstance(checkpoint, dict):
+                raise TypeError(f"it holds a {type(checkpoint).__name__}")
+        except Exception as error:  # a damaged file makes the unpickler raise almost anything
+            raise CheckpointError(f"{target}: {_reason(error)}; use another checkpoint") from error
+    return checkpoint
+
+
+def _check_sums(archive: zipfile.ZipFile) -> None:
+    """What torch.load does not check: it would take a weight with a flipped bit."""
+    # of what is marked as a folder it reads nothing, and returns what happens to lie in RAM
+    marked = [part.filename for part in archive.infolist() if part.external_attr]
+    damaged = marked[0] if marked else archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong attributes or checksum of {damaged}")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file was not accepted; what torch says of unsafe ones recommends to execute them."""
+    unsafe = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if unsafe:
+        return f"holds {unsafe[1]}, which is no plain value, so nothing of it was loaded or executed"
+    return f"damaged, or not a checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """What the operating system said; torch.save hides it behind a complaint about its own position."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error

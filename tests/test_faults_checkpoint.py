@@ -1,0 +1,335 @@
+"""The cases of FAULTS.md that checkpoints must survive, with real faults: kills, full disks, bad files.
+
+A state has a version: every number in it, in the checkpoint and in its memory, is that version, so that what was loaded
+shows whether it is of one piece.
+"""
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_checkpoint_io import make_pair, make_trainer
+
+from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
+
+MB = 2**20
+LAYOUTS = pytest.mark.parametrize("max_inline_bytes", [2**40, 0], ids=["inline", "beside"])
+
+
+def state(version, size):
+    """A checkpoint of `size` bytes, four fifths of them memory."""
+    # numpy's, since torch's own fill might start threads, which a forked child can't use
+    weight, rows = (torch.from_numpy(np.full(count, version, np.int32)) for count in (size // 20, size // 5))
+    return {"state_dict": {"weight": weight}, "DQNDataModule": {"train": {"memory": {"rows": {"reward": rows}}}}}
+
+
+def version_of(path):
+    """The version of a checkpoint, which must be of one piece."""
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    tensors = loaded["state_dict"]["weight"], loaded["DQNDataModule"]["train"]["memory"]["rows"]["reward"]
+    (version,) = {int(value) for tensor in tensors for value in tensor.unique()}
+    return version
+
+
+def contents(path):
+    """Names and bytes of all files in a folder."""
+    return {entry.name: entry.read_bytes() for entry in path.iterdir()}
+
+
+def save_for_ever(path, plugin, version, tmpdir, done):
+    """Save one version after the other and tell which is done; runs until it is killed."""
+    os.environ["TMPDIR"], tempfile.tempdir = tmpdir, None
+    torch.set_num_threads(1)
+    for following in itertools.count(version + 1):
+        plugin.save_checkpoint(state(following, 50 * MB), path)
+        done.send(following)
+
+
+def other_file_system(path):
+    """A folder on another file system than this one, if the machine has one."""
+    for root in ("/dev/shm", "/run", "/tmp"):
+        if os.access(root, os.W_OK) and Path(root).stat().st_dev != path.stat().st_dev:
+            return tempfile.mkdtemp(dir=root)
+    pytest.skip("all folders that can be written to are on one file system")
+
+
+@pytest.mark.faults
+@LAYOUTS
+def test_case_05_a_kill_at_20_moments_of_a_save_leaves_a_whole_checkpoint(tmp_path, max_inline_bytes):
+    path, swept = tmp_path / "last.ckpt", []
+    tmpdir = other_file_system(tmp_path)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["lightning_dqn.checkpoint_io"])
+    plugin = AtomicCheckpointIO(max_inline_bytes=max_inline_bytes)
+    plugin.save_checkpoint(state(0, 50 * MB), path)
+    begun = time.monotonic()
+    plugin.save_checkpoint(state(0, 50 * MB), path)
+    duration, version = time.monotonic() - begun, 0
+    for moment in range(20):
+        done, announce = processes.Pipe(duplex=False)
+        saver = processes.Process(target=save_for_ever, args=(path, plugin, version, tmpdir, announce), daemon=True)
+        saver.start()
+        # its first save is behind it, and what is measured begins
+        assert done.poll(60)
+        time.sleep(duration * (moment + 0.5) / 20)
+        saver.kill()
+        saver.join()
+        assert saver.exitcode == -9
+        announced = done.recv()
+        while done.poll():
+            announced = done.recv()
+        # the last one that was done, or the one after it, renamed but not yet announced
+        version = version_of(path)
+        assert version in (announced, announced + 1), f"at moment {moment}"
+        swept += sweep(tmp_path)
+        files = {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith("memory-")}
+        assert (files, len(list(tmp_path.iterdir()))) == ({"last.ckpt"}, 2 if max_inline_bytes == 0 else 1)
+        assert version_of(path) == version
+    # otherwise no kill hit a save
+    assert len(swept) >= 5
+    assert list(Path(tmpdir).iterdir()) == []
+    shutil.rmtree(tmpdir)
+
+
+@pytest.fixture
+def limit():
+    """Lets no file grow beyond a size, as a full disk would; the operating system takes it back at the end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs rights that this user has not")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def save_too_much(folder, max_inline_bytes, size):
+    """A small save, then one that does not fit; the old checkpoint stays to the byte and nothing lies beside it."""
+    path, plugin = folder / "last.ckpt", AtomicCheckpointIO(max_inline_bytes=max_inline_bytes)
+    before = contents(folder)
+    with pytest.raises(CheckpointError) as error:
+        plugin.save_checkpoint(state(2, size), path)
+    assert str(error.value).startswith(f"{path}: not saved (")
+    assert "what was there before is unchanged. Make room" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(folder) == before
+    assert version_of(path) == 1
+    return str(error.value)
+
+
+@LAYOUTS
+# the last of them leaves room for the memory and not for the checkpoint, whose weights are a fifth of the whole
+@pytest.mark.parametrize("size", [0.01, 1, 7], ids=["nothing fits", "a part fits", "nearly all fits"])
+def test_case_06_a_full_disk_keeps_the_old_checkpoint(tmp_path, limit, max_inline_bytes, size):
+    AtomicCheckpointIO(max_inline_bytes=max_inline_bytes).save_checkpoint(state(1, MB), tmp_path / "last.ckpt")
+    limit(int(size * MB))
+    assert "File too large" in save_too_much(tmp_path, max_inline_bytes, 10 * MB)
+
+
+def test_case_06_a_full_disk_after_the_memory_keeps_the_old_pair(tmp_path, limit):
+    plugin, path = AtomicCheckpointIO(max_inline_bytes=0), tmp_path / "last.ckpt"
+    plugin.save_checkpoint(state(1, MB), path)
+    before, large = contents(tmp_path), state(2, MB)
+    large["state_dict"]["weight"] = torch.zeros(2 * MB)
+    limit(MB)
+    with pytest.raises(CheckpointError, match="not saved"):
+        plugin.save_checkpoint(large, path)
+    assert contents(tmp_path) == before
+    # the same memory as the old one's: what a failed save takes back is not what the old checkpoint needs
+    large["DQNDataModule"] = state(1, MB)["DQNDataModule"]
+    with pytest.raises(CheckpointError, match="not saved"):
+        plugin.save_checkpoint(large, path)
+    assert contents(tmp_path) == before
+
+
+def test_case_06_a_target_that_can_not_be_replaced_leaves_nothing(tmp_path):
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: not saved \(Is a directory\)"):
+        AtomicCheckpointIO(max_inline_bytes=0).save_checkpoint(state(1, MB), tmp_path / "last.ckpt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.faults
+@LAYOUTS
+# 2 of 8 MB are taken; the memory alone of 7 MB fits, of 10 MB it doesn't
+@pytest.mark.parametrize("size", [7, 10, 40])
+def test_case_06_a_small_file_system_keeps_the_old_checkpoint(small_disk, max_inline_bytes, size):
+    AtomicCheckpointIO(max_inline_bytes=max_inline_bytes).save_checkpoint(state(1, 2 * MB), small_disk / "last.ckpt")
+    assert "No space left on device" in save_too_much(small_disk, max_inline_bytes, size * MB)
+
+
+def test_case_06_a_fit_on_a_full_disk_ends_with_one_error_and_its_last_checkpoint(tmp_path, limit):
+    make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(*make_pair())
+    before = contents(tmp_path)
+    limit(100_000)
+    with pytest.raises(CheckpointError, match=r"\.ckpt: not saved \(File too large\)"):
+        make_trainer(tmp_path, AtomicCheckpointIO(), 2).fit(*make_pair(), ckpt_path=tmp_path / "last.ckpt")
+    assert contents(tmp_path) == before
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_case_08_a_malicious_checkpoint_executes_nothing(tmp_path):
+    trace, path = tmp_path / "executed", tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {}, "callbacks": {"x": Malicious(trace)}}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt: holds \w+\.mkdir, which is no plain value"):
+        AtomicCheckpointIO().load_checkpoint(path)
+    model, data = make_pair()
+    with pytest.raises(CheckpointError, match="nothing of it was loaded or executed"):
+        make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(model, data, ckpt_path=path)
+    assert sweep(tmp_path) == []
+    assert not trace.exists()
+    # it would have
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+def test_case_08_a_bare_pickle_executes_nothing(tmp_path):
+    trace, path = tmp_path / "executed", tmp_path / "evil.ckpt"
+    path.write_bytes(pickle.dumps({"state_dict": Malicious(trace)}))
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path)
+    torch.save({"x": Malicious(trace)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path)
+    assert sweep(tmp_path) == []
+    assert not trace.exists()
+
+
+def test_case_08_a_malicious_state_is_refused_when_saving(tmp_path):
+    with pytest.raises(TypeError, match=r"^x is of type test_faults_checkpoint\.Malicious"):
+        AtomicCheckpointIO().save_checkpoint({"x": Malicious(tmp_path / "executed")}, tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "last.ckpt"])
+def test_case_08_a_checkpoint_can_not_name_a_file_that_is_no_memory(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    path = tmp_path / "run" / "last.ckpt"
+    memory = {"at": ["rows"], "file": name, "sha256": "", "bytes": 6, "tensors": {}}
+    torch.save({"rows": {}, "lightning_dqn": {"schema": 1, "memory": memory}}, path)
+    with pytest.raises(CheckpointError, match="not the name of a memory"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/last.ckpt", "https://a/b", "s3://a/b", "gs://a/b", "simplecache::s3://a/b"]
+)
+def test_case_08_a_remote_path_is_refused(url):
+    for use in (AtomicCheckpointIO().load_checkpoint, AtomicCheckpointIO().remove_checkpoint):
+        with pytest.raises(CheckpointError, match=rf"^{url}: checkpoints are local files; copy it to this machine"):
+            use(url)
+    with pytest.raises(CheckpointError, match="local files"):
+        AtomicCheckpointIO().save_checkpoint({}, url)
+
+
+def test_case_08_a_fit_does_not_ask_the_network_for_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="local files"):
+        make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(*make_pair(), ckpt_path="http://127.0.0.1:1/last.ckpt")
+
+
+def test_case_10_a_truncated_checkpoint_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(state(1, 10_000), path)
+    whole = path.read_bytes()
+    lengths = {*range(0, len(whole), len(whole) // 97), 0, 1, 4, len(whole) - 1, len(whole) - 22}
+    for length in lengths:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged, or not a checkpoint \(.+\); use") as error:
+            AtomicCheckpointIO().load_checkpoint(path)
+        assert "\n" not in str(error.value), length
+    path.write_bytes(whole)
+    assert version_of(path) == 1
+
+
+def test_case_10_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(state(1, 2_000), path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            # names, time stamps and padding of the archive may mean nothing
+            assert version_of(path) == 1
+        except CheckpointError:
+            refused += 1
+    # at the least where the numbers lie
+    assert refused >= 2_000
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"lightning_dqn": 3}, {"lightning_dqn": {"schema": "new"}}], ids=repr)
+def test_case_10_what_is_no_checkpoint_of_this_package_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: .*use another"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_case_10_a_missing_checkpoint_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"last\.ckpt: no such checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
+def pair_beside(folder):
+    """A checkpoint and its memory."""
+    AtomicCheckpointIO(max_inline_bytes=0).save_checkpoint(state(1, 10_000), folder / "last.ckpt")
+    (memory,) = folder.glob("memory-*")
+    return folder / "last.ckpt", memory
+
+
+@pytest.mark.parametrize("place", [0, 4_000, -1])
+def test_case_11_a_memory_with_one_flipped_byte_is_refused(tmp_path, place):
+    path, memory = pair_beside(tmp_path)
+    damaged = bytearray(memory.read_bytes())
+    damaged[place] ^= 1
+    memory.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=rf"{memory.name} is damaged"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_case_11_a_truncated_or_missing_memory_is_refused(tmp_path):
+    path, memory = pair_beside(tmp_path)
+    for length in (memory.stat().st_size - 1, 0):
+        os.truncate(memory, length)
+        with pytest.raises(CheckpointError, match=rf"{memory.name} is damaged"):
+            AtomicCheckpointIO().load_checkpoint(path)
+    memory.unlink()
+    with pytest.raises(CheckpointError, match=rf"{memory.name} is missing, .*: copy it with the checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_case_11_training_on_a_mapped_memory_does_not_change_its_file(tmp_path):
+    source, run = tmp_path / "source", tmp_path / "run"
+    plugin = AtomicCheckpointIO(max_inline_bytes=0)
+    make_trainer(source, plugin, 1).fit(*make_pair())
+    before = contents(source)
+    model, data = make_pair()
+    make_trainer(run, plugin, 2).fit(model, data, ckpt_path=source / "last.ckpt")
+    assert data.env_steps == 400
+    assert contents(source) == before
