@@ -116,9 +116,9 @@ class DQN(pl.LightningModule):
 
     def set_epsilon(self, epsilon: float) -> None:
         """Explore with this share of random actions from now on."""
-        self.epsilon.fill_(epsilon)
+        buffer = self.epsilon.fill_(epsilon)
         # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
-        self._known_epsilon = (epsilon, self.epsilon._version)
+        self._known_epsilon = (epsilon, buffer._version)
 
     def _read_epsilon(self) -> float:
         buffer = self._buffers["epsilon"]

@@ -193,7 +193,7 @@ class ReplayMemory:
         self._steps += 1
         if self._steps >= self.n_step:
             start = (self._cursor - self.n_step + 1) % self._slots
-            rows = start * self.num_envs + np.flatnonzero(self._written["playable"][start])
+            rows = start * self.num_envs + self._written["playable"][start].nonzero()[0]
             self.sampler.add(rows)
             self._drawable[start] = len(rows)
         self._cursor = (self._cursor + 1) % self._slots

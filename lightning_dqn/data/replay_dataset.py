@@ -139,9 +139,10 @@ class ReplayDataset(IterableDataset[Transition]):
         self._resetting = terminated | truncated
         self._returns += reward
         self._lengths += playing
-        played = int(playing.sum())
+        # count_nonzero is a tenth of the methods sum and any
+        played = int(np.count_nonzero(playing))
         self.env_steps += played
-        if self._resetting.any():
+        if np.count_nonzero(self._resetting):
             self._record_episodes()
         return played
 
