@@ -146,8 +146,9 @@ class DQN(pl.LightningModule):
         """Indices of the best actions, (N,)."""
         net = self.policy_net
         few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
-        if few and type(net) is MLP and self.device.type == "cpu" and self.dtype == torch.float32:
-            best: NDArray[np.int64] = net.forward_numpy(observation).argmax(1)
+        values = net.forward_numpy(observation) if few and type(net) is MLP else None
+        if values is not None:
+            best: NDArray[np.int64] = values.argmax(1)
         else:
             with torch.no_grad():
                 best = net(torch.as_tensor(observation, device=self.device)).argmax(1).cpu().numpy()

@@ -95,18 +95,26 @@ class MLP(nn.Module):
         values: Tensor = self.output(self.hidden(features))
         return values
 
-    def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any]:
-        """The same values for a few boxes on the CPU, without gradient: numpy's calls cost a fraction of torch's."""
+    def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any] | None:
+        """The same values for a few boxes, without gradient: numpy's calls cost a fraction of torch's.
+
+        Nothing where the parameters are not on the CPU, in float32.
+        """
         pointers = [
             each.data_ptr() for layer in self._linear for each in layer._parameters.values() if each is not None
         ]
         if pointers != self._seen:
             # arrays that share the parameters' memory, made anew only when that moves
-            self._seen = pointers
-            self._arrays = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in self._linear]
+            self._seen, weight = pointers, self.output.weight
+            shared = weight.device.type == "cpu" and weight.dtype == torch.float32
+            layers = self._linear if shared else ()
+            self._arrays = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in layers]
+        if not self._arrays:
+            return None
         values: NDArray[Any] = observation.reshape(len(observation), -1)
-        for i, (weight, bias) in enumerate(self._arrays):
-            values = values @ weight + bias
+        for i, (weights, bias) in enumerate(self._arrays):
+            values = values.dot(weights)
+            values += bias
             if i < len(self._arrays) - 1:
                 np.maximum(values, 0, out=values)
         return values
