@@ -123,11 +123,11 @@ class ReplayMemory:
         self._slots = -(-capacity // num_envs) + n_step
         slots = (self._slots, num_envs)
         dtype = np.float32 if observation_space.dtype == np.float64 else observation_space.dtype
-        # empty arrays cost no memory before they are written
+        # arrays of zeros cost no memory before they are written, and show nobody what lay there before
         self._written: dict[str, NDArray[Any]] = {
-            "observation": np.empty((*slots, *(observation_space.shape or ())), dtype),
-            "action": np.empty(slots, np.int64),
-            "reward": np.empty(slots, np.float32),
+            "observation": np.zeros((*slots, *(observation_space.shape or ())), dtype),
+            "action": np.zeros(slots, np.int64),
+            "reward": np.zeros(slots, np.float32),
             "terminated": np.zeros(slots, np.bool_),
             "truncated": np.zeros(slots, np.bool_),
             "playable": np.zeros(slots, np.bool_),
@@ -248,9 +248,13 @@ class ReplayMemory:
         return reward, self._gamma_power[steps] * ~terminated[last], last
 
     def state_dict(self) -> dict[str, Any]:
-        """Stored rows and positions, as tensors and plain values."""
+        """Stored rows and positions, as tensors and plain values.
+
+        The rows are the memory's own, not copies, so that saving them does not take their room twice: write them, or
+        copy them, before the next `append`.
+        """
         return {
-            "rows": {name: torch.from_numpy(array.copy()) for name, array in self._written.items()},
+            "rows": {name: torch.from_numpy(array) for name, array in self._written.items()},
             "n_step": self.n_step,
             "cursor": self._cursor,
             "steps": self._steps,
