@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from lightning_dqn.compilation import QFunction
+from lightning_dqn.continuing import generators_state, prepare_to_go_on, set_generators
 from lightning_dqn.fingerprint import learner_in_words, refuse_foreign
-from lightning_dqn.generators import generators_state, set_generators
 from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards, q_target, weighted_huber
 from lightning_dqn.networks import MLP
 from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
@@ -278,7 +278,8 @@ class DQN(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what this run is, so that it is not mistaken for another, and what else it needs to go on exactly."""
-        checkpoint.update(self._words, generators=generators_state(self.device), compiled=self._compiled)
+        generators = self._generators or generators_state(self.device)
+        checkpoint.update(self._words, generators=generators, compiled=self._compiled)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare before anything is loaded; a fit keeps what waits until it goes on.
@@ -290,9 +291,7 @@ class DQN(pl.LightningModule):
         self.check_checkpoint(checkpoint, goes_on=goes_on)
         if goes_on:
             self._generators, self._compiled = checkpoint.get("generators"), bool(checkpoint.get("compiled"))
-            # Lightning passes over a data side that the checkpoint lacks
-            if hasattr(data := self.trainer.datamodule, "check_checkpoint"):  # type: ignore[attr-defined]
-                data.check_checkpoint(checkpoint)
+            prepare_to_go_on(checkpoint, self.trainer)
 
     def check_checkpoint(self, checkpoint: dict[str, Any], *, goes_on: bool) -> None:
         """Refuse weights that can't be ours and, if the run shall go on, one with other knobs than ours; see above."""

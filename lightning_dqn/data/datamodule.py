@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
-from lightning_dqn.data.loaders import ignore_warnings_of_loaders, in_this_process
+from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
 from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayDataset
 from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
@@ -187,14 +187,11 @@ class DQNDataModule(pl.LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def train_dataloader(self) -> ReplayDataset:
-        """Iterations of play and replay.
-
-        The dataset itself: a DataLoader around it would pass the same items on and cost a tenth of an iteration.
-        """
+    def train_dataloader(self) -> TrainLoader:
+        """Iterations of play and replay."""
         assert self.train_dataset is not None
         ignore_warnings_of_loaders()
-        return self.train_dataset
+        return TrainLoader(self.train_dataset)
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes."""
