@@ -52,7 +52,7 @@ def generators_state(device: torch.device) -> dict[str, Any]:
         device: that is trained on.
     """
     version, words, gauss = random.getstate()
-    kind, key, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    kind, key, position, has_gauss, cached = np.random.get_state()
     state = {
         "torch": torch.get_rng_state(),
         "python": [version, list(words), gauss],

@@ -162,7 +162,7 @@ def choose_update(
     return LeanUpdate(gradient, flat, optimizer, clip_grad_value=clip_outside, reduce=reduce, compiled=compiled)
 
 
-def find_schedules(trainer: Trainer) -> list[Callable[[LightningModule], None]]:
+def find_schedules(trainer: Trainer) -> list[Callable[[Any], None]]:
     """What the callbacks of a trainer do after each update.
 
     Raises:
