@@ -43,7 +43,8 @@ def with_run_config(words: list[str]) -> list[str]:
         words = [*words, "--ckpt_path", checkpoint]
     if checkpoint is None:
         return words
-    if not Path(checkpoint).is_file():
+    # what leads elsewhere is refused by who reads it
+    if "://" not in checkpoint and not Path(checkpoint).is_file():
         refuse(
             FileNotFoundError(f"--ckpt_path {checkpoint}: no such file here; give the path of a .ckpt, best or last")
         )
