@@ -250,11 +250,14 @@ class ReplayMemory:
     def state_dict(self) -> dict[str, Any]:
         """Stored rows and positions, as tensors and plain values.
 
-        The rows are the memory's own, not copies, so that saving them does not take their room twice: write them, or
-        copy them, before the next `append`.
+        The rows are those that were written, and the memory's own, not copies, so that saving them does not take their
+        room twice: write them, or copy them, before the next `append`.
         """
+        # the slot at the cursor has an observation already
+        used = min(self._steps + 1, self._slots)
         return {
-            "rows": {name: torch.from_numpy(array) for name, array in self._written.items()},
+            "rows": {name: torch.from_numpy(array[:used]) for name, array in self._written.items()},
+            "slots": self._slots,
             "n_step": self.n_step,
             "cursor": self._cursor,
             "steps": self._steps,
@@ -277,13 +280,14 @@ class ReplayMemory:
             )
         for name, array in self._written.items():
             stored = state["rows"][name].numpy()
-            if (stored.shape, stored.dtype) != (array.shape, array.dtype):
+            shape = (state["slots"], *stored.shape[1:])
+            if (shape, stored.dtype) != (array.shape, array.dtype):
                 raise ValueError(
-                    f"the checkpoint's memory has {name} rows of {stored.dtype} {stored.shape} (slots, envs, ...), "
+                    f"the checkpoint's memory has {name} rows of {stored.dtype} {shape} (slots, envs, ...), "
                     f"this run's are {array.dtype} {array.shape}: use the memory_capacity and num_envs that the "
                     "checkpoint was made with"
                 )
-            array[:] = state["rows"][name].numpy()
+            array[: len(stored)] = stored
         self._cursor, self._steps = state["cursor"], state["steps"]
         self._after_end = state["after_end"].numpy().copy()
         self._drawable[:] = state["drawable"].numpy()

@@ -441,6 +441,14 @@ def test_a_memory_with_another_n_step_is_refused_even_where_the_rows_fit():
         other.load_state_dict(state)
 
 
+def test_a_checkpoint_holds_the_rows_that_were_written_and_no_more():
+    memory = make_stream(1_000, 2, 1).memory
+    memory.begin(np.zeros((2, *BOX.shape), np.float32))
+    assert {len(rows) for rows in memory.state_dict()["rows"].values()} == {1}
+    stream = played_stream(1_000, 2, 1)
+    assert {len(rows) for rows in stream.memory.state_dict()["rows"].values()} == {stream.memory._steps + 1}
+
+
 def test_double_precision_observations_are_stored_in_single_precision():
     memory = one_env_memory(1, space=spaces.Box(-10, 10, (2,), np.float64))
     memory.begin(np.array([[1 / 3, 2.0]]))

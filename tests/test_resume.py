@@ -26,6 +26,7 @@ from test_replay_dataset import (
 )
 
 from lightning_dqn import DQNDataModule
+from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
 from lightning_dqn.envs import make_vector_env
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -158,6 +159,21 @@ def test_case_02_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_
     fit(tmp_path / "on", ckpt_path=tmp_path / "again.ckpt", seed=78, limits={"max_epochs": 3})
     fit(tmp_path / "straight", ckpt_path=whole / "epoch1.ckpt", seed=79, limits={"max_epochs": 3})
     assert_same_run(tmp_path / "on" / "epoch2.ckpt", tmp_path / "straight" / "epoch2.ckpt")
+
+
+def test_case_01_rates_are_counted_from_where_the_run_goes_on(tmp_path, whole):
+    statistics, bar = EpisodeStatistics(), RunProgressBar()
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            seen.append((statistics._since[1:], bar._counted[1]))
+
+    callbacks = [statistics, bar, Watch()]
+    trainer = fit(tmp_path, ckpt_path=whole / "mid333.ckpt", callbacks=callbacks, enable_progress_bar=True)
+    # 49 env steps without an update, then one a step
+    assert seen[0] == ((382, 333), 333)
+    assert trainer.global_step == 551
 
 
 def test_case_07_all_checkpoints_of_a_run_load_as_plain_values(whole):
