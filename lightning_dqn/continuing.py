@@ -26,23 +26,35 @@ def prepare_to_go_on(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if hasattr(data, "check_checkpoint"):
         data.check_checkpoint(checkpoint)
-    _reopen_cut_epoch(checkpoint["loops"]["fit_loop"])
+    _mend_epoch(checkpoint["loops"]["fit_loop"])
 
 
-def _reopen_cut_epoch(fit_loop: dict[str, Any]) -> None:
-    """Let an epoch that `max_steps` has cut go on: Lightning counts it as over, and would leave its rest out."""
-    batches = fit_loop["epoch_loop.batch_progress"]
-    epochs = fit_loop["epoch_progress"]
+def _mend_epoch(fit_loop: dict[str, Any]) -> None:
+    """Let an epoch that a stop has cut have the rest of its iterations, and its evaluation.
+
+    Lightning counts an epoch that `max_steps` has cut as over, and would leave its rest out. Of one that was saved
+    right after its last iteration it would leave the evaluation out.
+    """
+    batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
+    evaluation = fit_loop["epoch_loop.val_loop.batch_progress"]
     ended = epochs["current"]["processed"] == epochs["current"]["ready"] > 0
-    if batches["is_last_batch"] or not ended:
-        return
-    # as it would have been noted after the last batch
-    for progress in (epochs["current"], epochs["total"]):
-        progress["completed"] -= progress["completed"] == progress["processed"]
-        progress["processed"] -= 1
-    for progress in (batches["current"], batches["total"]):
-        progress["completed"] -= 1
-    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    if ended:
+        # left one apart by the note below
+        evaluation["total"]["ready"] = evaluation["total"]["started"] = evaluation["total"]["processed"]
+    if ended and not batches["is_last_batch"]:
+        # as it would have been noted after the last batch
+        for progress in (epochs["current"], epochs["total"]):
+            progress["completed"] -= progress["completed"] == progress["processed"]
+            progress["processed"] -= 1
+        for progress in (batches["current"], batches["total"]):
+            progress["completed"] -= 1
+        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    elif not ended and batches["is_last_batch"] and batches["current"]["completed"] < batches["current"]["processed"]:
+        # as it would be noted in the first episode of the evaluation, which is then played from the start
+        for progress in (batches["current"], batches["total"]):
+            progress["completed"] += 1
+        for progress in (evaluation["current"], evaluation["total"]):
+            progress["ready"] = progress["started"] = progress["processed"] + 1
 
 
 def generators_state(device: torch.device) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def make_pair(*, network=small_mlp, compile=False, double=False, lr=1e-3, data=D
     return DQN(*spaces, network=network, optimizer=adam, compile=compile, double=double), data
 
 
-def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, enable_progress_bar=False, **knobs):
+def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, show=False, **knobs):
     """A fit with a checkpoint at every epoch's end, and one every so many updates; its trainer."""
     pl.seed_everything(seed, verbose=False)
     epochs = ModelCheckpoint(folder, "epoch{epoch}", save_top_k=-1, auto_insert_metric_name=False)
@@ -59,7 +59,7 @@ def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_up
         logger=False,
         plugins=[AtomicCheckpointIO()],
         callbacks=[SoftTargetUpdate(), EpsilonDecay(), *callbacks, epochs, updates],
-        enable_progress_bar=enable_progress_bar,
+        enable_progress_bar=show,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         **(limits or {"max_epochs": 2}),

@@ -152,6 +152,17 @@ def test_case_02_a_run_that_its_last_update_cut_in_mid_epoch_plays_the_rest(tmp_
     assert_same_run(tmp_path / "one", tmp_path / "other")
 
 
+def test_case_02_an_evaluation_that_a_checkpoint_lies_before_is_not_left_out(tmp_path):
+    # update 251 is in the last iteration of the first epoch; the loader of the evaluation draws from torch's generator
+    knobs = {"every_n_updates": 251, "network": Dropout}
+    fit(tmp_path / "whole", **knobs)
+    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "mid251.ckpt", seed=77)
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+    # and from the end of the epoch with that evaluation once more
+    fit(tmp_path / "again", **knobs, ckpt_path=tmp_path / "resumed" / "epoch0.ckpt", seed=78)
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "again" / "epoch1.ckpt")
+
+
 def test_case_02_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_path, whole):
     # nothing is left to do: none are put back, and none may be lost
     trainer = fit(tmp_path, ckpt_path=whole / "epoch1.ckpt", seed=77)
@@ -170,7 +181,7 @@ def test_case_01_rates_are_counted_from_where_the_run_goes_on(tmp_path, whole):
             seen.append((statistics._since[1:], bar._counted[1]))
 
     callbacks = [statistics, bar, Watch()]
-    trainer = fit(tmp_path, ckpt_path=whole / "mid333.ckpt", callbacks=callbacks, enable_progress_bar=True)
+    trainer = fit(tmp_path, ckpt_path=whole / "mid333.ckpt", callbacks=callbacks, show=True)
     # 49 env steps without an update, then one a step
     assert seen[0] == ((382, 333), 333)
     assert trainer.global_step == 551
