@@ -45,9 +45,19 @@ RUNS = {
     "acrobot": {"env_id": "Acrobot-v1"},
     "dropout": {"network": Dropout},
 }
+# the others take their time
+QUICK = {"one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout"}
 
 
-@pytest.mark.parametrize("knobs", RUNS.values(), ids=RUNS)
+def slow(value):
+    """A parameter of the faults tier."""
+    return pytest.param(value, marks=pytest.mark.faults)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [pytest.param(knobs, id=name, marks=[pytest.mark.faults] * (name not in QUICK)) for name, knobs in RUNS.items()],
+)
 def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs):
     fit(tmp_path / "whole", **knobs)
     fit(tmp_path / "part", **knobs, limits={"max_epochs": 1})
@@ -65,7 +75,7 @@ def test_case_01_the_comparison_would_show_another_seed(tmp_path):
         assert_same_run(tmp_path / "one" / "epoch1.ckpt", tmp_path / "other" / "epoch1.ckpt")
 
 
-@pytest.mark.parametrize("compile", [True, "auto"])
+@pytest.mark.parametrize("compile", [slow(True), "auto"])
 def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compile):
     # 551 updates are worth it, the 300 that are left after the first epoch would not be
     monkeypatch.setattr("lightning_dqn.compilation.WORTH_COMPILING", 400)
@@ -110,13 +120,13 @@ def whole_by_steps(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["epoch0", "mid111", "mid222", "mid333", "mid444"])
+@pytest.mark.parametrize("name", ["epoch0", slow("mid111"), "mid222", slow("mid333"), "mid444"])
 def test_case_02_any_checkpoint_of_a_run_by_epochs_leads_to_the_same_end(tmp_path, whole, name):
     fit(tmp_path, ckpt_path=whole / f"{name}.ckpt", seed=77)
     assert_same_run(whole / "epoch1.ckpt", tmp_path / "epoch1.ckpt")
 
 
-@pytest.mark.parametrize("name", ["mid111", "mid222", "mid333", "mid444"])
+@pytest.mark.parametrize("name", [slow("mid111"), "mid222", slow("mid333"), slow("mid444")])
 def test_case_02_any_checkpoint_of_a_run_by_updates_leads_to_the_same_end(tmp_path, whole_by_steps, name):
     limits = {"max_epochs": -1, "max_steps": 500}
     fit(tmp_path, ckpt_path=whole_by_steps / f"{name}.ckpt", seed=77, limits=limits)
@@ -135,7 +145,7 @@ def test_case_02_an_epochs_end_in_a_run_by_updates_leads_to_the_same_end(tmp_pat
     assert_same_run(tmp_path / "one", tmp_path / "other")
 
 
-@pytest.mark.parametrize("stop", [100, 250, 251, 252, 400])
+@pytest.mark.parametrize("stop", [100, slow(250), slow(251), slow(252), slow(400)])
 @pytest.mark.parametrize("then", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 551}], ids=["epochs", "updates"])
 def test_case_02_a_run_that_its_last_update_cut_in_mid_epoch_plays_the_rest(tmp_path, whole, stop, then):
     fit(tmp_path / "part", limits={"max_epochs": 2, "max_steps": stop})
