@@ -1,29 +1,88 @@
 """What a checkpoint was made for, in words: environments and networks are told apart before anything is loaded."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, optim
+
+# how an optimizer computes, not what
+HOW = {"foreach", "fused", "capturable", "differentiable"}
 
 
-def spaces_in_words(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> dict[str, str]:
-    """Names and descriptions of the spaces that an agent lives in."""
-    return {"observation_space": str(observation_space), "action_space": str(action_space)}
+def environment_in_words(env: gym.Env[Any, Any], env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """What an environment is, its wrappers and time limit included, and of its arguments, which may be secret, a hash.
+
+    Args:
+        env: made by `make_env`.
+        env_id: that it was made of.
+        env_kwargs: that it was made with.
+    """
+    chain = [env]
+    while isinstance(chain[-1], gym.Wrapper):
+        chain.append(chain[-1].env)
+    names = [f"{type(layer).__module__}.{type(layer).__qualname__}" for layer in chain]
+    limit = env.spec.max_episode_steps if env.spec else None
+    # objects by their type alone: what else they show may change from process to process
+    text = json.dumps(env_kwargs, sort_keys=True, default=lambda value: type(value).__qualname__)
+    return {
+        "env_id": env_id,
+        "env_kwargs": f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        "wrappers": f"{' of '.join(names)}, cut after {limit} steps",
+    }
 
 
-def refuse_foreign(checkpoint: dict[str, Any], spaces: dict[str, str], state: dict[str, Tensor]) -> None:
+def learner_in_words(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    optimizer: optim.Optimizer,
+    knobs: Mapping[str, Any],
+) -> dict[str, dict[str, str]]:
+    """What a learner is: the spaces it lives in, its knobs, and kind and settings of its optimizer."""
+    settings = {name: value for name, value in optimizer.defaults.items() if name not in HOW}
+    named = {"optimizer": type(optimizer).__qualname__, **{f"optimizer.{name}": v for name, v in settings.items()}}
+    return {
+        "spaces": {"observation_space": str(observation_space), "action_space": str(action_space)},
+        "knobs": {name: str(value) for name, value in {**knobs, **named}.items()},
+    }
+
+
+def refuse_other_knobs(then: Mapping[str, Any], now: Mapping[str, Any], side: str = "data") -> None:
+    """Compare the knobs that a run was made with and those it shall go on with.
+
+    Args:
+        then: by name, of the checkpoint; what it does not know is not compared.
+        now: by name, of this run.
+        side: whose knobs they are.
+
+    Raises:
+        MisconfigurationException: naming the first knob that differs, its value then and its value now.
+    """
+    for name, value in now.items():
+        if then.get(name, value) != value:
+            raise MisconfigurationException(
+                f"The checkpoint was made with {side}.{name}={then[name]}, this run has {value}: use the same"
+            )
+
+
+def refuse_foreign(
+    checkpoint: dict[str, Any], words: dict[str, dict[str, str]], state: dict[str, Tensor], *, with_knobs: bool
+) -> None:
     """Compare a checkpoint with the learner that it shall be loaded into.
 
     Args:
-        checkpoint: as Lightning writes it, with `spaces` in words.
-        spaces: of the learner, in words.
+        checkpoint: as Lightning writes it, with `learner_in_words`.
+        words: of the learner.
         state: of the learner.
+        with_knobs: whether knobs count too, since training goes on.
 
     Raises:
-        MisconfigurationException: if the checkpoint is of another environment or network, with both sides.
+        MisconfigurationException: if the checkpoint is of another environment, network or run, with both sides.
     """
-    for name, space in spaces.items():
+    for name, space in words["spaces"].items():
         other = checkpoint.get("spaces", {}).get(name)
         if other != space:
             raise MisconfigurationException(
@@ -36,3 +95,5 @@ def refuse_foreign(checkpoint: dict[str, Any], spaces: dict[str, str], state: di
             f"{name} has shape {ours.get(name)} here and shape {theirs.get(name)} in the checkpoint: "
             "use the model.network that it was made with"
         )
+    if with_knobs:
+        refuse_other_knobs(checkpoint.get("knobs", {}), words["knobs"], "model")

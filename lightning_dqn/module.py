@@ -13,18 +13,18 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from gymnasium import spaces
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.fingerprint import refuse_foreign, spaces_in_words
+from lightning_dqn.continuing import generators_state, prepare_to_go_on, set_generators
+from lightning_dqn.fingerprint import learner_in_words, refuse_foreign
 from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards, q_target, weighted_huber
 from lightning_dqn.networks import MLP
 from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
 from lightning_dqn.replay import Transition
-from lightning_dqn.update import FlatParameters, choose_update, flush_denormals
+from lightning_dqn.update import FlatParameters, choose_update, find_schedules, flush_denormals
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
@@ -80,13 +80,18 @@ class DQN(pl.LightningModule):
         self.clip_grad_value = clip_grad_value
         self.double_q = double
         self._make_optimizer = optimizer
-        check_optimizer(optimizer, self.policy_net)
+        knobs = {"double": double, "clip_grad_value": clip_grad_value}
+        throwaway = check_optimizer(optimizer, self.policy_net)
+        self._words = learner_in_words(observation_space, action_space, throwaway, knobs)
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
         self._flat: tuple[FlatParameters, FlatParameters] | None = None
         # chosen at the first update of a fit, when it is known where and how long it runs
         self._update: Callable[[Transition], tuple[Tensor, ...]] | None = None
         self._flushed_before = False
+        # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
+        self._compiled = False
+        self._generators: dict[str, Any] | None = None
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
         self._known_epsilon = (1.0, -1)
@@ -155,19 +160,16 @@ class DQN(pl.LightningModule):
         return best
 
     def on_fit_start(self) -> None:
-        """Find the callbacks that keep the schedules.
-
-        Raises:
-            MisconfigurationException: if nothing moves the target net or sets epsilon.
-        """
+        """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
         self._update = None
         self._flushed_before = flush_denormals(True)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        self._after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
-        if not self._after_update:
-            raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
-        if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
-            raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
+        self._after_update = find_schedules(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Put the generators back where a run that goes on left them, at the last moment before they are drawn from."""
+        if self._generators is not None:
+            set_generators(self._generators, self.device)
+            self._generators = None
 
     def on_fit_end(self) -> None:
         """Leave numbers as they were treated before."""
@@ -186,15 +188,11 @@ class DQN(pl.LightningModule):
         if len(batch.reward) == 0:
             return None
         if self._update is None:
-            lean = choose_update(
-                self,
-                self.td_loss,
-                self._flat,
-                batch,
-                compile=self.compile_gradient,
-                clip_grad_value=self.clip_grad_value,
-            )
-            self._update = lean or self._lightning_update
+            # what was compiled before a stop stays so: it rounds otherwise
+            compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
+            clip = self.clip_grad_value
+            lean = choose_update(self, self.td_loss, self._flat, batch, compile=compile, clip_grad_value=clip)
+            self._update, self._compiled = lean or self._lightning_update, lean is not None and lean.compiled
         results = []
         for minibatch in zip(*(part.unbind() for part in batch), strict=True):
             results.append(self._update(Transition(*minibatch)))
@@ -280,13 +278,22 @@ class DQN(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the agent saw and did, in words, so that a checkpoint is not mistaken for another's."""
-        checkpoint["spaces"] = spaces_in_words(self.observation_space, self.action_space)
+        """Note what this run is, so that it is not mistaken for another, and what else it needs to go on exactly."""
+        generators = self._generators or generators_state(self.device)
+        checkpoint.update(self._words, generators=generators, compiled=self._compiled)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare spaces and shapes before anything is loaded.
+        """Compare before anything is loaded; a fit keeps what waits until it goes on.
 
         Raises:
-            MisconfigurationException: if the checkpoint is of another environment or network.
+            MisconfigurationException: if the checkpoint is of another environment, network or run.
         """
-        refuse_foreign(checkpoint, spaces_in_words(self.observation_space, self.action_space), self.state_dict())
+        goes_on = self._trainer is not None and self.trainer.state.fn == "fit"
+        self.check_checkpoint(checkpoint, goes_on=goes_on)
+        if goes_on:
+            self._generators, self._compiled = checkpoint.get("generators"), bool(checkpoint.get("compiled"))
+            prepare_to_go_on(checkpoint, self.trainer)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any], *, goes_on: bool) -> None:
+        """Refuse weights that can't be ours and, if the run shall go on, one with other knobs than ours; see above."""
+        refuse_foreign(checkpoint, self._words, self.state_dict(), with_knobs=goes_on)

@@ -26,12 +26,15 @@ ELEMENTWISE = (
 )
 
 
-def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module) -> None:
+def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module) -> torch.optim.Optimizer:
     """Refuse, before a run begins, an optimizer that can't be made or learns nothing.
 
     Args:
         make: makes it from parameters.
         net: whose parameters it shall move.
+
+    Returns:
+        One of them, to be looked at.
 
     Raises:
         ValueError: naming the knob and its value.
@@ -43,6 +46,7 @@ def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module
     for group in optimizer.param_groups:
         if group["lr"] <= 0:
             raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
+    return optimizer
 
 
 def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:

@@ -123,11 +123,11 @@ class ReplayMemory:
         self._slots = -(-capacity // num_envs) + n_step
         slots = (self._slots, num_envs)
         dtype = np.float32 if observation_space.dtype == np.float64 else observation_space.dtype
-        # empty arrays cost no memory before they are written
+        # arrays of zeros cost no memory before they are written, and show nobody what lay there before
         self._written: dict[str, NDArray[Any]] = {
-            "observation": np.empty((*slots, *(observation_space.shape or ())), dtype),
-            "action": np.empty(slots, np.int64),
-            "reward": np.empty(slots, np.float32),
+            "observation": np.zeros((*slots, *(observation_space.shape or ())), dtype),
+            "action": np.zeros(slots, np.int64),
+            "reward": np.zeros(slots, np.float32),
             "terminated": np.zeros(slots, np.bool_),
             "truncated": np.zeros(slots, np.bool_),
             "playable": np.zeros(slots, np.bool_),
@@ -248,9 +248,16 @@ class ReplayMemory:
         return reward, self._gamma_power[steps] * ~terminated[last], last
 
     def state_dict(self) -> dict[str, Any]:
-        """Stored rows and positions, as tensors and plain values."""
+        """Stored rows and positions, as tensors and plain values.
+
+        The rows are those that were written, and the memory's own, not copies, so that saving them does not take their
+        room twice: write them, or copy them, before the next `append`.
+        """
+        # the slot at the cursor has an observation already
+        used = min(self._steps + 1, self._slots)
         return {
-            "rows": {name: torch.from_numpy(array.copy()) for name, array in self._written.items()},
+            "rows": {name: torch.from_numpy(array[:used]) for name, array in self._written.items()},
+            "slots": self._slots,
             "n_step": self.n_step,
             "cursor": self._cursor,
             "steps": self._steps,
@@ -273,13 +280,14 @@ class ReplayMemory:
             )
         for name, array in self._written.items():
             stored = state["rows"][name].numpy()
-            if (stored.shape, stored.dtype) != (array.shape, array.dtype):
+            shape = (state["slots"], *stored.shape[1:])
+            if (shape, stored.dtype) != (array.shape, array.dtype):
                 raise ValueError(
-                    f"the checkpoint's memory has {name} rows of {stored.dtype} {stored.shape} (slots, envs, ...), "
+                    f"the checkpoint's memory has {name} rows of {stored.dtype} {shape} (slots, envs, ...), "
                     f"this run's are {array.dtype} {array.shape}: use the memory_capacity and num_envs that the "
                     "checkpoint was made with"
                 )
-            array[:] = state["rows"][name].numpy()
+            array[: len(stored)] = stored
         self._cursor, self._steps = state["cursor"], state["steps"]
         self._after_end = state["after_end"].numpy().copy()
         self._drawable[:] = state["drawable"].numpy()

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
@@ -159,6 +160,21 @@ def choose_update(
     reduce = _mean_over_devices(trainer) if several else None
     clip_outside = None if compiled and not several else clip_grad_value
     return LeanUpdate(gradient, flat, optimizer, clip_grad_value=clip_outside, reduce=reduce, compiled=compiled)
+
+
+def find_schedules(trainer: Trainer) -> list[Callable[[Any], None]]:
+    """What the callbacks of a trainer do after each update.
+
+    Raises:
+        MisconfigurationException: if nothing moves the target net or sets epsilon.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
+    if not after_update:
+        raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
+    if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
+        raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
+    return after_update
 
 
 def is_watched(trainer: Trainer) -> bool:

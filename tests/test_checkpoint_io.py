@@ -315,7 +315,9 @@ def test_case_07_every_checkpoint_of_a_fit_loads_with_weights_only_and_a_fit_goe
     for path in written:
         entry = torch.load(path, weights_only=True)["lightning_dqn"]
         needed.update([entry["memory"]["file"]] if "memory" in entry else [])
-        assert len(plugin.load_checkpoint(path)["DQNDataModule"]["train"]["memory"]["rows"]["action"]) == 1_001
+        memory = plugin.load_checkpoint(path)["DQNDataModule"]["train"]["memory"]
+        # so many as were written, of 1,000 transitions and the newest row
+        assert len(memory["rows"]["action"]) == min(memory["steps"] + 1, 1_001) > 200
     assert memories(tmp_path) == sorted(needed)
     assert len(list(tmp_path.iterdir())) == 3 + len(needed)
     model, data = make_pair()

@@ -139,6 +139,8 @@ def toys(tmp_path, monkeypatch):
     (tmp_path / "toys.py").write_text(TOYS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    # other tests have a module of that name
+    monkeypatch.delitem(sys.modules, "toys", raising=False)
     yield
     for name in ("Cue-v0", "Shifted-v0"):
         gym.registry.pop(name, None)
@@ -510,7 +512,7 @@ def test_an_environment_that_cannot_be_used_is_refused(empty, capfd, env_id, wor
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join([value[0], *value[-2:]]),
 )
-def test_a_missing_file_is_refused_by_name(empty, capfd, words, named):
+def test_case_10_a_missing_file_is_refused_by_name(empty, capfd, words, named):
     assert named in refusal(capfd, *words)
 
 
@@ -531,9 +533,11 @@ FOREIGN = {
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 @pytest.mark.parametrize(("flags", "words"), FOREIGN.values(), ids=FOREIGN)
-def test_a_checkpoint_of_something_else_is_refused(copy, capfd, subcommand, flags, words):
+def test_case_10_a_checkpoint_of_something_else_is_refused(copy, capfd, subcommand, flags, words):
     sized = SMALL if subcommand == "fit" else QUIET
     checkpoint = str(copy / "checkpoints" / "last.ckpt")
+    # without it, what the checkpoint itself says of the run must do
+    (copy / "config.yaml").unlink()
     line = refusal(capfd, subcommand, *sized, *NO_LOGGER, "--ckpt_path", checkpoint, *flags)
     for word in words:
         assert word in line
@@ -541,7 +545,7 @@ def test_a_checkpoint_of_something_else_is_refused(copy, capfd, subcommand, flag
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 @pytest.mark.parametrize("share", [0.5, 0.0], ids=["half", "nothing"])
-def test_a_truncated_checkpoint_is_refused(copy, capfd, subcommand, share):
+def test_case_10_a_truncated_checkpoint_is_refused(copy, capfd, subcommand, share):
     checkpoint = copy / "checkpoints" / "last.ckpt"
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: int(share * len(whole))])
@@ -549,7 +553,7 @@ def test_a_truncated_checkpoint_is_refused(copy, capfd, subcommand, share):
     assert "last.ckpt" in refusal(capfd, subcommand, *sized, *NO_LOGGER, "--ckpt_path", str(checkpoint))
 
 
-def test_a_memory_of_another_shape_is_refused(copy, capfd):
+def test_case_09_a_memory_of_another_shape_is_refused(copy, capfd):
     flags = ("--ckpt_path", "last", "--data.memory_capacity", "500")
     assert "memory_capacity" in refusal(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
 

@@ -384,12 +384,14 @@ def test_a_memory_from_a_checkpoint_goes_on_to_the_bit(tmp_path, num_envs, n_ste
     assert_equals_reference(stream)
 
 
-def test_the_state_is_a_copy_that_later_steps_do_not_change():
+def test_the_state_once_written_is_changed_neither_by_later_steps_nor_by_those_who_load_it():
     stream = played_stream(23, 2, 2, seed=1)
     # both environments are about to reset when the state is taken
     stream.step([GOES_ON, GOES_ON])
     stream.step([TERMINATED, TRUNCATED])
     state = stream.memory.state_dict()
+    # the rows are the memory's own until they are written
+    state["rows"] = {name: rows.clone() for name, rows in state["rows"].items()}
 
     def drawn_after_two_more_steps() -> Transition:
         copy = make_stream(23, 2, 2)
@@ -437,6 +439,14 @@ def test_a_memory_with_another_n_step_is_refused_even_where_the_rows_fit():
     other = make_stream(9, 1, 2).memory
     with pytest.raises(ValueError, match="n_step"):
         other.load_state_dict(state)
+
+
+def test_a_checkpoint_holds_the_rows_that_were_written_and_no_more():
+    memory = make_stream(1_000, 2, 1).memory
+    memory.begin(np.zeros((2, *BOX.shape), np.float32))
+    assert {len(rows) for rows in memory.state_dict()["rows"].values()} == {1}
+    stream = played_stream(1_000, 2, 1)
+    assert {len(rows) for rows in stream.memory.state_dict()["rows"].values()} == {stream.memory._steps + 1}
 
 
 def test_double_precision_observations_are_stored_in_single_precision():

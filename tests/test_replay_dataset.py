@@ -401,7 +401,7 @@ def test_frozen_lake_transitions_follow_its_own_dynamics(num_envs):
 
 
 def through_a_file(dataset: ReplayDataset, path: Any) -> dict[str, Any]:
-    torch.save(dataset.state_dict(), path)
+    torch.save(dataset.state_dict(with_envs=False), path)
     state = torch.load(path, weights_only=True)
     assert type(state) is dict
     return state
@@ -424,7 +424,7 @@ def test_the_clock_keeps_its_pace_over_many_checkpoints():
     dataset, behind = countdown(4, steps_per_iteration=3), 0
     for iteration in range(1, 40):
         take(dataset, 1)
-        state, dataset = dataset.state_dict(), countdown(4, steps_per_iteration=3, seed=iteration)
+        state, dataset = dataset.state_dict(with_envs=False), countdown(4, steps_per_iteration=3, seed=iteration)
         dataset.load_state_dict(state)
         assert abs(dataset.env_steps - iteration * 12) < 4
         behind += dataset.env_steps != iteration * 12
@@ -435,7 +435,7 @@ def test_the_clock_keeps_its_pace_over_many_checkpoints():
 def test_loading_into_a_dataset_that_has_played_starts_new_episodes():
     played = countdown(3)
     take(played, 21)
-    state = played.state_dict()
+    state = played.state_dict(with_envs=False)
     used, fresh = countdown(3, seed=5), countdown(3, seed=6)
     take(used, 10)
     # some are resetting and others under way, with rewards in their sums
@@ -452,7 +452,7 @@ def test_the_history_is_loaded_in_place_for_those_who_hold_it():
     played, fresh = countdown(), countdown()
     take(played, 33)
     held = fresh.episodes
-    fresh.load_state_dict(played.state_dict())
+    fresh.load_state_dict(played.state_dict(with_envs=False))
     assert held.returns == played.episodes.returns
     take(fresh, 30)
     assert len(held) > len(played.episodes)
@@ -461,7 +461,7 @@ def test_the_history_is_loaded_in_place_for_those_who_hold_it():
 def test_the_generator_goes_on_where_it_was_saved():
     played, first, second = countdown(2), countdown(2, seed=5), countdown(2, seed=6)
     take(played, 33)
-    state = played.state_dict()
+    state = played.state_dict(with_envs=False)
     # the next draw of the generator seeds the new episodes
     rng = np.random.default_rng()
     rng.bit_generator.state = state["rng"]
@@ -477,7 +477,7 @@ def test_the_generator_goes_on_where_it_was_saved():
 def test_interrupted_episodes_are_kept_as_truncated(n_step):
     played, fresh = countdown(4, n_step=n_step), countdown(4, n_step=n_step)
     take(played, 21)
-    fresh.load_state_dict(played.state_dict())
+    fresh.load_state_dict(played.state_dict(with_envs=False))
     take(fresh, 10)
     under_way = [
         steps[-1]
@@ -501,7 +501,7 @@ def test_the_history_after_an_interruption_counts_new_episodes_from_zero():
     played = countdown(3)
     take(played, 21)
     fresh = make_dataset(Recorder(make_vector_env("TestCountdown-v0", 3, {}, "sync")))
-    fresh.load_state_dict(played.state_dict())
+    fresh.load_state_dict(played.state_dict(with_envs=False))
     before = len(fresh.episodes)
     take(fresh, 40)
     assert len(fresh.envs.returns) > 5

@@ -21,14 +21,15 @@ ALLOWED = {
     "compilation": set(),
     "optimizers": set(),
     "fingerprint": set(),
+    "continuing": set(),
     "update": {"compilation", "optimizers"},
-    "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint"},
+    "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint", "continuing"},
     "snapshots": set(),
     "checkpoint_io": set(),
-    "data": {"replay", "envs"},
+    "data": {"replay", "envs", "snapshots", "fingerprint"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
-    "cli": {"callbacks", "data", "module", "networks"},
+    "cli": {"callbacks", "data", "module", "networks", "checkpoint_io"},
     "__init__": {"callbacks", "data", "module", "networks"},
     "__main__": {"cli"},
 }

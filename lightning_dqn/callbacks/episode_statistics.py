@@ -40,6 +40,10 @@ class EpisodeStatistics(Callback):
         for metric in self._sums.values():
             metric.to(pl_module.device)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A fit that goes on in mid-epoch starts none: its speed is counted from here."""
+        self._since = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluation lies between epochs: it is not counted into the speed of training."""
         self._since = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)

@@ -54,6 +54,8 @@ class RunProgressBar(ProgressBar):
         """Open the bar of the run."""
         data = data_of(trainer)
         assert data.train_dataset is not None
+        # a fit that goes on in mid-epoch starts none
+        self._counted = (time.monotonic(), trainer.global_step)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         self._open("Training", epochs and epochs * data.train_dataset.epoch_env_steps, " env steps", data.env_steps)
 

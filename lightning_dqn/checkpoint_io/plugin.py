@@ -50,6 +50,7 @@ class AtomicCheckpointIO(CheckpointIO):
             raise ValueError(f"max_inline_bytes={max_inline_bytes}: must be 0 or more")
         self.max_inline_bytes = max_inline_bytes
         self.memory = memory
+        self._ahead: tuple[Path, dict[str, Any]] | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -132,6 +133,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 "weights_only=False: checkpoints hold plain values, opening one executes nothing; leave it out"
             )
         target = local_path(path)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == target:
+            return ahead[1]
         if not target.is_file():
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
@@ -146,6 +150,16 @@ class AtomicCheckpointIO(CheckpointIO):
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{target}: not a checkpoint of this package ({error!r}); use another one") from error
         return checkpoint
+
+    def read_ahead(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read a checkpoint for a look at it before Lightning asks for it, which is then handed this very content.
+
+        Args:
+            path: as in `load_checkpoint`, which raises what this raises.
+        """
+        content = self.load_checkpoint(path)
+        self._ahead = local_path(path), content
+        return content
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint, and its memory unless another one in the folder shares it.

@@ -30,9 +30,18 @@ from lightning_dqn.callbacks import (
     SoftTargetUpdate,
 )
 from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
-from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder, read_checkpoint, run_of, with_run_config
-from lightning_dqn.cli.tracking import prepare_logger, start_wandb
+from lightning_dqn.cli.runs import (
+    DEFAULT_ROOT,
+    new_run_folder,
+    read_checkpoint,
+    refuse_contradictions,
+    relocate_best,
+    run_of,
+    with_run_config,
+)
+from lightning_dqn.cli.tracking import continue_wandb, prepare_logger, start_wandb
 from lightning_dqn.data import DQNDataModule
 from lightning_dqn.module import DQN
 
@@ -116,7 +125,12 @@ class DQNCLI(LightningCLI):
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
             refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
-        self.checkpoint = read_checkpoint(run.ckpt_path) if run.ckpt_path else None
+        earlier = run_of(run.ckpt_path)
+        if self.config.subcommand == "fit" and earlier is not None:
+            text = self._parser("fit").dump(run, skip_none=False)
+            refuse_contradictions(yaml.safe_load(text), earlier / "config.yaml")
+        self.checkpoint_io = AtomicCheckpointIO()
+        self.checkpoint = read_checkpoint(self.checkpoint_io, run.ckpt_path) if run.ckpt_path else None
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder. What is saved as config.yaml names no folder, so that it can be used again."""
@@ -133,19 +147,22 @@ class DQNCLI(LightningCLI):
         if self.subcommand != "fit" and not self.asked_for_logger:
             run.trainer.logger = False
         loggers = run.trainer.logger if isinstance(run.trainer.logger, list) else [run.trainer.logger]
-        self.offline_because = "".join(
-            prepare_logger(logger, self.folder, resumed=not self.is_new)
-            for logger in loggers
-            if isinstance(logger, Namespace)
-        )
+        self.offline_because = ""
+        for logger in loggers:
+            if isinstance(logger, Namespace):
+                self.offline_because += prepare_logger(logger, self.folder, resumed=not self.is_new)
+                if self.subcommand == "fit" and not self.is_new:
+                    continue_wandb(logger)
 
     def instantiate_classes(self) -> None:
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
         try:
             super().instantiate_classes()
             if self.checkpoint is not None:
-                self.model.on_load_checkpoint(self.checkpoint)
-                self.datamodule.check_checkpoint(self.checkpoint)
+                goes_on = self.subcommand == "fit"
+                self.model.check_checkpoint(self.checkpoint, goes_on=goes_on)
+                if goes_on:
+                    self.datamodule.check_checkpoint(self.checkpoint)
                 # it holds a whole memory, which the run need not carry twice
                 self.checkpoint = None
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
@@ -161,14 +178,19 @@ class DQNCLI(LightningCLI):
         run = self.config_init[self.subcommand]
         if run.trainer.enable_progress_bar is False:
             self._parser(self.subcommand).callback_keys.remove("progress_bar")
-        trainer = super().instantiate_trainer(**kwargs)
+        plugins = run.trainer.plugins or []
+        others = plugins if isinstance(plugins, list) else [plugins]
+        trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
         # where the checkpoint lies that is read, so that Lightning takes up the best one from there
         folder = Path(run.ckpt_path).parent if run.ckpt_path else self.folder / "checkpoints"
+        path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = (
-                    os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
-                )
+                callback.dirpath = path
+        if self.checkpoint is not None:
+            relocate_best(self.checkpoint, path)
+        if self.subcommand == "fit" and trainer.is_global_zero:
+            sweep(folder)
         if run.ckpt_path:
             # of course it is
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
@@ -196,5 +218,5 @@ def main(args: Any = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
     try:
         DQNCLI(args)
-    except (MisconfigurationException, FileNotFoundError) as error:
+    except (MisconfigurationException, FileNotFoundError, CheckpointError) as error:
         refuse(error)

@@ -2,19 +2,22 @@
 
 import contextlib
 import itertools
-import pickle
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from lightning_dqn.cli.errors import refuse
 
 DEFAULT_ROOT = "runs"
+# sections of a configuration that decide on what is learnt, and what in them does not
+LEARNING = ("seed_everything", "data", "model", "target_update", "epsilon")
+FREE = ("data.eval_episodes", "data.eval_max_steps", "data.save_memory", "data.env_kwargs", "model.init_args.compile")
 
 
 def with_run_config(words: list[str]) -> list[str]:
@@ -40,7 +43,8 @@ def with_run_config(words: list[str]) -> list[str]:
         words = [*words, "--ckpt_path", checkpoint]
     if checkpoint is None:
         return words
-    if not Path(checkpoint).is_file():
+    # what leads elsewhere is refused by who reads it
+    if "://" not in checkpoint and not Path(checkpoint).is_file():
         refuse(
             FileNotFoundError(f"--ckpt_path {checkpoint}: no such file here; give the path of a .ckpt, best or last")
         )
@@ -62,19 +66,70 @@ def _flags(words: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else following
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint as plain values and tensors; nothing in it is executed.
+def read_checkpoint(plugin: AtomicCheckpointIO, path: str) -> dict[str, Any]:
+    """A checkpoint as plain values and tensors; nothing in it is executed. The trainer is handed what is read here.
 
     Args:
+        plugin: of the trainer.
         path: of a .ckpt file.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        content["state_dict"].keys()
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        kind = type(error).__name__
-        refuse(ValueError(f"--ckpt_path {path}: not a checkpoint of this package, or a damaged one ({kind})"))
+        content = plugin.read_ahead(path)
+    except (CheckpointError, OSError) as error:
+        refuse(ValueError(f"--ckpt_path {error}"))
+    if not isinstance(content.get("state_dict"), dict) or "spaces" not in content:
+        refuse(ValueError(f"--ckpt_path {path}: not a checkpoint of this package; use another one"))
     return content
+
+
+def refuse_contradictions(config: dict[str, Any], saved: Path) -> None:
+    """Let a run go on with the knobs that it was made with, or not at all.
+
+    What decides on learning must be the same: the seed and all of data, model, target_update and epsilon but for
+    FREE. What only watches, saves or ends the run may differ: trainer, checkpoint, plot, video, progress_bar.
+    Arguments of the environment may be secret; the checkpoint has a hash of them, which is compared later.
+
+    Args:
+        config: of the run as it shall go on.
+        saved: the configuration that it was made with.
+    """
+    then, now = _flat(yaml.safe_load(saved.read_text())), _flat(config)
+    for key in sorted(then.keys() & now.keys()):
+        if key.partition(".")[0] in LEARNING and not key.startswith(FREE) and then[key] != now[key]:
+            flag = key.replace(".init_args", "").replace(".class_path", "")
+            refuse(
+                ValueError(
+                    f"--{flag}={now[key]} contradicts {then[key]}, which the run was made with ({saved}): "
+                    "leave it out, or start a new run without --ckpt_path"
+                )
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a configuration by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def relocate_best(checkpoint: dict[str, Any], folder: str) -> None:
+    """Let Lightning find the best checkpoint of a run whose folder was moved, or is called from another place.
+
+    It forgets the best score where the folder is not written as it was, and would overwrite the best by the next.
+
+    Args:
+        checkpoint: changed in place.
+        folder: of the checkpoints, as the trainer will call it.
+    """
+    for state in checkpoint["callbacks"].values():
+        before = state.get("dirpath") if isinstance(state, dict) else None
+        if before and before != folder and (Path(folder) / Path(state["best_model_path"]).name).is_file():
+            moved = {path: str(Path(folder) / Path(path).name) for path in state["best_k_models"]}
+            state["best_k_models"] = {moved[path]: score for path, score in state["best_k_models"].items()}
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = state[name] and str(Path(folder) / Path(state[name]).name)
+            state["dirpath"] = folder
 
 
 def run_of(checkpoint: str | None) -> Path | None:

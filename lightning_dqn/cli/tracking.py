@@ -38,6 +38,21 @@ def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
     return reason
 
 
+def continue_wandb(logger: Namespace) -> None:
+    """Let W&B go on with the run whose files lie where the logger will put its own; offline too.
+
+    Args:
+        logger: class_path and init_args, changed in place.
+    """
+    args = logger.init_args
+    if not logger.class_path.endswith("WandbLogger") or args.id or args.version:
+        return
+    # wandb names them (offline-)run-<date>_<time>-<id>
+    earlier = sorted(Path(args.save_dir).glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime)
+    if earlier:
+        args.id = earlier[-1].name.rpartition("-")[2]
+
+
 def wandb_unavailable() -> str:
     """Why Weights & Biases can't be reached from here; empty if it can."""
     import requests  # noqa: PLC0415  with wandb half a second, which runs without W&B need not wait

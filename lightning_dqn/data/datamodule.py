@@ -1,19 +1,35 @@
 """The data side of a run behind Lightning's interface: environments, memory and evaluation episodes."""
 
-import warnings
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
+from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
 from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayDataset
+from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
+from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
 from lightning_dqn.replay import ReplayMemory, Transition
+from lightning_dqn.snapshots import CannotSnapshotError
+
+# what another value of would make another run of it; evaluation may change at a resume
+LEARNING_KNOBS = (
+    "num_envs",
+    "vectorization",
+    "steps_per_iteration",
+    "updates_per_iteration",
+    "batch_size",
+    "memory_capacity",
+    "warmup_env_steps",
+    "gamma",
+    "n_step",
+    "epoch_env_steps",
+)
 
 
 class DQNDataModule(pl.LightningDataModule):
@@ -34,6 +50,7 @@ class DQNDataModule(pl.LightningDataModule):
         epoch_env_steps: env steps between evaluations; one epoch.
         eval_episodes: greedy episodes of one evaluation.
         eval_max_steps: env steps after which an evaluation episode is cut.
+        save_memory: whether checkpoints hold the memory; without it a resumed run warms up an empty one.
 
     Raises:
         ValueError: if a value is out of its range, or there is no such environment.
@@ -56,6 +73,7 @@ class DQNDataModule(pl.LightningDataModule):
         epoch_env_steps: int = 2_500,
         eval_episodes: int = 20,
         eval_max_steps: int = 27_000,
+        save_memory: bool = True,
     ) -> None:
         super().__init__()
         self.env_id = env_id
@@ -72,11 +90,15 @@ class DQNDataModule(pl.LightningDataModule):
         self.epoch_env_steps = epoch_env_steps
         self.eval_episodes = eval_episodes
         self.eval_max_steps = eval_max_steps
+        self.save_memory = save_memory
         self._check_knobs()
         env = make_env(env_id, self.env_kwargs)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
+        self._environment = environment_in_words(env, env_id, self.env_kwargs)
         env.close()
+        # why checkpoints can't hold the environments as they are, if so
+        self._inexact: str | None = None
         self.train_dataset: ReplayDataset | None = None
         self.eval_dataset: EpisodeDataset | None = None
 
@@ -132,6 +154,10 @@ class DQNDataModule(pl.LightningDataModule):
                 n_step=self.n_step,
                 seed=sample_seed,
             )
+            # of many environments two show as much as all; without a memory none are saved
+            self._inexact = find_obstacle(
+                self.env_id, min(self.num_envs, 2), self.env_kwargs, self.vectorization, prove_it=self.save_memory
+            )
             self.train_dataset = ReplayDataset(
                 envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
                 memory=memory,
@@ -161,67 +187,70 @@ class DQNDataModule(pl.LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def train_dataloader(self) -> ReplayDataset:
-        """Iterations of play and replay.
-
-        The dataset itself: a DataLoader around it would pass the same items on and cost a tenth of an iteration.
-        """
+    def train_dataloader(self) -> TrainLoader:
+        """Iterations of play and replay."""
         assert self.train_dataset is not None
-        _ignore_warnings_of_loaders()
-        return self.train_dataset
+        ignore_warnings_of_loaders()
+        return TrainLoader(self.train_dataset)
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes."""
-        return _in_this_process(self.eval_dataset)
+        return in_this_process(self.eval_dataset)
 
     def test_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes from starts that validation never sees."""
-        return _in_this_process(self.eval_dataset)
+        return in_this_process(self.eval_dataset)
 
     def predict_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes with all their steps."""
-        return _in_this_process(self.eval_dataset)
+        return in_this_process(self.eval_dataset)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, its history and clock, and what they depend on; nothing outside training."""
+        """The data side of the run, see `ReplayDataset.state_dict`, and its knobs; nothing outside training."""
         if self.train_dataset is None:
             return {}
-        return {"knobs": self._memory_knobs(), "train": self.train_dataset.state_dict()}
+        with_envs = self._inexact is None and self.save_memory
+        try:
+            train = self.train_dataset.state_dict(with_envs=with_envs, with_memory=self.save_memory)
+        except CannotSnapshotError as refusal:
+            # they could at first, and have changed
+            self._inexact = str(refusal)
+            announce_inexact(self._inexact)
+            train = self.train_dataset.state_dict(with_envs=False, with_memory=self.save_memory)
+        return {"knobs": self._knobs(), "save_memory": self.save_memory, "train": train}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue with a memory of another shape.
+        """Refuse to continue another run than this one, or one whose memory has got lost.
 
         Args:
             checkpoint: as Lightning writes it.
 
         Raises:
-            MisconfigurationException: naming the knob, its value then and its value now.
+            MisconfigurationException: naming the knob, its value then and its value now, or what is missing.
         """
-        then = checkpoint.get(type(self).__qualname__, {}).get("knobs", {})
-        for name, value in self._memory_knobs().items():
-            if then.get(name, value) != value:
-                raise MisconfigurationException(
-                    f"The checkpoint was made with data.{name}={then[name]}, this run has {value}: use the same"
-                )
+        name = type(self).__qualname__
+        state = checkpoint.get(name, {})
+        if "train" not in state or ("memory" not in state["train"] and state.get("save_memory", True)):
+            raise MisconfigurationException(
+                f"The checkpoint has no memory of a {name}, so this run can't go on from it: use the data module that "
+                "it was made with, or start anew from its weights by DQN.load_from_checkpoint"
+            )
+        refuse_other_knobs(state["knobs"], self._knobs())
 
-    def _memory_knobs(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("memory_capacity", "num_envs", "n_step", "gamma")}
+    def _knobs(self) -> dict[str, Any]:
+        return {**self._environment, **{name: getattr(self, name) for name in LEARNING_KNOBS}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.
 
         Raises:
-            MisconfigurationException: if the memory was of another shape.
+            MisconfigurationException: if it was another run, or its environments were made in another way.
         """
         assert self.trainer is not None
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
         self.check_checkpoint({type(self).__qualname__: state})
-        self.train_dataset.load_state_dict(state["train"])
-        rank_zero_info(
-            f"Resumed at {self.env_steps} env steps with {len(self.train_dataset.memory)} transitions. Environments "
-            "start new episodes, the ones under way are kept as truncated: the run goes on, but not as if unstopped."
-        )
+        put_back(self.train_dataset, state["train"], with_envs=self._inexact is None)
 
     def teardown(self, stage: str) -> None:
         """Close the environments; clock, history and memory stay readable."""
@@ -237,24 +266,3 @@ class DQNDataModule(pl.LightningDataModule):
             self.train_dataset.envs.close()
         if self.eval_dataset is not None:
             self.eval_dataset.close()
-
-
-def _in_this_process(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
-    """A loader that passes items through: the policy lives here, so workers would play with stale weights."""
-    assert dataset is not None
-    _ignore_warnings_of_loaders()
-    return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_as_it_is)
-
-
-def _ignore_warnings_of_loaders() -> None:
-    # Lightning asks torch's pytree in an old way; nothing of ours
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # Lightning warns of iterable datasets with a length, and of few workers; ours plays in one process, on purpose
-    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
-    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-    # and of loaders without a state at a resume; ours has its state in the data module
-    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from lightning_dqn.replay import ReplayMemory, Transition
+from lightning_dqn.snapshots import restore, snapshot
 
 
 class Policy(Protocol):
@@ -98,6 +99,7 @@ class ReplayDataset(IterableDataset[Transition]):
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size
         self.warmup_env_steps = warmup_env_steps
+        self._warm_at = warmup_env_steps
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
         self._length = -(-epoch_env_steps // self._iteration_env_steps)
         self._rng = np.random.default_rng(seed)
@@ -121,7 +123,7 @@ class ReplayDataset(IterableDataset[Transition]):
             self._due += self._iteration_env_steps
             while self._due >= self.envs.num_envs:
                 self._due -= self._step()
-            ready = self.env_steps >= self.warmup_env_steps and len(self.memory) > 0
+            ready = self.env_steps >= self._warm_at and len(self.memory) > 0
             yield self.memory.sample(self.updates_per_iteration if ready else 0, self.batch_size)
 
     def _step(self) -> int:
@@ -155,20 +157,58 @@ class ReplayDataset(IterableDataset[Transition]):
         self._returns[self._resetting] = 0
         self._lengths[self._resetting] = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Memory, history, clock and generators. The environments are not in it: they start new episodes."""
-        return {
+    def state_dict(self, *, with_envs: bool = True, with_memory: bool = True) -> dict[str, Any]:
+        """Everything the next iterations depend on, as tensors and plain values.
+
+        Args:
+            with_envs: whether the environments are in it, so that episodes under way can go on.
+            with_memory: whether the memory is; it is not copied, see there.
+
+        Raises:
+            CannotSnapshotError: if environments that shall be in it hold what can't be written down.
+        """
+        state = {
             "env_steps": self.env_steps,
             "due": self._due,
+            "warm_at": self._warm_at,
             "rng": self._rng.bit_generator.state,
             "episodes": self.episodes.state_dict(),
-            "memory": self.memory.state_dict(),
         }
+        if with_memory:
+            state["memory"] = self.memory.state_dict()
+        if with_envs and self._observation is not None:
+            state["under_way"] = {
+                "envs": snapshot(self.envs),
+                # in its own layout, which the last bit of a matrix product may depend on
+                "observation": torch.from_numpy(self._observation.copy(order="K")),
+                "resetting": torch.from_numpy(self._resetting.copy()),
+                "returns": torch.from_numpy(self._returns.copy()),
+                "lengths": torch.from_numpy(self._lengths.copy()),
+            }
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; episodes that were under way are kept as truncated."""
-        self.env_steps, self._due = state["env_steps"], state["due"]
+        """Continue where `state_dict` was taken.
+
+        Without its environments, these start new episodes, and those that were under way are kept as truncated.
+        Without its memory, this one stays empty and is warmed up anew.
+
+        Raises:
+            CannotRestoreError: if the environments were made in another way.
+        """
+        self.env_steps, self._due, self._warm_at = state["env_steps"], state["due"], state["warm_at"]
         self._rng.bit_generator.state = state["rng"]
         self.episodes.load_state_dict(state["episodes"])
-        self.memory.load_state_dict(state["memory"])
+        if "memory" in state:
+            self.memory.load_state_dict(state["memory"])
+        else:
+            self._warm_at = self.env_steps + self.warmup_env_steps
         self._observation = None
+        under_way = state.get("under_way")
+        # without the rows before it an episode can't go on in the memory
+        if under_way is not None and "memory" in state:
+            restore(self.envs, under_way["envs"])
+            self._observation = under_way["observation"].numpy().copy(order="K")
+            self._resetting = under_way["resetting"].numpy().copy()
+            self._returns[:] = under_way["returns"].numpy()
+            self._lengths[:] = under_way["lengths"].numpy()

@@ -1,0 +1,74 @@
+"""Whether a run can go on exactly where it was stopped, and what is said where it can't.
+
+Asked by `datamodule` when a fit begins and when it is resumed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.envs import Vectorization, make_vector_env
+from lightning_dqn.snapshots import CannotRestoreError, prove
+
+
+def find_obstacle(
+    env_id: str, num_envs: int, env_kwargs: Mapping[str, Any], vectorization: Vectorization, *, prove_it: bool
+) -> str | None:
+    """Why checkpoints can't hold these environments as they are; None if they can. What is found is announced.
+
+    Args:
+        env_id: as in `make_vector_env`.
+        num_envs: in each of the two throwaway copies that are tried out.
+        env_kwargs: as in `make_vector_env`.
+        vectorization: as in `make_vector_env`.
+        prove_it: whether to try them out at all.
+    """
+    obstacle = None
+    if vectorization == "async":
+        obstacle = "vectorization=async runs them in other processes"
+    elif prove_it:
+        obstacle = prove(lambda: make_vector_env(env_id, num_envs, env_kwargs, vectorization), seed=0)
+    if obstacle is not None:
+        announce_inexact(obstacle)
+    return obstacle
+
+
+def announce_inexact(obstacle: str) -> None:
+    """Say what it means that checkpoints can't hold the environments."""
+    rank_zero_info(
+        f"Checkpoints hold no environments ({obstacle}): a resume will be approximate, with new episodes and the ones "
+        "under way kept as truncated."
+    )
+
+
+def put_back(dataset: ReplayDataset, state: Mapping[str, Any], *, with_envs: bool) -> None:
+    """Let a dataset go on from a checkpoint, and say how exactly.
+
+    Args:
+        dataset: that has not played yet.
+        state: of the one that was stopped.
+        with_envs: whether its environments can be trusted to go on exactly.
+
+    Raises:
+        MisconfigurationException: if the environments were made in another way.
+    """
+    content = {name: value for name, value in state.items() if with_envs or name != "under_way"}
+    try:
+        dataset.load_state_dict(content)
+    except CannotRestoreError as error:
+        raise MisconfigurationException(f"The checkpoint is of other environments: {error}") from error
+    resumed = f"Resumed at {dataset.env_steps} env steps with {len(dataset.memory)} transitions."
+    if "memory" not in content:
+        resumed += (
+            f" The checkpoint leaves the memory out (data.save_memory=false): an empty one warms up for "
+            f"{dataset.warmup_env_steps} env steps before updates go on, and environments start new episodes."
+        )
+    elif "under_way" not in content:
+        resumed += (
+            " Environments start new episodes, the ones under way are kept as truncated: "
+            "the run goes on, but not as if unstopped."
+        )
+    rank_zero_info(resumed)

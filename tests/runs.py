@@ -1,0 +1,133 @@
+"""Small fits that can be stopped and resumed, and what two of them have in common to the bit."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.envs import make_vector_env
+from lightning_dqn.snapshots import restore
+
+# 300 iterations an epoch of one environment; the memory of 250 is full in the first
+SMALL = {"epoch_env_steps": 300, "eval_episodes": 2, "warmup_env_steps": 50, "batch_size": 16, "memory_capacity": 250}
+
+
+def small_mlp(observation_space, num_actions):
+    """A quick network."""
+    return MLP(observation_space, num_actions, hidden_sizes=[16, 16])
+
+
+class Dropout(nn.Module):
+    """A network that draws from torch's generator whenever it acts or learns."""
+
+    def __init__(self, observation_space, num_actions):
+        super().__init__()
+        width = int(np.prod(observation_space.shape))
+        layers = nn.Linear(width, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, num_actions)
+        self.layers = nn.Sequential(nn.Flatten(), *layers)
+
+    def forward(self, observation):
+        return self.layers(observation)
+
+
+def make_pair(*, network=small_mlp, compile=False, double=False, lr=1e-3, data=DQNDataModule, **knobs):
+    """A learner and its data side."""
+    data = data(**{**SMALL, **knobs})
+
+    def adam(parameters):
+        return torch.optim.AdamW(parameters, lr=lr, amsgrad=True)
+
+    spaces = data.observation_space, data.action_space
+    return DQN(*spaces, network=network, optimizer=adam, compile=compile, double=double), data
+
+
+def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, show=False, **knobs):
+    """A fit with a checkpoint at every epoch's end, and one every so many updates; its trainer."""
+    pl.seed_everything(seed, verbose=False)
+    epochs = ModelCheckpoint(folder, "epoch{epoch}", save_top_k=-1, auto_insert_metric_name=False)
+    updates = ModelCheckpoint(
+        folder, "mid{step}", save_top_k=-1, every_n_train_steps=every_n_updates, auto_insert_metric_name=False
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[SoftTargetUpdate(), EpsilonDecay(), *callbacks, epochs, updates],
+        enable_progress_bar=show,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **(limits or {"max_epochs": 2}),
+    )
+    model, data = make_pair(**knobs)
+    trainer.fit(model, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def differences(one, other, path=""):
+    """Key paths at which two checkpoints are not the same to the bit.
+
+    But for where files lie, and but for the environments, whose spaces have generators that nobody seeds: see `play`.
+    """
+    if path in (".callbacks", ".DQNDataModule.train.under_way.envs"):
+        return
+    if type(one) is not type(other):
+        yield path
+    elif isinstance(one, dict):
+        for name in one.keys() | other.keys():
+            yield from differences(one.get(name), other.get(name), f"{path}.{name}")
+    elif isinstance(one, (list, tuple)):
+        for i in range(max(len(one), len(other))):
+            yield from differences(one[i : i + 1] and one[i], other[i : i + 1] and other[i], f"{path}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape
+        if not same or one.contiguous().numpy().tobytes() != other.contiguous().numpy().tobytes():
+            yield path
+    elif one != other:
+        yield path
+
+
+def play(checkpoint, steps=50):
+    """What the environments of a checkpoint show in their next steps, as bytes."""
+    knobs, under_way = checkpoint["DQNDataModule"]["knobs"], checkpoint["DQNDataModule"]["train"]["under_way"]
+    envs = make_vector_env(knobs["env_id"], knobs["num_envs"], {}, knobs["vectorization"])
+    restore(envs, under_way["envs"])
+    rng = np.random.default_rng(0)
+    shown = []
+    for _ in range(steps):
+        action = rng.integers(envs.single_action_space.n, size=envs.num_envs)
+        shown += [part.tobytes() for part in envs.step(action)[:4]]
+    envs.close()
+    return shown
+
+
+def load(path):
+    """A checkpoint, read as a fit reads it."""
+    return AtomicCheckpointIO().load_checkpoint(path)
+
+
+def assert_same_run(one: Path, other: Path):
+    """Two checkpoints are the same to the bit, in all that the next iterations depend on."""
+    one, other = load(one), load(other)
+    assert list(differences(one, other)) == []
+    assert play(one) == play(other)
+    # neither of a run that did nothing
+    assert one["global_step"] > 50
+    assert len(one["DQNDataModule"]["train"]["episodes"]["returns"]) > 0
+
+
+class Unwritable(gym.Wrapper):
+    """Its episodes hang on a generator of Python, which nothing can write down."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.numbers = (i for i in range(10**9))
+
+    def step(self, action):
+        next(self.numbers)
+        return self.env.step(action)

@@ -1,0 +1,416 @@
+"""Stopped anywhere, a run goes on exactly: the cases of FAULTS.md that say so, in one process.
+
+A run of 600 iterations is compared, to the bit, with one of 300, another seed in a fresh trainer, and 300 more.
+"""
+
+import random
+from pathlib import Path
+
+import gymnasium as gym
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from runs import Dropout, Unwritable, assert_same_run, fit, load, make_pair
+from test_replay_dataset import (
+    Countdown,
+    Written,
+    countdown,
+    make_dataset,
+    one_step,
+    take,
+    transitions,
+    written_by,
+)
+
+from lightning_dqn import DQNDataModule
+from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
+from lightning_dqn.envs import make_vector_env
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TAXI = max((env_id for env_id in gym.registry if env_id.startswith("Taxi-v")), key=lambda i: int(i[6:]))
+RUNS = {
+    "one-environment": {},
+    "four-one-after-the-other": {"num_envs": 4, "vectorization": "sync", "epoch_env_steps": 1200},
+    "four-in-their-own-vector-form": {"num_envs": 4, "epoch_env_steps": 1200},
+    "three-step-returns": {"num_envs": 2, "n_step": 3, "epoch_env_steps": 600},
+    "several-updates": {
+        **{"num_envs": 3, "steps_per_iteration": 2, "updates_per_iteration": 3, "double": True},
+        **{"epoch_env_steps": 1800, "every_n_updates": 999},
+    },
+    "frozen-lake": {"env_id": "FrozenLake-v1"},
+    "taxi": {"env_id": TAXI},
+    "acrobot": {"env_id": "Acrobot-v1"},
+    "dropout": {"network": Dropout},
+}
+# the others take their time
+QUICK = {"one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout"}
+
+
+def slow(value):
+    """A parameter of the faults tier."""
+    return pytest.param(value, marks=pytest.mark.faults)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [pytest.param(knobs, id=name, marks=[pytest.mark.faults] * (name not in QUICK)) for name, knobs in RUNS.items()],
+)
+def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs):
+    fit(tmp_path / "whole", **knobs)
+    fit(tmp_path / "part", **knobs, limits={"max_epochs": 1})
+    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "part" / "epoch0.ckpt", seed=77)
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    assert len(said) == 1
+    assert said[0].endswith(" transitions."), "nothing that is not exact"
+
+
+def test_case_01_the_comparison_would_show_another_seed(tmp_path):
+    for name, seed in (("one", 3), ("other", 4)):
+        fit(tmp_path / name, seed=seed)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "one" / "epoch1.ckpt", tmp_path / "other" / "epoch1.ckpt")
+
+
+@pytest.mark.parametrize("compile", [slow(True), "auto"])
+def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compile):
+    # 551 updates are worth it, the 300 that are left after the first epoch would not be
+    monkeypatch.setattr("lightning_dqn.compilation.WORTH_COMPILING", 400)
+    fit(tmp_path / "whole", compile=compile)
+    fit(tmp_path / "resumed", compile=compile, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+    assert load(tmp_path / "resumed" / "epoch1.ckpt")["compiled"] is True
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+
+
+class Dice(pl.Callback):
+    """Draws from every generator of the process after each iteration."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def on_train_batch_end(self, *_):
+        self.drawn.append((random.random(), random.gauss(), np.random.normal(), torch.rand(1).item()))
+
+
+def test_case_01_the_generators_of_the_process_go_on(tmp_path):
+    whole, resumed = Dice(), Dice()
+    fit(tmp_path / "whole", callbacks=[whole])
+    # an odd number of normal draws, of which numpy and Python make two at a time
+    fit(tmp_path / "resumed", callbacks=[resumed], ckpt_path=tmp_path / "whole" / "mid333.ckpt", seed=77)
+    assert len(resumed.drawn) == 600 - (333 + 49)
+    assert resumed.drawn == whole.drawn[-len(resumed.drawn) :]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two epochs with all its checkpoints: 49 iterations without an update, then 551 with one."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_by_steps(tmp_path_factory):
+    """The same as long as the update clock says."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(folder, limits={"max_epochs": -1, "max_steps": 500})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["epoch0", slow("mid111"), "mid222", slow("mid333"), "mid444"])
+def test_case_02_any_checkpoint_of_a_run_by_epochs_leads_to_the_same_end(tmp_path, whole, name):
+    fit(tmp_path, ckpt_path=whole / f"{name}.ckpt", seed=77)
+    assert_same_run(whole / "epoch1.ckpt", tmp_path / "epoch1.ckpt")
+
+
+@pytest.mark.parametrize("name", [slow("mid111"), "mid222", slow("mid333"), slow("mid444")])
+def test_case_02_any_checkpoint_of_a_run_by_updates_leads_to_the_same_end(tmp_path, whole_by_steps, name):
+    limits = {"max_epochs": -1, "max_steps": 500}
+    fit(tmp_path, ckpt_path=whole_by_steps / f"{name}.ckpt", seed=77, limits=limits)
+    assert_same_run(whole_by_steps / "epoch1.ckpt", tmp_path / "epoch1.ckpt")
+
+
+def test_case_02_an_epochs_end_in_a_run_by_updates_leads_to_the_same_end(tmp_path, whole_by_steps):
+    limits = {"max_epochs": -1, "max_steps": 500}
+    fit(tmp_path, ckpt_path=whole_by_steps / "epoch0.ckpt", seed=77, limits=limits)
+    end = max(tmp_path.glob("epoch*.ckpt"), key=lambda path: path.name)
+    one, other = load(whole_by_steps / "epoch1.ckpt"), load(end)
+    # Lightning counts that epoch twice where epochs are no limit
+    del one["loops"], other["loops"], one["epoch"], other["epoch"]
+    torch.save(one, tmp_path / "one")
+    torch.save(other, tmp_path / "other")
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize("stop", [100, slow(250), slow(251), slow(252), slow(400)])
+@pytest.mark.parametrize("then", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 551}], ids=["epochs", "updates"])
+def test_case_02_a_run_that_its_last_update_cut_in_mid_epoch_plays_the_rest(tmp_path, whole, stop, then):
+    fit(tmp_path / "part", limits={"max_epochs": 2, "max_steps": stop})
+    last = max((tmp_path / "part").glob("epoch*.ckpt"), key=lambda path: path.name)
+    assert load(last)["global_step"] == stop
+    fit(tmp_path / "rest", ckpt_path=last, seed=77, limits=then)
+    end = max((tmp_path / "rest").glob("epoch*.ckpt"), key=lambda path: path.name)
+    one, other = load(whole / "epoch1.ckpt"), load(end)
+    if then["max_epochs"] < 0 and stop == 251:
+        # as above
+        del one["loops"], other["loops"], one["epoch"], other["epoch"]
+    torch.save(one, tmp_path / "one")
+    torch.save(other, tmp_path / "other")
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+
+
+def test_case_02_an_evaluation_that_a_checkpoint_lies_before_is_not_left_out(tmp_path):
+    # update 251 is in the last iteration of the first epoch; the loader of the evaluation draws from torch's generator
+    knobs = {"every_n_updates": 251, "network": Dropout}
+    fit(tmp_path / "whole", **knobs)
+    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "mid251.ckpt", seed=77)
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+    # and from the end of the epoch with that evaluation once more
+    fit(tmp_path / "again", **knobs, ckpt_path=tmp_path / "resumed" / "epoch0.ckpt", seed=78)
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "again" / "epoch1.ckpt")
+
+
+def test_case_02_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_path, whole):
+    # nothing is left to do: none are put back, and none may be lost
+    trainer = fit(tmp_path, ckpt_path=whole / "epoch1.ckpt", seed=77)
+    trainer.save_checkpoint(tmp_path / "again.ckpt")
+    fit(tmp_path / "on", ckpt_path=tmp_path / "again.ckpt", seed=78, limits={"max_epochs": 3})
+    fit(tmp_path / "straight", ckpt_path=whole / "epoch1.ckpt", seed=79, limits={"max_epochs": 3})
+    assert_same_run(tmp_path / "on" / "epoch2.ckpt", tmp_path / "straight" / "epoch2.ckpt")
+
+
+def test_case_01_rates_are_counted_from_where_the_run_goes_on(tmp_path, whole):
+    statistics, bar = EpisodeStatistics(), RunProgressBar()
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            seen.append((statistics._since[1:], bar._counted[1]))
+
+    callbacks = [statistics, bar, Watch()]
+    trainer = fit(tmp_path, ckpt_path=whole / "mid333.ckpt", callbacks=callbacks, show=True)
+    # 49 env steps without an update, then one a step
+    assert seen[0] == ((382, 333), 333)
+    assert trainer.global_step == 551
+
+
+def test_case_07_all_checkpoints_of_a_run_load_as_plain_values(whole):
+    paths = list(whole.glob("*.ckpt"))
+    assert len(paths) == 6
+    for path in paths:
+        assert torch.load(path, weights_only=True)["DQNDataModule"]["train"]["under_way"]["envs"]["num_envs"] == 1
+
+
+def test_the_memory_is_saved_once(whole):
+    # Lightning saves the state of what it takes for a loader with one
+    assert load(whole / "epoch0.ckpt")["loops"]["fit_loop"]["state_dict"] == {}
+
+
+OTHER_RUNS = {
+    "num_envs": ({"num_envs": 2}, r"data\.num_envs=1, this run has 2"),
+    "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.99, this run has 0\.5"),
+    "batch_size": ({"batch_size": 17}, r"data\.batch_size=16, this run has 17"),
+    "double": ({"double": True}, r"model\.double=False, this run has True"),
+    "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.001, this run has 0\.5"),
+    "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, "use the model.network that it was made with"),
+    "environment": ({"env_id": "Acrobot-v1"}, "use the env_id that it was made with"),
+}
+
+
+@pytest.mark.parametrize(("knobs", "words"), OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_case_09_a_trainer_of_ones_own_refuses_to_go_on_with_other_knobs(tmp_path, whole, knobs, words):
+    with pytest.raises(MisconfigurationException, match=words):
+        fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", **knobs)
+
+
+def test_case_09_what_only_watches_may_change(tmp_path, whole):
+    fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", eval_episodes=3, eval_max_steps=20, save_memory=False)
+    one, other = (load(folder / "epoch1.ckpt")["state_dict"] for folder in (whole, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def register(limit, *wrappers):
+    """The same id for another environment."""
+    gym.registry.pop("TestChanging-v0", None)
+    gym.register(
+        "TestChanging-v0",
+        lambda **kwargs: [env := CartPoleEnv(**kwargs), *[env := wrapper(env) for wrapper in wrappers]][-1],
+        max_episode_steps=limit,
+    )
+
+
+def test_case_10_a_checkpoint_of_another_wrapper_chain_or_time_limit_is_refused(tmp_path):
+    register(100)
+    fit(tmp_path, env_id="TestChanging-v0", limits={"max_epochs": 1})
+    for change in ((90,), (100, Unwritable)):
+        register(*change)
+        with pytest.raises(MisconfigurationException, match=r"data\.wrappers=.*TimeLimit.*, this run has .*TimeLimit"):
+            fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt")
+
+
+def test_case_10_other_arguments_of_the_environment_are_refused_and_not_shown(tmp_path):
+    fit(tmp_path, env_id="FrozenLake-v1", env_kwargs={"is_slippery": True}, limits={"max_epochs": 1})
+    with pytest.raises(MisconfigurationException, match=r"data\.env_kwargs=sha256 \w{16}, this run has sha256 \w{16}"):
+        fit(tmp_path, env_id="FrozenLake-v1", ckpt_path=tmp_path / "epoch0.ckpt")
+
+
+class Renamed(DQNDataModule):
+    """The same under another name, by which Lightning looks for its state."""
+
+
+@pytest.mark.parametrize("lost", ["all", "memory"])
+def test_case_11_a_memory_that_got_lost_is_an_error(tmp_path, whole, lost):
+    checkpoint = load(whole / "epoch0.ckpt")
+    if lost == "all":
+        del checkpoint["DQNDataModule"]
+    else:
+        del checkpoint["DQNDataModule"]["train"]["memory"]
+    torch.save(checkpoint, tmp_path / "lost.ckpt")
+    with pytest.raises(MisconfigurationException, match="has no memory of a DQNDataModule"):
+        fit(tmp_path, ckpt_path=tmp_path / "lost.ckpt")
+
+
+def test_case_11_a_renamed_data_module_is_an_error_and_not_an_empty_memory(tmp_path, whole):
+    with pytest.raises(MisconfigurationException, match="has no memory of a Renamed"):
+        fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", data=Renamed)
+
+
+def test_case_11_a_memory_left_out_on_purpose_is_warmed_up_anew(tmp_path, notes):
+    first = fit(tmp_path, save_memory=False, limits={"max_epochs": 1})
+    assert "memory" not in load(tmp_path / "epoch0.ckpt")["DQNDataModule"]["train"]
+    resumed = fit(tmp_path, save_memory=False, ckpt_path=tmp_path / "epoch0.ckpt")
+    (said,) = [line for line in notes if line.startswith("Resumed")]
+    assert "with 0 transitions" in said
+    assert "data.save_memory=false" in said
+    assert "warms up for 50 env steps" in said
+    assert resumed.datamodule.env_steps == 600
+    # none until 50 env steps are played
+    assert resumed.global_step - first.global_step == 300 - 49
+
+
+def test_case_12_environments_that_cannot_be_snapshotted_are_announced_and_cut(tmp_path, notes):
+    register(100, Unwritable)
+    first = fit(tmp_path, env_id="TestChanging-v0", limits={"max_epochs": 1})
+    said = [line for line in notes if line.startswith("Checkpoints hold no environments")]
+    assert len(said) == 1
+    assert "generator" in said[0], "which says why"
+    assert "under_way" not in load(tmp_path / "epoch0.ckpt")["DQNDataModule"]["train"]
+    assert first.datamodule.train_dataset._lengths[0] > 0, "an episode is under way"
+    fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt", limits={"max_epochs": 2})
+    (said,) = [line for line in notes if line.startswith("Resumed")]
+    assert "kept as truncated" in said
+    assert len([line for line in notes if line.startswith("Checkpoints hold no environments")]) == 2
+
+
+def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp_path):
+    played, fresh = countdown(), countdown(seed=5)
+    # an episode under way, one step old
+    while played._lengths[0] != 1:
+        take(played, 1)
+    cut = written_by(played)[0][-1]
+    torch.save(played.state_dict(with_envs=False), tmp_path / "state")
+    fresh.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    take(fresh, 3)
+    (stored,) = [row for row in transitions(fresh.memory) if row[0] == cut.observation]
+    # its value is still that of what was seen last
+    assert stored == (cut.observation, cut.action, cut.reward, 0.9, cut.next_observation)
+
+
+def test_case_12_environments_in_other_processes_are_announced(notes):
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    model, data = make_pair(num_envs=2, vectorization="async")
+    trainer.strategy.connect(model)
+    data.trainer, trainer.state.fn = trainer, "fit"
+    data.setup("fit")
+    try:
+        said = [line for line in notes if line.startswith("Checkpoints hold no environments")]
+        assert len(said) == 1
+        assert "vectorization=async" in said[0]
+        next(iter(data.train_dataset))
+        assert "under_way" not in data.state_dict()["train"]
+    finally:
+        data.close()
+
+
+# 24: what is stored around the ends of episodes, with resumes in between
+
+
+class Ledger(Countdown):
+    """A Countdown that writes its steps down in plain values, so that a snapshot can hold them."""
+
+    def step(self, action):
+        outcome = super().step(action)
+        self.written[-1] = tuple(self.written[-1])
+        return outcome
+
+
+gym.register("TestLedger-v0", Ledger, max_episode_steps=5)
+
+
+def ledger(num_envs, seed=0):
+    """A dataset of ledgers."""
+    return make_dataset(make_vector_env("TestLedger-v0", num_envs, {}, "sync"), seed=seed)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path, num_envs):
+    # TimeLimit cuts at 5 what ends by itself after 1 to 8 steps
+    dataset = ledger(num_envs)
+    under_way = resetting = 0
+    for seed in range(40):
+        take(dataset, 3)
+        torch.save(dataset.state_dict(), tmp_path / "state")
+        resetting += int(dataset._resetting.sum())
+        under_way += int((dataset._lengths > 0).sum())
+        dataset = ledger(num_envs, seed=seed)
+        dataset.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert min(under_way, resetting) > 5, "stopped in mid-episode and before a reset"
+    written = [[Written(*one) for one in steps] for steps in written_by(dataset)]
+    fifth = {one.terminated for steps in written for one in steps if one.next_observation[1] == 5}
+    assert fifth == {True, False}
+    # the environments' own account, which went through the snapshots too: a cut bootstraps from the true last one
+    assert transitions(dataset.memory) == one_step(written)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
+def test_case_24_a_time_limit_in_a_vector_form_bootstraps_after_a_resume(tmp_path, vectorization):
+    def make():
+        envs = make_vector_env("CartPole-v1", 3, {"max_episode_steps": 12}, vectorization)
+        return make_dataset(envs, lambda observation, rng: (observation[:, 2] > 0).astype(np.int64))
+
+    dataset = make()
+    for _ in range(20):
+        take(dataset, 7)
+        torch.save(dataset.state_dict(), tmp_path / "state")
+        dataset = make()
+        dataset.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    straight = make()
+    take(straight, 140)
+    assert transitions(dataset.memory) == transitions(straight.memory)
+    assert dataset.episodes == straight.episodes
+    lengths = set(dataset.episodes.lengths)
+    assert max(lengths) == 12
+    discounts = {round(row[3], 5) for row in transitions(dataset.memory)}
+    assert 0.9 in discounts
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+def test_case_24_other_ways_to_reset_are_refused(mode):
+    name = f"Test{mode}-v0"
+
+    class Vector(gym.make_vec("CartPole-v1", 1, "vector_entry_point").unwrapped.__class__):
+        metadata = {"autoreset_mode": gym.vector.AutoresetMode(mode)}  # noqa: RUF012  as Gymnasium declares it
+
+    gym.register(name, CartPoleEnv, vector_entry_point=Vector)
+    with pytest.raises(ValueError, match="only NEXT_STEP is supported"):
+        make_vector_env(name, 2, {}, "vector_entry_point")
+
+
+def test_a_module_made_from_a_checkpoint_starts_with_generators_of_its_own(tmp_path, whole):
+    weights_only = Path(whole / "epoch0.ckpt")
+    model, _ = make_pair()
+    model.on_load_checkpoint(load(weights_only))
+    assert model._generators is None
