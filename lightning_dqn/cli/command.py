@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.callbacks import (
@@ -25,9 +25,11 @@ from lightning_dqn.callbacks import (
     EpisodeStatistics,
     EpisodeWriter,
     EpsilonDecay,
+    FiniteCheck,
     RunProgressBar,
     RunSummary,
     SoftTargetUpdate,
+    StopOnSignal,
 )
 from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
@@ -46,7 +48,10 @@ def trainer_defaults() -> dict[str, Any]:
             EpisodeStatistics(),
             EpisodeWriter(),
             RunSummary(),
-            ModelCheckpoint(filename="last", save_on_exception=True, enable_version_counter=False),
+            FiniteCheck(),
+            StopOnSignal(),
+            # not `save_on_exception`: that would replace the last good state by one in mid-step
+            ModelCheckpoint(filename="last", enable_version_counter=False),
         ],
         "max_epochs": 40,
         "num_sanity_val_steps": 0,
@@ -196,5 +201,14 @@ def main(args: Any = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
     try:
         DQNCLI(args)
-    except (MisconfigurationException, FileNotFoundError) as error:
+    except (MisconfigurationException, FileNotFoundError, FloatingPointError) as error:
         refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as left:
+        # Lightning's own ways out say 1 and 0
+        if isinstance(left.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(left, SIGTERMException):
+            sys.exit(143)
+        raise
