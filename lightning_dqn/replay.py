@@ -123,11 +123,11 @@ class ReplayMemory:
         self._slots = -(-capacity // num_envs) + n_step
         slots = (self._slots, num_envs)
         dtype = np.float32 if observation_space.dtype == np.float64 else observation_space.dtype
-        # empty arrays cost no memory before they are written
+        # arrays of zeros cost no memory before they are written, and show nobody what lay there before
         self._written: dict[str, NDArray[Any]] = {
-            "observation": np.empty((*slots, *(observation_space.shape or ())), dtype),
-            "action": np.empty(slots, np.int64),
-            "reward": np.empty(slots, np.float32),
+            "observation": np.zeros((*slots, *(observation_space.shape or ())), dtype),
+            "action": np.zeros(slots, np.int64),
+            "reward": np.zeros(slots, np.float32),
             "terminated": np.zeros(slots, np.bool_),
             "truncated": np.zeros(slots, np.bool_),
             "playable": np.zeros(slots, np.bool_),

@@ -16,7 +16,9 @@ PACKAGE = Path(lightning_dqn.__file__).parent
 ALLOWED = {
     "losses": set(),
     "networks": set(),
-    "envs": set(),
+    "secrets": set(),
+    "ram": set(),
+    "envs": {"secrets"},
     "replay": set(),
     "compilation": set(),
     "optimizers": set(),
@@ -25,10 +27,10 @@ ALLOWED = {
     "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint"},
     "snapshots": set(),
     "checkpoint_io": set(),
-    "data": {"replay", "envs"},
+    "data": {"replay", "envs", "ram", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
-    "cli": {"callbacks", "data", "module", "networks"},
+    "cli": {"callbacks", "data", "module", "networks", "secrets"},
     "__init__": {"callbacks", "data", "module", "networks"},
     "__main__": {"cli"},
 }

@@ -1,5 +1,6 @@
 """Ends a fit that is asked to stop by a signal: at the end of an iteration, with a checkpoint that holds all of it."""
 
+import os
 import signal
 import sys
 import threading
@@ -24,9 +25,10 @@ class StopOnSignal(Callback):
     """SIGTERM and SIGINT (Ctrl-C) end a fit when the iteration under way is complete, with exit code 143 or 130.
 
     The whole state is written to `last.ckpt`, among the other checkpoints of the run. A signal in an evaluation waits
-    for its end. A second SIGINT ends the fit at once, as in Lightning, and saves nothing. Where Lightning requeues SLURM
-    jobs by SIGUSR1, its checkpoint is made at the end of an iteration too. Runs on several devices keep Lightning's own
-    handling of signals, as do fits in threads, where Python allows no other.
+    for its end, and for the next iteration's; a fit that has none ends as it would have. A second SIGINT ends the fit at once, as in Lightning, and saves nothing. Where Lightning requeues
+    SLURM jobs by SIGUSR1, its checkpoint is made at the end of an iteration too. Runs on several devices keep
+    Lightning's own handling of signals, as do fits in threads, where Python allows no other. It stands last among the
+    trainer's callbacks, so that all others have done their part of the iteration.
     """
 
     def __init__(self) -> None:
@@ -54,20 +56,24 @@ class StopOnSignal(Callback):
             raise KeyboardInterrupt
         elif self._received is None:
             self._received = signum
-            sys.stderr.write(
-                f"\n{signal.Signals(signum).name}: saving when this iteration is complete; Ctrl-C again to stop at once\n"
-            )
+            if signum == signal.SIGINT:
+                # past Python's buffers, in which the signal may have found us
+                os.write(2, b"\nCtrl-C: saving when this iteration is complete; once more stops at once\n")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if that was asked; after an epoch's last iteration its evaluation comes first."""
+        """Stop here if that was asked.
+
+        Not between an epoch's last iteration and its evaluation, which Lightning would leave out at a resume; nor when
+        the next epoch starts, all of which it would leave out. The next iteration ends soon enough.
+        """
         if (self._received is not None or self._requeue_asked) and not trainer.is_last_batch:
             self._act(trainer)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop here if that was asked since the last iteration but one: evaluated, logged, and nothing played yet."""
-        if self._received is not None or self._requeue_asked:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop here if that was asked and no epoch has another iteration than its last."""
+        if (self._received is not None or self._requeue_asked) and trainer.num_training_batches == 1:
             self._act(trainer)
 
     def _act(self, trainer: Trainer) -> None:
@@ -80,7 +86,7 @@ class StopOnSignal(Callback):
         said = f"Stopped by {name} at {data_of(trainer).env_steps:,} env steps"
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = _checkpoint_folder(trainer) / "last.ckpt"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             said += f", all saved in {path}; `fit --ckpt_path last` goes on from there"
         # not `should_stop`: that would run an evaluation and move counters which were just saved
         stop = StoppedBySignal(128 + self._received)

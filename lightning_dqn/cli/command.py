@@ -32,11 +32,13 @@ from lightning_dqn.callbacks import (
     StopOnSignal,
 )
 from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.cli.checks import check_knobs, check_writable
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
-from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder, read_checkpoint, run_of, with_run_config
-from lightning_dqn.cli.tracking import prepare_logger, start_wandb
-from lightning_dqn.data import DQNDataModule
+from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder, read_checkpoint, requeued_run, run_of, with_run_config
+from lightning_dqn.cli.tracking import prepare_logger, start_wandb, tell_nothing_of_the_command
+from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.module import DQN
+from lightning_dqn.secrets import hide_secrets
 
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
 
@@ -69,7 +71,9 @@ class SaveConfig(SaveConfigCallback):
         """Called by Lightning once a run."""
         if stage != "fit":
             return
-        text = self.parser.dump(self.config, skip_none=False)
+        shown = self.config.clone()
+        shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
+        text = self.parser.dump(shown, skip_none=False)
         (run_folder(trainer) / "config.yaml").write_text(text)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
@@ -121,6 +125,10 @@ class DQNCLI(LightningCLI):
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
             refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
+        try:
+            check_knobs(run)
+        except ValueError as error:
+            refuse(error)
         self.checkpoint = read_checkpoint(run.ckpt_path) if run.ckpt_path else None
 
     def before_instantiate_classes(self) -> None:
@@ -129,9 +137,11 @@ class DQNCLI(LightningCLI):
         run = self.config[self.subcommand]
         root = Path(run.trainer.default_root_dir or DEFAULT_ROOT)
         earlier = run_of(run.ckpt_path)
+        if self.subcommand == "fit" and run.ckpt_path is None:
+            earlier = requeued_run(root)
         self.is_new = self.subcommand == "fit" and earlier is None
         if self.subcommand == "fit":
-            self.folder = earlier or new_run_folder(root, run.data.env_id)
+            self.folder = earlier or self._new_folder(root, run.data.env_id)
         else:
             self.folder = (earlier or root) / "evaluation"
         run.trainer.default_root_dir = str(self.folder)
@@ -143,6 +153,15 @@ class DQNCLI(LightningCLI):
             for logger in loggers
             if isinstance(logger, Namespace)
         )
+
+    def _new_folder(self, root: Path, env_id: str) -> Path:
+        """One that takes files."""
+        try:
+            folder = new_run_folder(root, env_id)
+            check_writable(folder)
+        except OSError as error:
+            refuse(OSError(f"trainer.default_root_dir={root}: takes no files ({error}); choose another or make room"))
+        return folder
 
     def instantiate_classes(self) -> None:
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
@@ -185,6 +204,8 @@ class DQNCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
+                if self.datamodule.env_kwargs != hide_secrets(self.datamodule.env_kwargs):
+                    tell_nothing_of_the_command(logger)
                 self.offline_because += start_wandb(logger)
         if self.offline_because:
             rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
@@ -203,6 +224,11 @@ def main(args: Any = None) -> None:
         DQNCLI(args)
     except (MisconfigurationException, FileNotFoundError, FloatingPointError) as error:
         refuse(error)
+    except BrokenEnvironmentError as fault:
+        # where the environment raised, its author wants to see where
+        if fault.__cause__ is not None:
+            raise
+        refuse(fault)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as left:

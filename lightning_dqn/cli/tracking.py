@@ -76,3 +76,10 @@ def start_wandb(logger: WandbLogger) -> str:
         logger._wandb_init["mode"] = "offline"
         return " ".join(str(error).split())
     return ""
+
+
+def tell_nothing_of_the_command(logger: WandbLogger) -> None:
+    """Keep the command line and the state of the git repository, which may hold secrets, out of a W&B run."""
+    import wandb  # noqa: PLC0415
+
+    logger._wandb_init.setdefault("settings", wandb.Settings(x_disable_meta=True, disable_git=True, save_code=False))

@@ -13,7 +13,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
 from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayDataset
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
+from lightning_dqn.ram import available_ram, memory_bytes
 from lightning_dqn.replay import ReplayMemory, Transition
+from lightning_dqn.secrets import paths_of_left_out
+
+# the largest part of the available RAM that a memory may ask for
+RAM_SHARE = 0.8
 
 
 class DQNDataModule(pl.LightningDataModule):
@@ -21,7 +26,7 @@ class DQNDataModule(pl.LightningDataModule):
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment.
+        env_kwargs: arguments of the environment; those named like secrets (token, key, ...) enter no file of a run.
         num_envs: environments played side by side, N.
         vectorization: how they are stepped: auto, sync, async or vector_entry_point (the environment's own).
         steps_per_iteration: env steps in each environment per iteration.
@@ -36,7 +41,7 @@ class DQNDataModule(pl.LightningDataModule):
         eval_max_steps: env steps after which an evaluation episode is cut.
 
     Raises:
-        ValueError: if a value is out of its range, or there is no such environment.
+        ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         env.close()
+        self._check_ram()
         self.train_dataset: ReplayDataset | None = None
         self.eval_dataset: EpisodeDataset | None = None
 
@@ -104,6 +110,21 @@ class DQNDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"data.memory_capacity={self.memory_capacity}: must hold a batch and a step of every environment, "
                 f"at least {least}; raise it or lower batch_size={self.batch_size} and num_envs={self.num_envs}"
+            )
+        for path in paths_of_left_out(self.env_kwargs):
+            raise ValueError(
+                f"data.env_kwargs{path}: a secret, which no file of a run holds; give it again: "
+                f"--data.env_kwargs{path} ..."
+            )
+
+    def _check_ram(self) -> None:
+        """Refuse a memory that would be granted now, and get this process killed when it fills."""
+        needed = memory_bytes(self.memory_capacity, self.observation_space)
+        available = available_ram()
+        if available is not None and needed > RAM_SHARE * available:
+            raise ValueError(
+                f"data.memory_capacity={self.memory_capacity}: needs {needed:,} bytes, more than {RAM_SHARE:.0%} of "
+                f"the {available:,} that are available; lower it"
             )
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_dqn.data.faults import EnvironmentFault
+from lightning_dqn.data.faults import BrokenEnvironmentError
 from lightning_dqn.data.replay_dataset import Policy
 from lightning_dqn.envs import make_env
 
@@ -118,7 +118,7 @@ class _Table:
         except Exception as error:
             env_id = self.env.spec.id if self.env.spec is not None else type(self.env).__name__
             where = f"{env_id}, evaluation episode of seed {self.seed}, step {len(self.actions)}"
-            raise EnvironmentFault(f"{where}: raised {type(error).__name__}: {error}") from error
+            raise BrokenEnvironmentError(f"{where}: raised {type(error).__name__}: {error}") from error
         self.rewards.append(float(reward))
         return bool(terminated or truncated)
 

@@ -1,4 +1,4 @@
-"""What is said of an environment that fails: which one, and where on the clocks. Nothing here runs while all is well."""
+"""What is said of an environment that fails: which one, and where on the clocks. None of it runs while all is well."""
 
 import math
 import traceback
@@ -16,7 +16,7 @@ COUNTERS = {
 }
 
 
-class EnvironmentFault(RuntimeError):
+class BrokenEnvironmentError(RuntimeError):
     """An environment raised, or gave what can't be learnt from; the message names it and its step."""
 
 
@@ -34,7 +34,7 @@ def raised(envs: VectorEnv[Any, Any, Any], error: Exception, env_steps: int, len
         if frame.f_code in COUNTERS:
             index = frame.f_locals.get(COUNTERS[frame.f_code], index)
     where = _where(envs, index, env_steps, lengths)
-    return EnvironmentFault(f"{where}: raised {type(error).__name__}: {error}")
+    return BrokenEnvironmentError(f"{where}: raised {type(error).__name__}: {error}")
 
 
 def not_finite(
@@ -57,7 +57,7 @@ def not_finite(
         for index, *place in np.argwhere(~np.isfinite(values)):
             what = f"{name}{[int(i) for i in place] or ''} = {values[(index, *place)]}"
             where = _where(envs, int(index), env_steps, lengths)
-            return EnvironmentFault(f"{where}: {what}; it was not stored. Mend the environment, or wrap it")
+            return BrokenEnvironmentError(f"{where}: {what}; it was not stored. Mend the environment, or wrap it")
     raise AssertionError("all values are finite")
 
 
