@@ -44,7 +44,7 @@ def not_finite(
     env_steps: int,
     lengths: NDArray[np.int64],
 ) -> Exception:
-    """What to raise for a NaN or an infinity among these.
+    """What to raise for a NaN or an infinity among these, as float32, which they are stored as.
 
     Args:
         envs: the environments.
@@ -54,10 +54,10 @@ def not_finite(
         lengths: (N,) env steps of the episodes under way.
     """
     for name, values in (("reward", reward), ("observation", observation)):
-        for index, *place in np.argwhere(~np.isfinite(values)):
+        for index, *place in np.argwhere(~np.isfinite(values.astype(np.float32))):
             what = f"{name}{[int(i) for i in place] or ''} = {values[(index, *place)]}"
             where = _where(envs, int(index), env_steps, lengths)
-            return BrokenEnvironmentError(f"{where}: {what}; it was not stored. Mend the environment, or wrap it")
+            return BrokenEnvironmentError(f"{where}: {what} is no finite float32; it was not stored. Mend the environment, or wrap it")
     raise AssertionError("all values are finite")
 
 
@@ -76,4 +76,4 @@ def zeros_like_floats(envs: VectorEnv[Any, Any, Any]) -> NDArray[Any]:
     """
     space = envs.single_observation_space
     floats = space.dtype is not None and np.issubdtype(space.dtype, np.floating)
-    return np.zeros(envs.num_envs * math.prod(space.shape or ()) if floats else 0, space.dtype)
+    return np.zeros(envs.num_envs * math.prod(space.shape or ()) if floats else 0, np.float32)

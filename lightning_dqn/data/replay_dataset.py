@@ -107,7 +107,7 @@ class ReplayDataset(IterableDataset[Transition]):
         self._resetting = np.zeros(envs.num_envs, dtype=np.bool_)
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
-        self._no_reward, self._no_observation = np.zeros(envs.num_envs), zeros_like_floats(envs)
+        self._no_reward, self._no_observation = np.zeros(envs.num_envs, np.float32), zeros_like_floats(envs)
 
     def __len__(self) -> int:
         """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
@@ -164,9 +164,9 @@ class ReplayDataset(IterableDataset[Transition]):
 
     def _check(self, observation: NDArray[Any], reward: NDArray[Any]) -> None:
         """Refuse a NaN or an infinity before it is stored: such a number times 0 is not 0."""
-        fine = reward.dot(self._no_reward) == 0
+        fine = reward.astype(np.float32).dot(self._no_reward) == 0
         if self._no_observation.size:
-            fine = fine and observation.ravel().dot(self._no_observation) == 0
+            fine = fine and observation.astype(np.float32, copy=False).ravel().dot(self._no_observation) == 0
         if not fine:
             raise not_finite(self.envs, observation, reward, self.env_steps, self._lengths)
 
