@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import FlattenObservation
 from numpy.typing import NDArray
 
-from lightning_dqn.secrets import hide_secrets
+from lightning_dqn.secrets import hide_in_text, hide_secrets
 
 Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
 
@@ -67,7 +67,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], render_mode: str | None
         kwargs: dict[str, Any] = {**env_kwargs, "render_mode": render_mode} if render_mode else {**env_kwargs}
         env: gym.Env[Any, Any] = gym.make(env_id, **kwargs)
     except (TypeError, gym.error.Error) as error:
-        raise ValueError(f"env_id={env_id}, env_kwargs={hide_secrets(env_kwargs)}: {error}") from error
+        said = hide_in_text(str(error), env_kwargs)
+        raise ValueError(f"env_id={env_id}, env_kwargs={hide_secrets(env_kwargs)}: {said}") from error
     return _flatten_if_nested(env)
 
 

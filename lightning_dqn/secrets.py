@@ -40,3 +40,21 @@ def paths_of_left_out(value: Any, path: str = "") -> Iterator[str]:
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for name, item in items:
         yield from paths_of_left_out(item, f"{path}.{name}")
+
+
+def hide_in_text(text: str, arguments: Mapping[str, Any]) -> str:
+    """What others say of arguments, without the secrets among them."""
+    for value in _secrets(arguments, within=False):
+        text = text.replace(value, LEFT_OUT)
+    return text
+
+
+def _secrets(value: Any, *, within: bool) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _secrets(item, within=within or is_secret(str(name)))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _secrets(item, within=within)
+    elif within and str(value):
+        yield str(value)

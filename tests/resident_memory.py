@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
-
 from conftest import quiet_trainer
+
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.callbacks import EpisodeStatistics, FiniteCheck, StopOnSignal
 

@@ -125,7 +125,9 @@ def test_case_13_an_environment_of_another_process_is_named_too(faulty, tmp_path
 
 
 def test_case_13_an_environment_that_raises_in_an_evaluation_is_named_with_its_episode(faulty, tmp_path):
-    with pytest.raises(BrokenEnvironmentError, match=r"Faulty-v0, evaluation episode of seed \d+, step 4: raised OSError"):
+    with pytest.raises(
+        BrokenEnvironmentError, match=r"Faulty-v0, evaluation episode of seed \d+, step 4: raised OSError"
+    ):
         fit(tmp_path, env_id="faulty:Faulty-v0", env_kwargs={"fault": "raise", "at": 4, "which": 1})
 
 
@@ -152,11 +154,17 @@ def test_case_13_the_last_checkpoint_is_of_the_epoch_before(faulty, tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "what"),
-    [("observation", "observation[1] = nan"), ("infinite", "observation[2] = -inf"), ("reward", "reward = inf"), ("large", "reward = 1e+300")],
+    [
+        ("observation", "observation[1] = nan"),
+        ("infinite", "observation[2] = -inf"),
+        ("reward", "reward = inf"),
+        ("large", "reward = 1e+300"),
+    ],
 )
 @pytest.mark.parametrize(("num_envs", "which"), [(1, 0), (3, 2)])
 @pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:overflow encountered in cast")
-def test_case_14_what_is_not_finite_is_refused_before_it_is_stored(faulty, tmp_path, fault, what, num_envs, which):
+def test_case_14_what_is_not_finite_is_refused_before_it_is_stored(faulty, tmp_path, fault_and_words, num_envs, which):
+    fault, what = fault_and_words
     kept = []
     watch = Keep(kept)
     arguments = {"fault": fault, "at": 95, "which": which}
@@ -256,7 +264,7 @@ def test_case_15_a_loss_that_is_nan_ends_the_fit_within_50_iterations(tmp_path, 
 
 def test_case_15_weights_that_are_nan_at_an_epochs_end_are_neither_evaluated_nor_saved(tmp_path):
     # the last update of the second epoch: no later loss shows it
-    with pytest.raises(FloatingPointError, match="policy_net.* is not finite after 273 updates"):
+    with pytest.raises(FloatingPointError, match=r"policy_net.* is not finite after 273 updates"):
         fit(tmp_path, FiniteCheck(), optimizer=lambda params: Diverging(params, 273))
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 73

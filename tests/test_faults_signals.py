@@ -20,7 +20,7 @@ from lightning_dqn.callbacks import StopOnSignal
 
 # 2 epochs of 200 env steps and as many iterations; updates from the 128th on
 EPOCH = 200
-STOPS = pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+STOPS = pytest.mark.parametrize("signum_and_code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
 
 
 class At(pl.Callback):
@@ -88,13 +88,15 @@ def unstopped(tmp_path_factory):
 
 @STOPS
 @pytest.mark.parametrize(
-    ("moment", "end"),
-    [({"batch": 150}, (0, 150)), ({"batch": EPOCH - 1}, (1, 0)), ({"evaluation": True}, (1, 0))],
+    "moment",
+    [{"batch": 150}, {"batch": EPOCH - 1}, {"evaluation": True}],
     ids=["mid-iteration", "last-iteration", "evaluation"],
 )
 def test_case_03_and_04_a_signal_saves_the_state_at_the_iterations_end(
-    tmp_path, unstopped, capfd, signum, code, moment, end
+    tmp_path, unstopped, capfd, signum_and_code, moment
 ):
+    signum, code = signum_and_code
+    end = (0, 150) if moment.get("batch") == 150 else (1, 0)
     before = handlers()
     with pytest.raises(SystemExit) as left:
         fit(tmp_path, At(raise_in_this_process(signum), **moment), StopOnSignal())
@@ -238,7 +240,8 @@ def last_of(folder):
 @pytest.mark.faults
 @STOPS
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_case_03_and_04_a_signal_to_a_process_ends_it_with_its_code(tmp_path, signum, code, vectorization):
+def test_case_03_and_04_a_signal_to_a_process_ends_it_with_its_code(tmp_path, signum_and_code, vectorization):
+    signum, code = signum_and_code
     environments = ("--data.num_envs", "2", "--data.vectorization", vectorization)
     with process(tmp_path, "fit", *RUN, *QUIET, *environments) as child:
         last = wait_for(lambda: last_of(tmp_path))
@@ -275,7 +278,8 @@ def test_case_04_two_ctrl_c_leave_the_last_checkpoint_whole(tmp_path, delay):
 
 @pytest.mark.faults
 @STOPS
-def test_case_04_an_evaluation_that_is_interrupted_says_so_by_its_exit_code(tmp_path, signum, code):
+def test_case_04_an_evaluation_that_is_interrupted_says_so_by_its_exit_code(tmp_path, signum_and_code):
+    signum, code = signum_and_code
     with process(tmp_path, "test", "--data.eval_episodes", "1000000", *QUIET) as child:
         shown = ""
         while "Testing" not in shown:

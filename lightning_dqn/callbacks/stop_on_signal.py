@@ -25,10 +25,11 @@ class StopOnSignal(Callback):
     """SIGTERM and SIGINT (Ctrl-C) end a fit when the iteration under way is complete, with exit code 143 or 130.
 
     The whole state is written to `last.ckpt`, among the other checkpoints of the run. A signal in an evaluation waits
-    for its end, and for the next iteration's; a fit that has none ends as it would have. A second SIGINT ends the fit at once, as in Lightning, and saves nothing. Where Lightning requeues
-    SLURM jobs by SIGUSR1, its checkpoint is made at the end of an iteration too. Runs on several devices keep
-    Lightning's own handling of signals, as do fits in threads, where Python allows no other. It stands last among the
-    trainer's callbacks, so that all others have done their part of the iteration.
+    for its end, and for the next iteration's; a fit that has none ends as it would have. A second SIGINT ends the fit
+    at once, as in Lightning, and saves nothing. Where Lightning requeues SLURM jobs by SIGUSR1, its checkpoint is made
+    at the end of an iteration too. Runs on several devices keep Lightning's own handling of signals, as do fits in
+    threads, where Python allows no other. It stands last among the trainer's callbacks, so that all others have done
+    their part of the iteration.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.cli.checks import check_knobs, check_writable
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
 from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder, read_checkpoint, requeued_run, run_of, with_run_config
-from lightning_dqn.cli.tracking import prepare_logger, start_wandb, tell_nothing_of_the_command
+from lightning_dqn.cli.tracking import no_word_of_the_command, prepare_logger, start_wandb
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.module import DQN
 from lightning_dqn.secrets import hide_secrets
@@ -156,10 +156,13 @@ class DQNCLI(LightningCLI):
 
     def _new_folder(self, root: Path, env_id: str) -> Path:
         """One that takes files."""
+        folder = None
         try:
             folder = new_run_folder(root, env_id)
             check_writable(folder)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.removedirs(folder or root)
             refuse(OSError(f"trainer.default_root_dir={root}: takes no files ({error}); choose another or make room"))
         return folder
 
@@ -204,9 +207,9 @@ class DQNCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
-                if self.datamodule.env_kwargs != hide_secrets(self.datamodule.env_kwargs):
-                    tell_nothing_of_the_command(logger)
-                self.offline_because += start_wandb(logger)
+                given = self.datamodule.env_kwargs
+                with no_word_of_the_command(logger) if given != hide_secrets(given) else contextlib.nullcontext():
+                    self.offline_because += start_wandb(logger)
         if self.offline_because:
             rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
 

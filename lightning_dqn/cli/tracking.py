@@ -2,6 +2,9 @@
 
 import netrc
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -78,8 +81,19 @@ def start_wandb(logger: WandbLogger) -> str:
     return ""
 
 
-def tell_nothing_of_the_command(logger: WandbLogger) -> None:
-    """Keep the command line and the state of the git repository, which may hold secrets, out of a W&B run."""
+@contextmanager
+def no_word_of_the_command(logger: WandbLogger) -> Iterator[None]:
+    """Begin the W&B run at the end of this at the latest, without the command line, which it would record with secrets.
+
+    Nor is anything of the git repository recorded: a configuration with a secret may be among its changes.
+    """
     import wandb  # noqa: PLC0415
 
-    logger._wandb_init.setdefault("settings", wandb.Settings(x_disable_meta=True, disable_git=True, save_code=False))
+    quiet = wandb.Settings(x_disable_meta=True, disable_git=True, disable_code=True, save_code=False)
+    logger._wandb_init.setdefault("settings", quiet)
+    words, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+        _ = logger.experiment
+    finally:
+        sys.argv = words

@@ -57,7 +57,9 @@ def not_finite(
         for index, *place in np.argwhere(~np.isfinite(values.astype(np.float32))):
             what = f"{name}{[int(i) for i in place] or ''} = {values[(index, *place)]}"
             where = _where(envs, int(index), env_steps, lengths)
-            return BrokenEnvironmentError(f"{where}: {what} is no finite float32; it was not stored. Mend the environment, or wrap it")
+            return BrokenEnvironmentError(
+                f"{where}: {what} is no finite float32; it was not stored. Mend the environment, or wrap it"
+            )
     raise AssertionError("all values are finite")
 
 
