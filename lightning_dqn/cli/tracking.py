@@ -89,8 +89,7 @@ def no_word_of_the_command(logger: WandbLogger) -> Iterator[None]:
     """
     import wandb  # noqa: PLC0415
 
-    quiet = wandb.Settings(x_disable_meta=True, disable_git=True, disable_code=True, save_code=False)
-    logger._wandb_init.setdefault("settings", quiet)
+    logger._wandb_init["settings"] = wandb.Settings(x_disable_meta=True, disable_git=True, save_code=False)
     words, sys.argv = sys.argv, sys.argv[:1]
     try:
         yield
