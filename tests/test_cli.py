@@ -139,6 +139,8 @@ def toys(tmp_path, monkeypatch):
     (tmp_path / "toys.py").write_text(TOYS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    # another test's module has the same name
+    monkeypatch.delitem(sys.modules, "toys", raising=False)
     yield
     for name in ("Cue-v0", "Shifted-v0"):
         gym.registry.pop(name, None)

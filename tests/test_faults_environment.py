@@ -153,7 +153,7 @@ def test_case_13_the_last_checkpoint_is_of_the_epoch_before(faulty, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "what"),
+    "fault_and_words",
     [
         ("observation", "observation[1] = nan"),
         ("infinite", "observation[2] = -inf"),
