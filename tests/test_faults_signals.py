@@ -67,7 +67,8 @@ def assert_same(one, other, where=""):
         assert one.equal(other), where
     elif isinstance(one, dict):
         assert one.keys() == other.keys(), where
-        for name in one:
+        # in environments lie generators that nobody seeds or uses, those of their spaces
+        for name in one.keys() - {"envs"}:
             assert_same(one[name], other[name], f"{where}.{name}")
     elif isinstance(one, (list, tuple)):
         assert len(one) == len(other), where
