@@ -5,7 +5,10 @@ The start of the way of the data; nothing here knows of memories or networks.
 
 import difflib
 import importlib
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -16,6 +19,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import FlattenObservation
 from numpy.typing import NDArray
+
+from lightning_dqn.secrets import hide_in_text, hide_secrets
 
 Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
 
@@ -62,7 +67,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], render_mode: str | None
         kwargs: dict[str, Any] = {**env_kwargs, "render_mode": render_mode} if render_mode else {**env_kwargs}
         env: gym.Env[Any, Any] = gym.make(env_id, **kwargs)
     except (TypeError, gym.error.Error) as error:
-        raise ValueError(f"env_id={env_id}, env_kwargs={dict(env_kwargs)}: {error}") from error
+        said = hide_in_text(str(error), env_kwargs)
+        raise ValueError(f"env_id={env_id}, env_kwargs={hide_secrets(env_kwargs)}: {said}") from error
     return _flatten_if_nested(env)
 
 
@@ -93,7 +99,8 @@ def make_vector_env(
             raise ValueError(f"vectorization=vector_entry_point: {env_id} has no vector form of its own; use sync")
         envs: VectorEnv[Any, Any, Any] = gym.make_vec(env_id, num_envs, "vector_entry_point", **env_kwargs)
     else:
-        envs = gym.make_vec(env_id, num_envs, vectorization, wrappers=(_flatten_if_nested,), **env_kwargs)  # type: ignore[arg-type]
+        with _children_deaf_to_ctrl_c():
+            envs = gym.make_vec(env_id, num_envs, vectorization, wrappers=(_flatten_if_nested,), **env_kwargs)  # type: ignore[arg-type]
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.NEXT_STEP:
         envs.close()
@@ -101,6 +108,19 @@ def make_vector_env(
             f"{env_id} resets itself by {mode} as {vectorization}; only NEXT_STEP is supported: use vectorization=sync"
         )
     return envs
+
+
+@contextmanager
+def _children_deaf_to_ctrl_c() -> Iterator[None]:
+    """A terminal sends Ctrl-C to all processes; those of environments have to finish the iteration under way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _flatten_if_nested(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

@@ -139,7 +139,7 @@ def toys(tmp_path, monkeypatch):
     (tmp_path / "toys.py").write_text(TOYS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    # other tests have a module of that name
+    # another test's module has the same name
     monkeypatch.delitem(sys.modules, "toys", raising=False)
     yield
     for name in ("Cue-v0", "Shifted-v0"):
@@ -185,7 +185,7 @@ def test_every_run_of_one_process_has_its_checkpoints_for_itself(workplace):
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-def test_two_fits_at_once_have_separate_folders(default_runs):
+def test_case_23_two_fits_at_once_have_separate_folders(default_runs):
     folders = {name: run.folder for name, run in default_runs.items()}
     assert folders["plain"] != folders["tty"]
     for folder in folders.values():
@@ -193,7 +193,7 @@ def test_two_fits_at_once_have_separate_folders(default_runs):
         assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 500 - 127
 
 
-def test_folders_made_in_the_same_second_are_separate(tmp_path):
+def test_case_23_folders_made_in_the_same_second_are_separate(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_run_folder(tmp_path, "module:Team/Env-v0"), range(32)))
     assert len(set(folders)) == 32
@@ -447,14 +447,14 @@ def copy(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("key", "value", "shown"), OUT_OF_RANGE, ids=[f"{k}={v}" for k, v, _ in OUT_OF_RANGE])
-def test_a_value_out_of_its_range_is_refused_by_key_and_value(empty, capfd, key, value, shown):
+def test_case_17_a_value_out_of_its_range_is_refused_by_key_and_value(empty, capfd, key, value, shown):
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
     assert key.rpartition(".")[2] in line
     assert shown in line
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_TYPE, ids=[f"{k}={v}" for k, v in WRONG_TYPE])
-def test_a_value_of_the_wrong_type_is_refused_by_key_and_value(empty, capfd, key, value):
+def test_case_18_a_value_of_the_wrong_type_is_refused_by_key_and_value(empty, capfd, key, value):
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
     assert key.rpartition(".")[2] in line
     assert value in line
@@ -463,7 +463,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_key_and_value(empty, capfd, key
 
 
 @pytest.mark.parametrize(("key", "meant"), UNKNOWN, ids=[key for key, _ in UNKNOWN])
-def test_unknown_and_shortened_keys_are_refused_with_what_was_meant(empty, capfd, key, meant):
+def test_case_18_unknown_and_shortened_keys_are_refused_with_what_was_meant(empty, capfd, key, meant):
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", "3")
     assert key.rpartition(".")[2] in line
     assert line.endswith(f"did you mean {meant}?")
@@ -495,7 +495,7 @@ def test_a_mistake_in_a_configuration_file_is_refused(empty, capfd, text, words)
         ("Pendulum-v1", ["action_space", "Box", "Discrete"]),
     ],
 )
-def test_an_environment_that_cannot_be_used_is_refused(empty, capfd, env_id, words):
+def test_case_16_and_18_an_environment_that_cannot_be_used_is_refused(empty, capfd, env_id, words):
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, "--data.env_id", env_id)
     for word in words:
         assert word in line

@@ -150,7 +150,7 @@ def test_a_trainer_without_a_schedule_is_refused_with_its_name(callbacks, missin
         quiet_trainer(callbacks=callbacks).fit(model, datamodule=Batches([batch_of(1)]))
 
 
-def test_actions_that_are_not_discrete_are_refused_by_name():
+def test_case_16_actions_that_are_not_discrete_are_refused_by_name():
     with pytest.raises(TypeError, match=r"Box\(-2.0, 2.0, \(1,\), float32\)"):
         DQN(BOX, spaces.Box(-2, 2, (1,)))
 

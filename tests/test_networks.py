@@ -31,7 +31,7 @@ def test_multi_discrete_observations_become_one_hot_blocks():
         (spaces.Dict({"a": spaces.Discrete(2)}), "not supported"),
     ],
 )
-def test_spaces_that_cannot_be_encoded_are_refused_by_name(space, words):
+def test_case_16_spaces_that_cannot_be_encoded_are_refused_by_name(space, words):
     with pytest.raises(TypeError, match=words) as error:
         ObservationEncoder(space)
     assert str(space) in str(error.value)

@@ -335,7 +335,7 @@ def test_the_history_equals_the_sums_of_recorded_rewards(env_id, num_envs, vecto
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
-def test_cartpole_bootstraps_from_the_true_last_observation_of_cut_episodes(vectorization):
+def test_case_24_cartpole_bootstraps_from_the_true_last_observation_of_cut_episodes(vectorization):
     envs = Recorder(make_vector_env("CartPole-v1", 4, {"max_episode_steps": 30}, vectorization))
     dataset = make_dataset(envs, balance_or_fall, epoch_env_steps=600)
     take(dataset, len(dataset))
@@ -344,7 +344,7 @@ def test_cartpole_bootstraps_from_the_true_last_observation_of_cut_episodes(vect
     assert transitions(dataset.memory) == one_step(envs.written)
 
 
-def test_what_the_memory_holds_is_what_the_environments_themselves_did():
+def test_case_24_what_the_memory_holds_is_what_the_environments_themselves_did():
     dataset = countdown(3)
     take(dataset, 150)
     written = written_by(dataset)
@@ -355,7 +355,7 @@ def test_what_the_memory_holds_is_what_the_environments_themselves_did():
     assert transitions(dataset.memory) == one_step(written)
 
 
-def test_three_step_returns_stay_within_the_episodes_that_the_environments_wrote_down():
+def test_case_24_three_step_returns_stay_within_the_episodes_that_the_environments_wrote_down():
     dataset = countdown(3, n_step=3)
     take(dataset, 100)
     expected = {}

@@ -16,7 +16,9 @@ PACKAGE = Path(lightning_dqn.__file__).parent
 ALLOWED = {
     "losses": set(),
     "networks": set(),
-    "envs": set(),
+    "secrets": set(),
+    "ram": set(),
+    "envs": {"secrets"},
     "replay": set(),
     "compilation": set(),
     "optimizers": set(),
@@ -26,10 +28,10 @@ ALLOWED = {
     "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint", "continuing"},
     "snapshots": set(),
     "checkpoint_io": set(),
-    "data": {"replay", "envs", "snapshots", "fingerprint"},
+    "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
-    "cli": {"callbacks", "data", "module", "networks", "checkpoint_io"},
+    "cli": {"callbacks", "data", "module", "networks", "checkpoint_io", "secrets"},
     "__init__": {"callbacks", "data", "module", "networks"},
     "__main__": {"cli"},
 }

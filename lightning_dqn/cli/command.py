@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.callbacks import (
@@ -25,12 +25,15 @@ from lightning_dqn.callbacks import (
     EpisodeStatistics,
     EpisodeWriter,
     EpsilonDecay,
+    FiniteCheck,
     RunProgressBar,
     RunSummary,
     SoftTargetUpdate,
+    StopOnSignal,
 )
 from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
+from lightning_dqn.cli.checks import check_knobs, check_writable
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
@@ -38,12 +41,14 @@ from lightning_dqn.cli.runs import (
     read_checkpoint,
     refuse_contradictions,
     relocate_best,
+    requeued_run,
     run_of,
     with_run_config,
 )
-from lightning_dqn.cli.tracking import continue_wandb, prepare_logger, start_wandb
-from lightning_dqn.data import DQNDataModule
+from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, prepare_logger, start_wandb
+from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.module import DQN
+from lightning_dqn.secrets import hide_secrets
 
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
 
@@ -55,7 +60,10 @@ def trainer_defaults() -> dict[str, Any]:
             EpisodeStatistics(),
             EpisodeWriter(),
             RunSummary(),
-            ModelCheckpoint(filename="last", save_on_exception=True, enable_version_counter=False),
+            FiniteCheck(),
+            StopOnSignal(),
+            # not `save_on_exception`: that would replace the last good state by one in mid-step
+            ModelCheckpoint(filename="last", enable_version_counter=False),
         ],
         "max_epochs": 40,
         "num_sanity_val_steps": 0,
@@ -73,7 +81,9 @@ class SaveConfig(SaveConfigCallback):
         """Called by Lightning once a run."""
         if stage != "fit":
             return
-        text = self.parser.dump(self.config, skip_none=False)
+        shown = self.config.clone()
+        shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
+        text = self.parser.dump(shown, skip_none=False)
         (run_folder(trainer) / "config.yaml").write_text(text)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
@@ -125,6 +135,10 @@ class DQNCLI(LightningCLI):
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
             refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
+        try:
+            check_knobs(run)
+        except ValueError as error:
+            refuse(error)
         earlier = run_of(run.ckpt_path)
         if self.config.subcommand == "fit" and earlier is not None:
             text = self._parser("fit").dump(run, skip_none=False)
@@ -138,9 +152,11 @@ class DQNCLI(LightningCLI):
         run = self.config[self.subcommand]
         root = Path(run.trainer.default_root_dir or DEFAULT_ROOT)
         earlier = run_of(run.ckpt_path)
+        if self.subcommand == "fit" and run.ckpt_path is None:
+            earlier = requeued_run(root)
         self.is_new = self.subcommand == "fit" and earlier is None
         if self.subcommand == "fit":
-            self.folder = earlier or new_run_folder(root, run.data.env_id)
+            self.folder = earlier or self._new_folder(root, run.data.env_id)
         else:
             self.folder = (earlier or root) / "evaluation"
         run.trainer.default_root_dir = str(self.folder)
@@ -153,6 +169,18 @@ class DQNCLI(LightningCLI):
                 self.offline_because += prepare_logger(logger, self.folder, resumed=not self.is_new)
                 if self.subcommand == "fit" and not self.is_new:
                     continue_wandb(logger)
+
+    def _new_folder(self, root: Path, env_id: str) -> Path:
+        """One that takes files."""
+        folder = None
+        try:
+            folder = new_run_folder(root, env_id)
+            check_writable(folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.removedirs(folder or root)
+            refuse(OSError(f"trainer.default_root_dir={root}: takes no files ({error}); choose another or make room"))
+        return folder
 
     def instantiate_classes(self) -> None:
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
@@ -202,7 +230,9 @@ class DQNCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
-                self.offline_because += start_wandb(logger)
+                given = self.datamodule.env_kwargs
+                with no_word_of_the_command(logger) if given != hide_secrets(given) else contextlib.nullcontext():
+                    self.offline_because += start_wandb(logger)
         if self.offline_because:
             rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
 
@@ -218,5 +248,19 @@ def main(args: Any = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
     try:
         DQNCLI(args)
-    except (MisconfigurationException, FileNotFoundError, CheckpointError) as error:
+    except (MisconfigurationException, FileNotFoundError, CheckpointError, FloatingPointError) as error:
         refuse(error)
+    except BrokenEnvironmentError as fault:
+        # where the environment raised, its author wants to see where
+        if fault.__cause__ is not None:
+            raise
+        refuse(fault)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as left:
+        # Lightning's own ways out say 1 and 0
+        if isinstance(left.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(left, SIGTERMException):
+            sys.exit(143)
+        raise

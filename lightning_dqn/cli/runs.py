@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -141,7 +142,8 @@ def run_of(checkpoint: str | None) -> Path | None:
 
 def new_run_folder(root: Path, env_id: str) -> Path:
     """Make a folder that no other run has: root/environment/time. Ranks but the first write nothing and make none."""
-    name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    job = f"_job-{_slurm_job()}" if _slurm_job() else ""
+    name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{job}"
     for attempt in itertools.count():
         folder = name.with_name(f"{name.name}_{attempt}") if attempt else name
         with contextlib.suppress(FileExistsError):
@@ -149,3 +151,21 @@ def new_run_folder(root: Path, env_id: str) -> Path:
                 folder.mkdir(parents=True)
             return folder
     raise AssertionError
+
+
+def _slurm_job() -> str:
+    """The id of the SLURM job we are in, as Lightning requeues it; empty outside."""
+    array, task = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def requeued_run(root: Path) -> Path | None:
+    """The folder of the run that stopped when SLURM requeued this job; Lightning finds its checkpoint there."""
+    if not _slurm_job() or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return None
+    found = sorted({path.parent for path in root.glob(f"*/*_job-{_slurm_job()}/hpc_ckpt_*.ckpt")})
+    if len(found) > 1:
+        refuse(
+            ValueError(f"SLURM job {_slurm_job()} had several runs, {found}: give each its trainer.default_root_dir")
+        )
+    return found[0] if found else None

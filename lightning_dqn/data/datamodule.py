@@ -14,7 +14,9 @@ from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayData
 from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
+from lightning_dqn.ram import available_ram, memory_bytes
 from lightning_dqn.replay import ReplayMemory, Transition
+from lightning_dqn.secrets import paths_of_left_out
 from lightning_dqn.snapshots import CannotSnapshotError
 
 # what another value of would make another run of it; evaluation may change at a resume
@@ -30,6 +32,8 @@ LEARNING_KNOBS = (
     "n_step",
     "epoch_env_steps",
 )
+# the largest part of the available RAM that a memory may ask for
+RAM_SHARE = 0.8
 
 
 class DQNDataModule(pl.LightningDataModule):
@@ -37,7 +41,7 @@ class DQNDataModule(pl.LightningDataModule):
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment.
+        env_kwargs: arguments of the environment; those named like secrets (token, key, ...) enter no file of a run.
         num_envs: environments played side by side, N.
         vectorization: how they are stepped: auto, sync, async or vector_entry_point (the environment's own).
         steps_per_iteration: env steps in each environment per iteration.
@@ -53,7 +57,7 @@ class DQNDataModule(pl.LightningDataModule):
         save_memory: whether checkpoints hold the memory; without it a resumed run warms up an empty one.
 
     Raises:
-        ValueError: if a value is out of its range, or there is no such environment.
+        ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self._environment = environment_in_words(env, env_id, self.env_kwargs)
         env.close()
+        self._check_ram()
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
         self.train_dataset: ReplayDataset | None = None
@@ -126,6 +131,21 @@ class DQNDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"data.memory_capacity={self.memory_capacity}: must hold a batch and a step of every environment, "
                 f"at least {least}; raise it or lower batch_size={self.batch_size} and num_envs={self.num_envs}"
+            )
+        for path in paths_of_left_out(self.env_kwargs):
+            raise ValueError(
+                f"data.env_kwargs{path}: a secret, which no file of a run holds; give it again: "
+                f"--data.env_kwargs{path} ..."
+            )
+
+    def _check_ram(self) -> None:
+        """Refuse a memory that would be granted now, and get this process killed when it fills."""
+        needed = memory_bytes(self.memory_capacity, self.observation_space)
+        available = available_ram()
+        if available is not None and needed > RAM_SHARE * available:
+            raise ValueError(
+                f"data.memory_capacity={self.memory_capacity}: needs {needed:,} bytes, more than {RAM_SHARE:.0%} of "
+                f"the {available:,} that are available; lower it"
             )
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from lightning_dqn.data.faults import BrokenEnvironmentError
 from lightning_dqn.data.replay_dataset import Policy
 from lightning_dqn.envs import make_env
 
@@ -102,6 +103,7 @@ class _Table:
         self.start(seed)
 
     def start(self, seed: int) -> None:
+        self.seed = seed
         self.observation, _ = self.env.reset(seed=seed)
         self.observations: list[Any] = []
         self.actions: list[int] = []
@@ -111,7 +113,12 @@ class _Table:
         """Play on; whether the episode is over."""
         self.observations.append(self.observation)
         self.actions.append(int(action))
-        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        try:
+            self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        except Exception as error:
+            env_id = self.env.spec.id if self.env.spec is not None else type(self.env).__name__
+            where = f"{env_id}, evaluation episode of seed {self.seed}, step {len(self.actions)}"
+            raise BrokenEnvironmentError(f"{where}: raised {type(error).__name__}: {error}") from error
         self.rewards.append(float(reward))
         return bool(terminated or truncated)
 

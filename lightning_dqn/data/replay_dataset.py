@@ -13,8 +13,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
+from lightning_dqn.data.faults import not_finite, raised, zeros_like_floats
 from lightning_dqn.replay import ReplayMemory, Transition
 from lightning_dqn.snapshots import restore, snapshot
 
@@ -108,6 +109,7 @@ class ReplayDataset(IterableDataset[Transition]):
         self._resetting = np.zeros(envs.num_envs, dtype=np.bool_)
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
+        self._no_reward, self._no_observation = np.zeros(envs.num_envs, np.float32), zeros_like_floats(envs)
 
     def __len__(self) -> int:
         """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
@@ -119,6 +121,8 @@ class ReplayDataset(IterableDataset[Transition]):
         return self._length * self._iteration_env_steps
 
     def __iter__(self) -> Iterator[Transition]:
+        if get_worker_info() is not None:
+            raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
         for _ in range(len(self)):
             self._due += self._iteration_env_steps
             while self._due >= self.envs.num_envs:
@@ -129,13 +133,18 @@ class ReplayDataset(IterableDataset[Transition]):
     def _step(self) -> int:
         """Step every environment once, store it, and return how many of them really played."""
         if self._observation is None:
-            self._observation, _ = self.envs.reset(seed=int(self._rng.integers(2**31)))
+            self._observation = self._first_observation()
             self.memory.begin(self._observation)
             self._resetting[:] = False
             self._returns[:] = 0
             self._lengths[:] = 0
         action = self.policy(self._observation, self._rng)
-        self._observation, reward, terminated, truncated, _ = self.envs.step(action)
+        try:
+            observation, reward, terminated, truncated, _ = self.envs.step(action)
+        except Exception as error:
+            raise raised(self.envs, error, self.env_steps, self._lengths) from error
+        self._check(observation, reward)
+        self._observation = observation
         self.memory.append(action, reward, terminated, truncated, self._observation)
         playing = ~self._resetting
         self._resetting = terminated | truncated
@@ -147,6 +156,22 @@ class ReplayDataset(IterableDataset[Transition]):
         if np.count_nonzero(self._resetting):
             self._record_episodes()
         return played
+
+    def _first_observation(self) -> NDArray[Any]:
+        try:
+            observation, _ = self.envs.reset(seed=int(self._rng.integers(2**31)))
+        except Exception as error:
+            raise raised(self.envs, error, self.env_steps, self._lengths) from error
+        self._check(observation, self._no_reward)
+        return observation  # type: ignore[no-any-return]
+
+    def _check(self, observation: NDArray[Any], reward: NDArray[Any]) -> None:
+        """Refuse a NaN or an infinity before it is stored: such a number times 0 is not 0."""
+        fine = reward.astype(np.float32).dot(self._no_reward) == 0
+        if self._no_observation.size:
+            fine = fine and observation.astype(np.float32, copy=False).ravel().dot(self._no_observation) == 0
+        if not fine:
+            raise not_finite(self.envs, observation, reward, self.env_steps, self._lengths)
 
     def _record_episodes(self) -> None:
         """Enter the episodes that have just ended into the history and start their sums anew."""

@@ -1,0 +1,363 @@
+"""Cases 17 and 20 to 23 of FAULTS.md: what surrounds a run, from its command line to its disk."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import gymnasium as gym
+import pytest
+import yaml
+from conftest import ANSI, clean_environment, run_cli
+
+from lightning_dqn.cli import main
+from lightning_dqn.secrets import LEFT_OUT, hide_secrets, is_secret
+
+SMALL = ("--data.epoch_env_steps", "200", "--trainer.max_epochs", "1", "--data.eval_episodes", "2")
+QUIET = ("--video.episodes", "0", "--trainer.enable_model_summary", "false")
+NO_LOGGER = ("--trainer.logger", "false")
+FAKE_KEY = "0123456789abcdef" * 2 + "01234567"
+
+MODULE = '''
+import os
+import pathlib
+
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+
+class Guarded(CartPoleEnv):
+    """CartPole behind a token; leaves a note when it is made and when it is stepped."""
+
+    def __init__(self, api_token=None, server=None, render_mode=None):
+        pathlib.Path("made").touch()
+        if api_token != os.environ.get("EXPECTED_TOKEN"):
+            raise TypeError("wrong token")
+        super().__init__(render_mode=render_mode)
+
+    def step(self, action):
+        pathlib.Path("stepped").touch()
+        return super().step(action)
+
+
+gym.register("Guarded-v0", Guarded, max_episode_steps=500)
+'''
+
+
+@pytest.fixture
+def guarded(tmp_path, monkeypatch):
+    """A module `guarded` that registers Guarded-v0, in the current folder."""
+    (tmp_path / "guarded.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    gym.registry.pop("Guarded-v0", None)
+    sys.modules.pop("guarded", None)
+
+
+# case 17: configuration errors before any environment is made
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.memory_capacity", "127"),
+        ("data.gamma", "1.01"),
+        ("data.gamma", "-0.01"),
+        ("data.updates_per_iteration", "0"),
+        ("data.updates_per_iteration", "-1"),
+        ("data.num_workers", "1"),
+        ("model.optimizer.lr", "0"),
+        ("model.optimizer.lr", "-0.1"),
+        ("model.optimizer.lr", ".nan"),
+        ("target_update.tau", "0"),
+        ("target_update.tau", "1.01"),
+    ],
+)
+def test_case_17_a_wrong_knob_is_refused_before_an_environment_is_made(guarded, capfd, key, value):
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *SMALL, *NO_LOGGER, "--data.env_id", "guarded:Guarded-v0", f"--{key}", value])
+    assert ended.value.code == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert key.rpartition(".")[2] in line
+    assert not (guarded / "made").exists()
+    assert not (guarded / "runs").exists()
+
+
+# case 20: Weights & Biases never stands in a run's way
+
+
+def fit_in_a_terminal(folder, env, *words):
+    """Exit code and all that is shown to somebody who does not touch the keyboard."""
+    import pexpect  # noqa: PLC0415  it has no Windows form
+
+    command = ["-m", "lightning_dqn", "fit", *SMALL, *QUIET, *words]
+    child = pexpect.spawn(sys.executable, command, cwd=folder, env=env, encoding="utf-8", timeout=120)
+    child.expect(pexpect.EOF)
+    child.close()
+    return child.exitstatus, ANSI.sub("", child.before).replace("\r\n", "\n")
+
+
+def fit_with_pipes(folder, env, *words):
+    run = run_cli(folder, env, "fit", *SMALL, *QUIET, *words)
+    return run.exit_code, run.text
+
+
+@pytest.fixture
+def refusing_server():
+    """A W&B server that is there, and knows nobody."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self):
+            body = b'{"errors": [{"message": "user is not logged in"}]}'
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.do_POST()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def silent_server():
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fit", [fit_in_a_terminal, fit_with_pipes], ids=["tty", "pipes"])
+@pytest.mark.parametrize("fault", ["no-key", "no-network", "silent-server", "refused-key", "short-key"])
+def test_case_20_without_weights_and_biases_training_goes_on_offline(
+    tmp_path, fit, fault, refusing_server, silent_server
+):
+    settings = {
+        "no-key": {},
+        "no-network": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+        "silent-server": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": silent_server},
+        "refused-key": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": refusing_server},
+        "short-key": {"WANDB_API_KEY": "short", "WANDB_BASE_URL": refusing_server},
+    }
+    exit_code, shown = fit(tmp_path, clean_environment(tmp_path, **settings[fault]))
+    assert exit_code == 0, shown
+    assert "Finished: 200 env steps" in shown
+    said = [line for line in shown.splitlines() if line.startswith("W&B is offline: ")]
+    assert len(said) == 1, shown
+    assert list(tmp_path.glob("runs/*/*/wandb/offline-run-*/*.wandb"))
+    for question in ("Enter your choice", "Create a W&B account", "paste", "wandb.ai/authorize"):
+        assert question not in shown
+    assert FAKE_KEY not in shown
+
+
+# case 21: secrets
+
+TOKEN = "hunter2-0xDEADBEEF"
+
+
+def test_case_21_a_secret_is_known_by_a_word_of_its_name():
+    for name in ("token", "api_token", "apiToken", "API_KEY", "secret", "db_password", "authToken", "credentials"):
+        assert is_secret(name), name
+    for name in ("monkey", "keyboard", "max_tokens", "is_slippery", "author", "map_name"):
+        assert not is_secret(name), name
+
+
+def test_case_21_secrets_are_hidden_at_all_depths():
+    arguments = {"a": 1, "auth": {"user": "x"}, "b": {"token": "x", "c": [{"pwd": 1, "d": 2}]}, "key": None}
+    assert hide_secrets(arguments) == {
+        "a": 1,
+        "auth": LEFT_OUT,
+        "b": {"token": LEFT_OUT, "c": [{"pwd": LEFT_OUT, "d": 2}]},
+        "key": None,
+    }
+
+
+def files_with(folder, text):
+    """Files of which any byte string, name or link holds a text."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if text in path.name or (path.is_file() and text.encode() in path.read_bytes())
+    ]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("way", ["argument", "dict", "config"])
+def test_case_21_a_secret_is_in_no_file_of_a_run(guarded, way):
+    home = guarded / "home"
+    home.mkdir()
+    env = clean_environment(home, EXPECTED_TOKEN=TOKEN)
+    # W&B looks into repositories: one with a tracked configuration that was changed since
+    config = guarded / "mine.yaml"
+    config.write_text("data: {env_id: 'guarded:Guarded-v0'}\n")
+    for words in (["init", "-q"], ["add", "mine.yaml"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qma"]):
+        subprocess.run(["git", *words], cwd=guarded, env=env, check=True)
+    given = {
+        "argument": ("--data.env_kwargs.api_token", TOKEN),
+        "dict": ("--data.env_kwargs", f"{{server: here, api_token: {TOKEN}}}"),
+        "config": (),
+    }[way]
+    if way == "config":
+        config.write_text(f"data: {{env_id: 'guarded:Guarded-v0', env_kwargs: {{server: here, api_token: {TOKEN}}}}}\n")
+    loggers = "[WandbLogger, CSVLogger, TensorBoardLogger]"
+    run = run_cli(guarded, {**env, "WANDB_SAVE_CODE": "true"}, "fit", *SMALL, "--config", "mine.yaml", *given)
+    assert run.exit_code == 0, run.text
+    assert files_with(guarded / "runs", TOKEN) == []
+    more = run_cli(guarded, env, "fit", *SMALL, *QUIET, "--config", "mine.yaml", *given, "--trainer.logger", loggers)
+    assert more.exit_code == 0, more.text
+    assert files_with(guarded / "runs", TOKEN) == []
+    assert TOKEN not in run.text + more.text
+    # what is not secret stays
+    (written, _) = guarded.glob("runs/*/*/config.yaml")
+    arguments = yaml.safe_load(written.read_text())["data"]["env_kwargs"]
+    assert arguments == {"api_token": LEFT_OUT, **({"server": "here"} if way != "argument" else {})}
+    # and what was left out has to be given again
+    refused = run_cli(guarded, env, "test", "--ckpt_path", "last", *QUIET)
+    assert refused.exit_code == 2
+    assert "error: data.env_kwargs.api_token: a secret" in refused.err
+    again = run_cli(guarded, env, "test", "--ckpt_path", "last", *QUIET, "--data.env_kwargs.api_token", TOKEN)
+    assert again.exit_code == 0, again.text
+    assert files_with(guarded / "runs", TOKEN) == []
+
+
+def test_case_21_an_error_of_the_environment_shows_no_secret(guarded, capfd):
+    with pytest.raises(SystemExit):
+        main(["fit", *NO_LOGGER, "--data.env_id", "guarded:Guarded-v0", "--data.env_kwargs", f"{{api_token: {TOKEN}}}"])
+    shown = capfd.readouterr()
+    assert "wrong token" in shown.err
+    assert TOKEN not in shown.out + shown.err
+
+
+# case 22: an output folder that takes nothing
+
+
+@pytest.fixture(params=["under-a-file", "full", "read-only", "full-device-link"])
+def no_room(request, tmp_path):
+    """A folder to which nothing can be written, in one of four ways."""
+    folder = tmp_path / "root"
+    if request.param == "under-a-file":
+        folder.write_text("a file")
+        yield folder / "runs"
+        return
+    folder.mkdir()
+    if request.param == "full-device-link":
+        (folder / "Guarded").symlink_to("/dev/full")
+        yield folder / "Guarded"
+        return
+    options = {"full": "size=64k", "read-only": "ro"}[request.param]
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount")
+    if request.param == "full":
+        (folder / "filler").write_bytes(bytes(60 * 1024))
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_case_22_a_folder_that_takes_nothing_is_refused_before_the_first_step(guarded, no_room, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "fit",
+                *SMALL,
+                *NO_LOGGER,
+                "--data.env_id",
+                "guarded:Guarded-v0",
+                "--trainer.default_root_dir",
+                str(no_room),
+            ]
+        )
+    assert ended.value.code == 2
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.err
+    (line,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert f"trainer.default_root_dir={no_room}" in line
+    assert not (guarded / "made").exists()
+    assert not (guarded / "stepped").exists()
+    if no_room.is_dir():
+        assert {path.name for path in no_room.iterdir()} <= {"filler"}, "no litter"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_case_22_a_folder_without_permission_is_refused(guarded, capfd):
+    folder = guarded / "locked"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(SystemExit):
+        main(["fit", *SMALL, *NO_LOGGER, "--trainer.default_root_dir", str(folder)])
+    assert f"trainer.default_root_dir={folder}" in capfd.readouterr().err
+
+
+# a SLURM job that was requeued
+
+
+@pytest.mark.faults
+def test_a_requeued_slurm_job_goes_on_in_its_folder(tmp_path):
+    command = tmp_path / "scontrol"
+    command.write_text("#!/bin/sh\nexit 0\n")
+    command.chmod(0o755)
+    env = clean_environment(tmp_path)
+    slurm = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "dqn", "SLURM_PROCID": "0"}
+    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_NTASKS_PER_NODE": "1"}
+    env |= {**slurm, "PATH": f"{tmp_path}:{env['PATH']}"}
+    words = ("fit", "--data.epoch_env_steps", "400", "--data.eval_episodes", "2", *QUIET, *NO_LOGGER)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "lightning_dqn", *words],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+            assert first.poll() is None
+        first.send_signal(signal.SIGUSR1)
+        while not list(tmp_path.glob("runs/*/*/hpc_ckpt_1.ckpt")):
+            assert first.poll() is None
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=60)
+    finally:
+        first.kill()
+    assert first.returncode == 143
+    again = run_cli(tmp_path, {**env, "SLURM_RESTART_COUNT": "1"}, *words, "--trainer.max_epochs", "4")
+    assert again.exit_code == 0, again.text
+    assert "Resumed at" in again.text
+    (folder,) = tmp_path.glob("runs/*/*")
+    assert folder.name.endswith("_job-77")
+
+
+# case 23: two at once
+
+
+@pytest.mark.faults
+def test_case_23_identical_runs_started_at_once_have_separate_folders(tmp_path):
+    command = [sys.executable, "-m", "lightning_dqn", "fit", *SMALL, *QUIET, "--trainer.logger", "CSVLogger"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    env = clean_environment(tmp_path)
+    children = [subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) for _ in range(4)]
+    shown = [child.communicate(timeout=120)[0] for child in children]
+    assert [child.returncode for child in children] == [0] * 4, shown
+    folders = sorted(tmp_path.glob("runs/*/*"))
+    assert len(folders) == 4
+    for folder in folders:
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        assert {"config.yaml", "episodes.png", "metrics.csv"} <= {path.name for path in folder.iterdir()}
+    rows = {(folder / "config.yaml").read_text() for folder in folders}
+    assert len(rows) == 1
+    lines = [set(re.findall(r"runs/\S+/last\.ckpt", text)) for text in shown]
+    assert len(set.union(*lines)) == 4, "each says its own"
