@@ -51,8 +51,7 @@ class Faulty(gym.Env):
     def step(self, action):
         self.life, self.left = self.life + 1, self.left - 1
         observation, reward = np.zeros(3, np.float32), 1.0
-        # the first environment only shows its spaces
-        if self.life == self.at and self.number == 1 + self.which:
+        if self.life == self.at and self.number == self.which:
             if self.fault == "raise":
                 raise OSError("the simulator is gone")
             if self.fault == "observation":
@@ -97,13 +96,18 @@ def fit(folder, *callbacks, updates_per_iteration=1, optimizer=None, **kwargs):
     return data
 
 
+def first_to_play(num_envs):
+    """The number of the first environment that is played in: one shows its spaces, two pairs prove their snapshots."""
+    return 1 + 2 * min(num_envs, 2)
+
+
 # case 13: an environment that raises
 
 
 @pytest.mark.parametrize(("num_envs", "which"), [(1, 0), (3, 2)])
 def test_case_13_an_environment_that_raises_is_named_with_its_step(faulty, tmp_path, num_envs, which):
     # episodes of 10 env steps and one call of reset: life counts env steps only
-    arguments = {"fault": "raise", "at": 95, "which": which, "note": str(tmp_path / "closed")}
+    arguments = {"fault": "raise", "at": 95, "which": first_to_play(num_envs) + which, "note": str(tmp_path / "closed")}
     with pytest.raises(BrokenEnvironmentError) as error:
         fit(tmp_path, env_id="faulty:Faulty-v0", env_kwargs=arguments, num_envs=num_envs)
     said = str(error.value)
@@ -113,12 +117,15 @@ def test_case_13_an_environment_that_raises_is_named_with_its_step(faulty, tmp_p
     assert "OSError: the simulator is gone" in said
     assert isinstance(error.value.__cause__, OSError)
     # the one that shows the spaces, those that are played, and two for evaluation
-    assert {int(number) for number in (tmp_path / "closed").read_text().split()} == set(range(1 + num_envs + 2))
+    played = range(first_to_play(num_envs), first_to_play(num_envs) + num_envs + 2)
+    # a proof's second pair has become its first, number and all
+    proved = range(1 + min(num_envs, 2))
+    assert {int(number) for number in (tmp_path / "closed").read_text().split()} == {*proved, *played}
 
 
 def test_case_13_an_environment_of_another_process_is_named_too(faulty, tmp_path):
     # each process counts from where it was forked, behind those that show the spaces: both fail, at the same step
-    arguments = {"fault": "raise", "at": 95, "which": 1}
+    arguments = {"fault": "raise", "at": 95, "which": 2}
     knobs = {"num_envs": 2, "vectorization": "async"}
     with pytest.raises(BrokenEnvironmentError, match=r"environment [01] of 2, after 188 env steps, step 5 of its"):
         fit(tmp_path, env_id="faulty:Faulty-v0", env_kwargs=arguments, **knobs)
@@ -128,7 +135,7 @@ def test_case_13_an_environment_that_raises_in_an_evaluation_is_named_with_its_e
     with pytest.raises(
         BrokenEnvironmentError, match=r"Faulty-v0, evaluation episode of seed \d+, step 4: raised OSError"
     ):
-        fit(tmp_path, env_id="faulty:Faulty-v0", env_kwargs={"fault": "raise", "at": 4, "which": 1})
+        fit(tmp_path, env_id="faulty:Faulty-v0", env_kwargs={"fault": "raise", "at": 4, "which": first_to_play(1) + 1})
 
 
 @pytest.mark.faults
@@ -167,7 +174,7 @@ def test_case_14_what_is_not_finite_is_refused_before_it_is_stored(faulty, tmp_p
     fault, what = fault_and_words
     kept = []
     watch = Keep(kept)
-    arguments = {"fault": fault, "at": 95, "which": which}
+    arguments = {"fault": fault, "at": 95, "which": first_to_play(num_envs) + which}
     with pytest.raises(BrokenEnvironmentError) as error:
         fit(tmp_path, watch, env_id="faulty:Faulty-v0", env_kwargs=arguments, num_envs=num_envs)
     said = str(error.value)

@@ -16,7 +16,7 @@ from lightning_dqn.envs import Vectorization, make_env, make_vector_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
 from lightning_dqn.ram import available_ram, memory_bytes
 from lightning_dqn.replay import ReplayMemory, Transition
-from lightning_dqn.secrets import paths_of_left_out
+from lightning_dqn.secrets import hide_secrets, paths_of_left_out
 from lightning_dqn.snapshots import CannotSnapshotError
 
 # what another value of would make another run of it; evaluation may change at a resume
@@ -99,7 +99,7 @@ class DQNDataModule(pl.LightningDataModule):
         env = make_env(env_id, self.env_kwargs)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
-        self._environment = environment_in_words(env, env_id, self.env_kwargs)
+        self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
         env.close()
         self._check_ram()
         # why checkpoints can't hold the environments as they are, if so
