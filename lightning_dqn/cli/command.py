@@ -4,10 +4,11 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -32,6 +33,7 @@ from lightning_dqn.callbacks import (
     StopOnSignal,
 )
 from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
 from lightning_dqn.cli.checks import check_knobs, check_writable
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
 from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder, read_checkpoint, requeued_run, run_of, with_run_config
@@ -233,11 +235,19 @@ def main(args: Any = None) -> None:
             raise
         refuse(fault)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except SystemExit as left:
         # Lightning's own ways out say 1 and 0
         if isinstance(left.__context__, KeyboardInterrupt):
-            sys.exit(130)
+            _leave(130)
         if isinstance(left, SIGTERMException):
-            sys.exit(143)
+            _leave(143)
+        if isinstance(left, StoppedBySignal):
+            _leave(left.code)
         raise
+
+
+def _leave(code: Any) -> NoReturn:
+    """End the process; one Ctrl-C more would only make a traceback of it while Python shuts down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
