@@ -263,7 +263,7 @@ def test_case_03_and_04_a_signal_to_a_process_ends_it_with_its_code(tmp_path, si
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.01])
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.01, 0.03, 0.1])
 def test_case_04_two_ctrl_c_leave_the_last_checkpoint_whole(tmp_path, delay):
     with process(tmp_path, "fit", *RUN, *QUIET, "--trainer.logger", "false") as child:
         last = wait_for(lambda: last_of(tmp_path))

@@ -4,10 +4,11 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -32,6 +33,7 @@ from lightning_dqn.callbacks import (
     StopOnSignal,
 )
 from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
 from lightning_dqn.cli.checks import check_knobs, check_writable
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
@@ -141,7 +143,9 @@ class DQNCLI(LightningCLI):
             refuse(error)
         earlier = run_of(run.ckpt_path)
         if self.config.subcommand == "fit" and earlier is not None:
-            text = self._parser("fit").dump(run, skip_none=False)
+            shown = run.clone()
+            shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
+            text = self._parser("fit").dump(shown, skip_none=False)
             refuse_contradictions(yaml.safe_load(text), earlier / "config.yaml")
         self.checkpoint_io = AtomicCheckpointIO()
         self.checkpoint = read_checkpoint(self.checkpoint_io, run.ckpt_path) if run.ckpt_path else None
@@ -256,11 +260,19 @@ def main(args: Any = None) -> None:
             raise
         refuse(fault)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except SystemExit as left:
         # Lightning's own ways out say 1 and 0
         if isinstance(left.__context__, KeyboardInterrupt):
-            sys.exit(130)
+            _leave(130)
         if isinstance(left, SIGTERMException):
-            sys.exit(143)
+            _leave(143)
+        if isinstance(left, StoppedBySignal):
+            _leave(left.code)
         raise
+
+
+def _leave(code: Any) -> NoReturn:
+    """End the process; one Ctrl-C more would only make a traceback of it while Python shuts down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.envs import Vectorization, make_vector_env
+from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotRestoreError, prove
 
 
@@ -29,6 +30,8 @@ def find_obstacle(
     obstacle = None
     if vectorization == "async":
         obstacle = "vectorization=async runs them in other processes"
+    elif hide_secrets(env_kwargs) != env_kwargs:
+        obstacle = "their arguments hold a secret, which they may keep in any form"
     elif prove_it:
         obstacle = prove(lambda: make_vector_env(env_id, num_envs, env_kwargs, vectorization), seed=0)
     if obstacle is not None:
