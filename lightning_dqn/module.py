@@ -24,7 +24,7 @@ from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards,
 from lightning_dqn.networks import MLP
 from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
 from lightning_dqn.replay import Transition
-from lightning_dqn.update import FlatParameters, choose_update, find_schedules, flush_denormals
+from lightning_dqn.update import FlatParameters, choose_update, denormals_are_flushed, find_schedules
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
@@ -162,7 +162,7 @@ class DQN(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
         self._update = None
-        self._flushed_before = flush_denormals(True)
+        self._flushed_before = denormals_are_flushed()
         self._after_update = find_schedules(self.trainer)
 
     def on_train_start(self) -> None:
@@ -170,10 +170,6 @@ class DQN(pl.LightningModule):
         if self._generators is not None:
             set_generators(self._generators, self.device)
             self._generators = None
-
-    def on_fit_end(self) -> None:
-        """Leave numbers as they were treated before."""
-        flush_denormals(self._flushed_before)
 
     def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor] | None:
         """Make U updates, one a minibatch.
@@ -194,10 +190,15 @@ class DQN(pl.LightningModule):
             lean = choose_update(self, self.td_loss, self._flat, batch, compile=compile, clip_grad_value=clip)
             self._update, self._compiled = lean or self._lightning_update, lean is not None and lean.compiled
         results = []
-        for minibatch in zip(*(part.unbind() for part in batch), strict=True):
-            results.append(self._update(Transition(*minibatch)))
-            for callback in self._after_update:
-                callback(self)
+        # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
+        torch.set_flush_denormal(True)
+        try:
+            for minibatch in zip(*(part.unbind() for part in batch), strict=True):
+                results.append(self._update(Transition(*minibatch)))
+                for callback in self._after_update:
+                    callback(self)
+        finally:
+            torch.set_flush_denormal(self._flushed_before)
         # a view where there is nothing to stack
         of_all = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
         loss, q_value, td_error = of_all

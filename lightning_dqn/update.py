@@ -207,15 +207,9 @@ def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batc
     return gradient
 
 
-def flush_denormals(flush: bool) -> bool:
-    """Treat numbers too small for a normal float as 0, or stop doing so; returns whether they were before.
-
-    The moments of weights that get no gradient any more fall to such numbers and stay there. A CPU takes a hundred
-    times as long for them, which made AdamW's step twice as long after some thousand updates.
-    """
-    before = not (torch.tensor([1e-40]) * 1).any()
-    torch.set_flush_denormal(flush)
-    return bool(before)
+def denormals_are_flushed() -> bool:
+    """Whether this process treats numbers too small for a normal float as 0."""
+    return not bool((torch.tensor([1e-40]) * 1).any())
 
 
 def _mean_over_devices(trainer: Trainer) -> Callable[[Tensor], Tensor]:

@@ -103,7 +103,7 @@ def default_runs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def numbers_as_they_were():
-    """A fit that ends by an exception leaves the smallest floats flushed to 0; hypothesis refuses to work so."""
+    """A test may have chosen how the smallest floats are treated; hypothesis refuses to work with 0 for them."""
     yield
     torch.set_flush_denormal(False)
 

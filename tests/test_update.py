@@ -17,7 +17,7 @@ from gymnasium import spaces
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.compilation import compiling_pays
 from lightning_dqn.optimizers import can_be_flat, lean_step, prefer_fused
-from lightning_dqn.update import FlatParameters, flush_denormals
+from lightning_dqn.update import FlatParameters, denormals_are_flushed
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -129,18 +129,25 @@ def test_who_watches_an_update_is_called_even_where_compiling_was_asked_for(capl
     assert "takes part in the steps of an update" in caplog.text
 
 
-def test_a_fit_flushes_denormal_moments_and_leaves_the_process_as_it_was():
-    smallest = []
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_in_updates_only_even_where_one_fails(before):
+    torch.set_flush_denormal(before)
+    seen = {"update": [], "iteration": []}
 
     class Look(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            smallest.append(float(torch.tensor([1e-40]).mul(1)))
+        def on_update_end(self, module):
+            seen["update"].append(denormals_are_flushed())
+            if len(seen["update"]) == 6:
+                raise OSError("the sixth update fails")
 
-    # a fit that died, in another test, may have left them so
-    flush_denormals(False)
-    trained(8, callbacks=[Look()], compile=False)
-    assert set(smallest) == {0.0}
-    assert float(torch.tensor([1e-40]).mul(1)) > 0
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen["iteration"].append(denormals_are_flushed())
+
+    with pytest.raises(OSError, match="sixth"):
+        trained(8, callbacks=[Look()], compile=False)
+    assert set(seen["update"]) == {True}
+    assert set(seen["iteration"]) == {before}
+    assert denormals_are_flushed() == before
 
 
 def test_a_compiler_older_than_the_cpu_is_good_enough(tmp_path):
