@@ -4,6 +4,7 @@ A state has a version: every number in it, in the checkpoint and in its memory, 
 shows whether it is of one piece.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -101,12 +102,15 @@ def test_case_05_a_kill_at_20_moments_of_a_save_leaves_a_whole_checkpoint(tmp_pa
     shutil.rmtree(tmpdir)
 
 
-@pytest.fixture
-def limit():
-    """Lets no file grow beyond a size, as a full disk would; the operating system takes it back at the end."""
+@contextlib.contextmanager
+def no_file_beyond(size):
+    """Lets no file of this process grow beyond a size, as a full disk would; only here, for pytest's log is one too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -138,24 +142,24 @@ def save_too_much(folder, max_inline_bytes, size):
 @LAYOUTS
 # the last of them leaves room for the memory and not for the checkpoint, whose weights are a fifth of the whole
 @pytest.mark.parametrize("size", [0.01, 1, 7], ids=["nothing fits", "a part fits", "nearly all fits"])
-def test_case_06_a_full_disk_keeps_the_old_checkpoint(tmp_path, limit, max_inline_bytes, size):
+def test_case_06_a_full_disk_keeps_the_old_checkpoint(tmp_path, max_inline_bytes, size):
     AtomicCheckpointIO(max_inline_bytes=max_inline_bytes).save_checkpoint(state(1, MB), tmp_path / "last.ckpt")
-    limit(int(size * MB))
-    assert "File too large" in save_too_much(tmp_path, max_inline_bytes, 10 * MB)
+    with no_file_beyond(int(size * MB)):
+        said = save_too_much(tmp_path, max_inline_bytes, 10 * MB)
+    assert "File too large" in said
 
 
-def test_case_06_a_full_disk_after_the_memory_keeps_the_old_pair(tmp_path, limit):
+def test_case_06_a_full_disk_after_the_memory_keeps_the_old_pair(tmp_path):
     plugin, path = AtomicCheckpointIO(max_inline_bytes=0), tmp_path / "last.ckpt"
     plugin.save_checkpoint(state(1, MB), path)
     before, large = contents(tmp_path), state(2, MB)
     large["state_dict"]["weight"] = torch.zeros(2 * MB)
-    limit(MB)
-    with pytest.raises(CheckpointError, match="not saved"):
+    with no_file_beyond(MB), pytest.raises(CheckpointError, match="not saved"):
         plugin.save_checkpoint(large, path)
     assert contents(tmp_path) == before
     # the same memory as the old one's: what a failed save takes back is not what the old checkpoint needs
     large["DQNDataModule"] = state(1, MB)["DQNDataModule"]
-    with pytest.raises(CheckpointError, match="not saved"):
+    with no_file_beyond(MB), pytest.raises(CheckpointError, match="not saved"):
         plugin.save_checkpoint(large, path)
     assert contents(tmp_path) == before
 
@@ -176,11 +180,11 @@ def test_case_06_a_small_file_system_keeps_the_old_checkpoint(small_disk, max_in
     assert "No space left on device" in save_too_much(small_disk, max_inline_bytes, size * MB)
 
 
-def test_case_06_a_fit_on_a_full_disk_ends_with_one_error_and_its_last_checkpoint(tmp_path, limit):
+def test_case_06_a_fit_on_a_full_disk_ends_with_one_error_and_its_last_checkpoint(tmp_path):
     make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(*make_pair())
     before = contents(tmp_path)
-    limit(100_000)
-    with pytest.raises(CheckpointError, match=r"\.ckpt: not saved \(File too large\)"):
+    too_large = pytest.raises(CheckpointError, match=r"\.ckpt: not saved \(File too large\)")
+    with no_file_beyond(100_000), too_large:
         make_trainer(tmp_path, AtomicCheckpointIO(), 2).fit(*make_pair(), ckpt_path=tmp_path / "last.ckpt")
     assert contents(tmp_path) == before
 
