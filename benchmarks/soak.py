@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="in all (30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals (0)")
     given = parser.parse_args()
+    # a shell lets its background jobs ignore it, and so would those that are started here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rng = random.Random(given.seed)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak_") as scratch:

@@ -142,7 +142,8 @@ def test_case_13_an_environment_that_raises_in_an_evaluation_is_named_with_its_e
 def test_case_13_the_last_checkpoint_is_of_the_epoch_before(faulty, tmp_path):
     flags = ("--data.epoch_env_steps", str(EPOCH), "--trainer.max_epochs", "3", "--data.eval_episodes", "2")
     quiet = ("--video.episodes", "0", "--trainer.logger", "CSVLogger")
-    arguments = ("--data.env_id", "faulty:Faulty-v0", "--data.env_kwargs", f"{{at: {FAULT}}}")
+    fault = f"{{at: {FAULT}, which: {first_to_play(1)}}}"
+    arguments = ("--data.env_id", "faulty:Faulty-v0", "--data.env_kwargs", fault)
     run = run_cli(tmp_path, clean_environment(tmp_path), "fit", *flags, *quiet, *arguments)
     assert run.exit_code == 1
     last_line = run.err.strip().splitlines()[-1]
@@ -151,9 +152,10 @@ def test_case_13_the_last_checkpoint_is_of_the_epoch_before(faulty, tmp_path):
         checkpoint = torch.load(path, weights_only=True)
         assert checkpoint["DQNDataModule"]["train"]["env_steps"] == EPOCH, "not from the middle of a step"
         assert checkpoint["global_step"] == EPOCH - 127
-    # from where the environment fails again, at its own 250th step: this time 50 into the epoch
-    again = run_cli(tmp_path, run.env, "fit", "--ckpt_path", "last", "--data.env_kwargs", "{at: 0}")
-    assert again.exit_code == 0, again.text
+    # it goes on from there exactly, so the environment fails again at the same step
+    again = run_cli(tmp_path, run.env, "fit", "--ckpt_path", "last")
+    assert again.exit_code == 1, again.text
+    assert again.err.strip().splitlines()[-1] == last_line
 
 
 # case 14: NaN and infinity from an environment
