@@ -108,6 +108,27 @@ def soft_value(next_values: Tensor, next_q: Tensor, *, temperature: float) -> Te
     return (log_policy.exp() * (next_values - temperature * log_policy)).sum(1)
 
 
+def munchausen_target(
+    reward: Tensor, discount: Tensor, next_target_q: Tensor, target_q: Tensor, action: Tensor, *, temperature: float
+) -> Tensor:
+    """The Munchausen-DQN target (Vieillard et al. 2020, eq. 2), without gradient.
+
+    Args:
+        reward: (B,) reward of one step.
+        discount: (B,) weight of the value behind it; 0 where the episode terminated.
+        next_target_q: (B, A) target-net values of the next observation.
+        target_q: (B, A) target-net values of the observation.
+        action: (B,) what was done there.
+        temperature: of the softmax policy.
+
+    Returns:
+        (B,) targets.
+    """
+    # y = r + alpha [T ln pi(a | s)]_{-1}^0 + gamma (1 - terminated) sum_a' pi(a' | s') (Q-(s', a') - T ln pi(a' | s'))
+    bonus = munchausen_bonus(target_q, action, temperature=temperature)
+    return (reward + bonus + discount * soft_value(next_target_q, next_target_q, temperature=temperature)).detach()
+
+
 def weighted_huber(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Huber loss with delta 1 (error clipping of Mnih et al. 2015), weighted, then averaged over the batch.
 

@@ -159,6 +159,9 @@ class LightningUpdate:
         return loss.detach(), *(part.detach() for part in others)
 
 
+Update = LeanUpdate | LightningUpdate
+
+
 def choose_update(
     module: LightningModule,
     loss: Loss,
@@ -167,7 +170,7 @@ def choose_update(
     *,
     compile: bool | Literal["auto"],
     limits: Limits,
-) -> LeanUpdate | LightningUpdate:
+) -> Update:
     """The leanest update that does what Lightning's own calls would do.
 
     Args:

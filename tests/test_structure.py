@@ -39,7 +39,7 @@ ALLOWED = {
         "fingerprint",
         "continuing",
     },
-    "distributional": {"module", "losses", "networks", "replay", "compilation"},
+    "distributional": {"module", "losses", "networks", "replay", "compilation", "fingerprint"},
     "snapshots": set(),
     "checkpoint_io": set(),
     "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "secrets"},
