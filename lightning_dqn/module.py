@@ -179,7 +179,7 @@ class DQN(pl.LightningModule):
             batch_idx: the iteration in its epoch.
 
         Returns:
-            loss (U,), q_value (U, B) and td_error (U, B) without gradient, or nothing if there was no update.
+            loss (U,), q_value, td_error and priority (U, B) without gradient, or nothing if there was no update.
         """
         if len(batch.reward) == 0:
             return None
@@ -202,7 +202,7 @@ class DQN(pl.LightningModule):
         # a view where there is nothing to stack
         of_all = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
         loss, q_value, td_error = of_all
-        return {"loss": loss, "q_value": q_value, "td_error": td_error}
+        return {"loss": loss, "q_value": q_value, "td_error": td_error, "priority": td_error.abs()}
 
     # Lightning asks for it in every iteration, and Python builds it anew unless it is there
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import (
+    DQN,
+    MLP,
+    DQNDataModule,
+    EpsilonDecay,
+    PrioritizedSampler,
+    PriorityUpdate,
+    SoftTargetUpdate,
+    UniformSampler,
+)
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
@@ -32,7 +41,7 @@ ALLOWED = {
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "networks"},
+    "__init__": {"callbacks", "data", "module", "networks", "replay"},
     "__main__": {"cli"},
 }
 
@@ -90,7 +99,10 @@ def kept_as(owner, knob):
         MLP,
         DQNDataModule,
         EpsilonDecay,
+        PrioritizedSampler,
+        PriorityUpdate,
         SoftTargetUpdate,
+        UniformSampler,
         AgentVideo,
         EpisodePlot,
         EpisodeStatistics,
