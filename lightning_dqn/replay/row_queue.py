@@ -28,8 +28,11 @@ class RowQueue:
         """Let these rows in, which are newer than all before."""
         start = (self.first + self.count) % len(self.rows)
         room = len(self.rows) - start
-        self.rows[start : start + len(rows)] = rows[:room]
-        self.rows[: max(0, len(rows) - room)] = rows[room:]
+        if len(rows) <= room:
+            self.rows[start : start + len(rows)] = rows
+        else:
+            self.rows[start:] = rows[:room]
+            self.rows[: len(rows) - room] = rows[room:]
         self.count += len(rows)
 
     def oldest(self, count: int) -> NDArray[np.int64]:
