@@ -224,7 +224,7 @@ def find_schedules(trainer: Trainer) -> list[Callable[[Any], None]]:
     """What the callbacks of a trainer do after each update.
 
     Raises:
-        MisconfigurationException: if nothing moves the target net or sets epsilon.
+        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
@@ -232,6 +232,10 @@ def find_schedules(trainer: Trainer) -> list[Callable[[Any], None]]:
         raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
     if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
         raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
+    memory: Any = getattr(getattr(trainer.datamodule, "train_dataset", None), "memory", None)  # type: ignore[attr-defined]
+    learns_from_errors = hasattr(getattr(memory, "sampler", None), "write")
+    if learns_from_errors and not any(hasattr(callback, "beta_at") for callback in callbacks):
+        raise MisconfigurationException("Nothing writes priorities: Trainer(callbacks=...) needs PriorityUpdate()")
     return after_update
 
 

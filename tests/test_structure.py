@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import C51, DQN, IQN, MLP, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import (
+    C51,
+    DQN,
+    IQN,
+    MLP,
+    QRDQN,
+    DQNDataModule,
+    EpsilonDecay,
+    PrioritizedSampler,
+    PriorityUpdate,
+    SoftTargetUpdate,
+    UniformSampler,
+)
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
@@ -46,7 +58,7 @@ ALLOWED = {
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "distributional", "networks"},
+    "__init__": {"callbacks", "data", "module", "distributional", "networks", "replay"},
     "__main__": {"cli"},
 }
 
@@ -107,7 +119,10 @@ def kept_as(owner, knob):
         MLP,
         DQNDataModule,
         EpsilonDecay,
+        PrioritizedSampler,
+        PriorityUpdate,
         SoftTargetUpdate,
+        UniformSampler,
         AgentVideo,
         EpisodePlot,
         EpisodeStatistics,
