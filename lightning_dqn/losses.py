@@ -42,6 +42,21 @@ def chosen(values: Tensor, action: Tensor) -> Tensor:
     return values.gather(1, action[:, None, None].expand(-1, 1, values.shape[2])).squeeze(1)
 
 
+def allowed(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Values in which no action is the best, or has a chance, that is not allowed.
+
+    Args:
+        q_values: (B, A) values of all actions.
+        action_mask: (B, A) which of them are allowed; None for all.
+
+    Returns:
+        (B, A) values, very low where the mask is false, but finite: an infinity times a discount of 0 is no number.
+    """
+    if action_mask is None:
+        return q_values
+    return q_values.masked_fill(~action_mask, max(-1e9, torch.finfo(q_values.dtype).min))
+
+
 def q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor) -> Tensor:
     """The DQN target (Mnih et al. 2015, Algorithm 1), without gradient.
 

@@ -23,6 +23,7 @@ from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.fingerprint import check_positive, learner_in_words, refuse_foreign
 from lightning_dqn.losses import (
     TDLoss,
+    allowed,
     chosen,
     double_q_target,
     move_towards,
@@ -238,7 +239,7 @@ class DQN(pl.LightningModule):
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
-            for minibatch in zip(*(part.unbind() for part in batch), strict=True):
+            for minibatch in zip(*(part.unbind() for part in batch if part is not None), strict=True):
                 results.append(self._update(Transition(*minibatch)))
                 if self._scheduler is not None:
                     self._scheduler.step()
@@ -258,12 +259,14 @@ class DQN(pl.LightningModule):
         action = batch.action - self.first_action
         q_value = chosen(policy_net(batch.observation), action)
         with torch.no_grad():
-            known = batch.reward, batch.discount, target_net(batch.next_observation)
+            next_q = allowed(target_net(batch.next_observation), batch.next_action_mask)
+            known = batch.reward, batch.discount, next_q
             if self.munchausen_temperature is not None:
-                target_q = target_net(batch.observation)
+                target_q = allowed(target_net(batch.observation), batch.action_mask)
                 target = munchausen_target(*known, target_q, action, temperature=self.munchausen_temperature)
             elif self.double_q:
-                target = double_q_target(*known, policy_net(batch.next_observation))
+                next_policy_q = allowed(policy_net(batch.next_observation), batch.next_action_mask)
+                target = double_q_target(*known, next_policy_q)
             else:
                 target = q_target(*known)
         td_error = q_value - target

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.losses import TDLoss, categorical_projection, chosen
+from lightning_dqn.losses import TDLoss, allowed, categorical_projection, chosen
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP
 from lightning_dqn.replay import Transition
@@ -82,7 +82,8 @@ class C51(DQN):
         with torch.no_grad():
             next_logits = target_net(batch.next_observation)
             picks = policy_net(batch.next_observation) if self.double_q else next_logits
-            next_chance = chosen(next_logits, self._means(picks).argmax(1)).softmax(1)
+            next_action = allowed(self._means(picks), batch.next_action_mask).argmax(1)
+            next_chance = chosen(next_logits, next_action).softmax(1)
             # T z = r + gamma^k (1 - terminated) z
             atoms = batch.reward.unsqueeze(1) + batch.discount.unsqueeze(1) * support
             target = categorical_projection(atoms, next_chance, support)

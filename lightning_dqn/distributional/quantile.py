@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.fingerprint import check_positive
-from lightning_dqn.losses import TDLoss, chosen, munchausen_bonus, quantile_huber, soft_value
+from lightning_dqn.losses import TDLoss, allowed, chosen, munchausen_bonus, quantile_huber, soft_value
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP, ImplicitQuantiles
 from lightning_dqn.replay import Transition
@@ -197,10 +197,11 @@ def quantile_target(
     """
     reward, temperature = batch.reward, module.munchausen_temperature
     next_q = module.action_values(policy_net if module.double_q else target_net, batch.next_observation)
+    next_q = allowed(next_q, batch.next_action_mask)
     if temperature is None:
         value = chosen(next_quantiles, next_q.argmax(1))
     else:
-        q_values = module.action_values(target_net, batch.observation)
+        q_values = allowed(module.action_values(target_net, batch.observation), batch.action_mask)
         reward = reward + munchausen_bonus(q_values, batch.action - module.first_action, temperature=temperature)
         value = soft_value(next_quantiles, next_q, temperature=temperature)
     return reward.unsqueeze(1) + batch.discount.unsqueeze(1) * value

@@ -16,6 +16,8 @@ class Transition(NamedTuple):
         next_observation: (U, B, ...) s' after those k steps.
         weight: (U, B) importance weight of the row in the loss.
         index: (U, B) row in the memory, for samplers that learn from the error.
+        action_mask: (U, B, A) which actions s allowed; None where all always are.
+        next_action_mask: (U, B, A) which actions s' allows.
     """
 
     observation: Tensor
@@ -25,3 +27,5 @@ class Transition(NamedTuple):
     next_observation: Tensor
     weight: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
+    action_mask: Tensor | None = None
+    next_action_mask: Tensor | None = None
