@@ -7,6 +7,6 @@ from lightning_dqn.data.datamodule import DQNDataModule as DQNDataModule
 from lightning_dqn.data.episode_dataset import Episode as Episode
 from lightning_dqn.data.episode_dataset import EpisodeDataset as EpisodeDataset
 from lightning_dqn.data.faults import BrokenEnvironmentError as BrokenEnvironmentError
-from lightning_dqn.data.replay_dataset import EpisodeHistory as EpisodeHistory
-from lightning_dqn.data.replay_dataset import Policy as Policy
+from lightning_dqn.data.player import EpisodeHistory as EpisodeHistory
+from lightning_dqn.data.player import Policy as Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset as ReplayDataset

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
-from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayDataset
+from lightning_dqn.data.player import EpisodeHistory, Policy
+from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
