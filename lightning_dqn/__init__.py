@@ -12,6 +12,7 @@ try:
     from lightning_dqn.data import DQNDataModule as DQNDataModule
     from lightning_dqn.module import DQN as DQN
     from lightning_dqn.networks import MLP as MLP
+    from lightning_dqn.pqn import PQN as PQN
 finally:
     gc.freeze()
     if _collects:

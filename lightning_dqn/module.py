@@ -6,7 +6,7 @@ Legend: U updates, B batch, N envs, A actions.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -24,7 +24,7 @@ from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards,
 from lightning_dqn.networks import MLP
 from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
 from lightning_dqn.replay import Transition
-from lightning_dqn.update import FlatParameters, choose_update, denormals_are_flushed, find_schedules
+from lightning_dqn.update import FlatParameters, Limits, choose_update, denormals_are_flushed, find_schedules
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
@@ -45,13 +45,17 @@ class DQN(pl.LightningModule):
         network: what maps observations to one value an action; made twice, as policy_net and target_net.
         optimizer: what moves the parameters of policy_net.
         clip_grad_value: largest absolute value of a gradient entry; null leaves gradients as they are.
+        clip_grad_norm: largest norm of the whole gradient, taken after its entries are clipped; null for any.
         double: whether the policy net picks the action that the target net judges (Double DQN).
         compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
 
     Raises:
         TypeError: if the action space is not discrete or the network can't take the observations.
-        ValueError: if clip_grad_value or the learning rate is not positive.
+        ValueError: if clip_grad_value, clip_grad_norm or the learning rate is not positive.
     """
+
+    # whether it learns from rollouts of its own policy, with neither memory nor target net: the data side asks
+    on_policy: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -61,26 +65,30 @@ class DQN(pl.LightningModule):
         network: NetworkCallable = MLP,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
         clip_grad_value: float | None = 100.0,
+        clip_grad_norm: float | None = None,
         double: bool = False,
         compile: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(action_space, spaces.Discrete):
             raise TypeError(f"action_space {action_space}: Q-learning needs a Discrete space of actions")
-        if clip_grad_value is not None and clip_grad_value <= 0:
-            raise ValueError(f"model.clip_grad_value={clip_grad_value}: must be positive, or null for no clipping")
+        for name, value in (("clip_grad_value", clip_grad_value), ("clip_grad_norm", clip_grad_norm)):
+            if value is not None and value <= 0:
+                raise ValueError(f"model.{name}={value}: must be positive, or null for no clipping")
         self.automatic_optimization = False
         self.observation_space = observation_space
         self.action_space = action_space
         self.num_actions, self.first_action = int(action_space.n), int(action_space.start)
         self.policy_net = network(observation_space, self.num_actions)
-        self.target_net = network(observation_space, self.num_actions)
-        self.target_net.load_state_dict(self.policy_net.state_dict())
-        self.target_net.requires_grad_(False)
-        self.clip_grad_value = clip_grad_value
+        self.target_net = None if self.on_policy else network(observation_space, self.num_actions)
+        if self.target_net is not None:
+            self.target_net.load_state_dict(self.policy_net.state_dict())
+            self.target_net.requires_grad_(False)
+        self.clip_grad_value, self.clip_grad_norm = clip_grad_value, clip_grad_norm
         self.double_q = double
         self._make_optimizer = optimizer
-        knobs = {"double": double, "clip_grad_value": clip_grad_value}
+        knobs = {"model": type(self).__qualname__, "double": double}
+        knobs |= {"clip_grad_value": clip_grad_value, "clip_grad_norm": clip_grad_norm}
         throwaway = check_optimizer(optimizer, self.policy_net)
         self._words = learner_in_words(observation_space, action_space, throwaway, knobs)
         self._after_update: list[Callable[[DQN], None]] = []
@@ -103,13 +111,16 @@ class DQN(pl.LightningModule):
         optimizer = self._make_optimizer(self.policy_net.parameters())
         self._flat = None
         if can_be_flat(self.policy_net, optimizer):
-            self._flat = FlatParameters(self.policy_net), FlatParameters(self.target_net)
-            optimizer = self._make_optimizer([self._flat[0].vector])
+            policy = FlatParameters(self.policy_net)
+            self._flat = policy, policy if self.target_net is None else FlatParameters(self.target_net)
+            optimizer = self._make_optimizer([policy.vector])
         prefer_fused(optimizer)
         return optimizer
 
     def move_target(self, tau: float) -> None:
-        """Move the target net the share tau of the way to the policy net."""
+        """Move the target net, if there is one, the share tau of the way to the policy net."""
+        if self.target_net is None:
+            return
         if self._flat is None:
             move_towards(list(self.target_net.parameters()), list(self.policy_net.parameters()), tau)
         else:
@@ -163,7 +174,7 @@ class DQN(pl.LightningModule):
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
         self._update = None
         self._flushed_before = denormals_are_flushed()
-        self._after_update = find_schedules(self.trainer)
+        self._after_update = find_schedules(self.trainer, has_target=self.target_net is not None)
 
     def on_train_start(self) -> None:
         """Put the generators back where a run that goes on left them, at the last moment before they are drawn from."""
@@ -186,8 +197,8 @@ class DQN(pl.LightningModule):
         if self._update is None:
             # what was compiled before a stop stays so: it rounds otherwise
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
-            clip = self.clip_grad_value
-            lean = choose_update(self, self.td_loss, self._flat, batch, compile=compile, clip_grad_value=clip)
+            limits: Limits = {"value": self.clip_grad_value, "norm": self.clip_grad_norm}
+            lean = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=limits)
             self._update, self._compiled = lean or self._lightning_update, lean is not None and lean.compiled
         results = []
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
@@ -208,7 +219,10 @@ class DQN(pl.LightningModule):
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> tuple[Tensor, Tensor, Tensor]:
-        """The equations of one update: loss (), Q(s, a) (B,) and its error (B,), for a minibatch and two networks."""
+        """The equations of one update: loss (), Q(s, a) (B,) and its error (B,), for a minibatch and two networks.
+
+        Where there is no target net, the policy net stands in its place.
+        """
         q_value = chosen_q_values(policy_net(batch.observation), batch.action - self.first_action)
         with torch.no_grad():
             next_target_q = target_net(batch.next_observation)
@@ -221,15 +235,17 @@ class DQN(pl.LightningModule):
 
     def _lightning_update(self, batch: Transition) -> tuple[Tensor, ...]:
         """One Huber step, through Lightning's own calls; its loss (), q_value (B,) and td_error (B,)."""
-        loss, q_value, td_error = self.td_loss(batch, self.policy_net, self.target_net)
+        target_net = self.policy_net if self.target_net is None else self.target_net
+        loss, q_value, td_error = self.td_loss(batch, self.policy_net, target_net)
         optimizer: Any = self.optimizers()
         if self._flat is None:
             optimizer.zero_grad()
         else:
             self._flat[0].zero_grad()
         self.manual_backward(loss)
-        if self.clip_grad_value is not None:
-            self.clip_gradients(optimizer.optimizer, self.clip_grad_value, gradient_clip_algorithm="value")
+        for algorithm, limit in (("value", self.clip_grad_value), ("norm", self.clip_grad_norm)):
+            if limit is not None:
+                self.clip_gradients(optimizer.optimizer, limit, gradient_clip_algorithm=algorithm)
         optimizer.step()
         return loss.detach(), q_value.detach(), td_error.detach()
 

@@ -66,6 +66,7 @@ class MLP(nn.Module):
         observation_space: space of one observation.
         num_actions: number of actions, the width of the output.
         hidden_sizes: units of each hidden layer, first to last; an empty list makes a linear model.
+        layer_norm: whether each hidden layer is normalised before its ReLU (Ba et al. 2016).
 
     Raises:
         TypeError: if the space can't be encoded as a vector.
@@ -73,7 +74,12 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, observation_space: spaces.Space[object], num_actions: int, *, hidden_sizes: Sequence[int] = (128, 128)
+        self,
+        observation_space: spaces.Space[object],
+        num_actions: int,
+        *,
+        hidden_sizes: Sequence[int] = (128, 128),
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         if any(size <= 0 for size in hidden_sizes):
@@ -82,10 +88,11 @@ class MLP(nn.Module):
         widths = [self.encode.num_features, *hidden_sizes]
         hidden: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            hidden += [nn.Linear(inputs, outputs), nn.ReLU()]
+            hidden += [nn.Linear(inputs, outputs), *[nn.LayerNorm(outputs)] * layer_norm, nn.ReLU()]
         self.hidden = nn.Sequential(*hidden)
         self.output = nn.Linear(widths[-1], num_actions)
         self._linear = (*(layer for layer in hidden if isinstance(layer, nn.Linear)), self.output)
+        self._linear_in_a_row = not layer_norm
         self._seen: list[int] = []
         self._arrays: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
@@ -98,8 +105,10 @@ class MLP(nn.Module):
     def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any] | None:
         """The same values for a few boxes, without gradient: numpy's calls cost a fraction of torch's.
 
-        Nothing where the parameters are not on the CPU, in float32.
+        Nothing where there is more than linear layers, or the parameters are not on the CPU, in float32.
         """
+        if not self._linear_in_a_row:
+            return None
         pointers = [
             each.data_ptr() for layer in self._linear for each in layer._parameters.values() if each is not None
         ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import DQN, MLP, PQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
@@ -26,13 +26,15 @@ ALLOWED = {
     "continuing": set(),
     "update": {"compilation", "optimizers"},
     "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint", "continuing"},
+    # of the data side it knows the rollout, as a type only
+    "pqn": {"module", "losses", "networks", "replay", "compilation"},
     "snapshots": set(),
     "checkpoint_io": set(),
     "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
-    "cli": {"callbacks", "data", "module", "networks", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "networks"},
+    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "secrets"},
+    "__init__": {"callbacks", "data", "module", "networks", "pqn"},
     "__main__": {"cli"},
 }
 
@@ -87,6 +89,7 @@ def kept_as(owner, knob):
     "owner",
     [
         DQN,
+        PQN,
         MLP,
         DQNDataModule,
         EpsilonDecay,

@@ -9,7 +9,7 @@ from argparse import HelpFormatter
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dqn.module import DQN
@@ -23,6 +23,13 @@ class DQNArgumentParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
+        """Of the default model its class alone: jsonargparse would hand its knobs on to whatever model is asked for."""
+        defaults = super().get_defaults(skip_validation, **kwargs)
+        if "model.init_args" in defaults:
+            del defaults["model.init_args"]
+        return defaults
 
     def format_usage(self) -> str:
         """Not every option there is."""

@@ -33,6 +33,7 @@ class ReplayDataset(IterableDataset[Transition]):
         batch_size: transitions in a minibatch, B.
         warmup_env_steps: env steps before the first minibatch.
         epoch_env_steps: env steps in an epoch.
+        save_memory: whether the memory belongs to its state.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ReplayDataset(IterableDataset[Transition]):
         batch_size: int,
         warmup_env_steps: int,
         epoch_env_steps: int,
+        save_memory: bool = True,
     ) -> None:
         super().__init__()
         self.envs = envs
@@ -56,6 +58,7 @@ class ReplayDataset(IterableDataset[Transition]):
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size
         self.warmup_env_steps = warmup_env_steps
+        self.save_memory = save_memory
         self._warm_at = warmup_env_steps
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
         self._length = -(-epoch_env_steps // self._iteration_env_steps)
@@ -94,20 +97,19 @@ class ReplayDataset(IterableDataset[Transition]):
         self.memory.append(*player.step())
         return player.env_steps - before
 
-    def state_dict(self, *, with_envs: bool = True, with_memory: bool = True) -> dict[str, Any]:
-        """Everything the next iterations depend on, as tensors and plain values.
+    def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
+        """Everything the next iterations depend on, as tensors and plain values; the memory is not copied, see there.
 
         Args:
-            with_envs: whether the environments are in it, so that episodes under way can go on.
-            with_memory: whether the memory is; it is not copied, see there.
+            with_envs: whether the environments are in it, so that episodes under way can go on, if the memory is.
 
         Raises:
             CannotSnapshotError: if environments that shall be in it hold what can't be written down.
         """
-        state = {**self.player.state_dict(with_envs=with_envs), "due": self._due, "warm_at": self._warm_at}
-        if with_memory:
-            state["memory"] = self.memory.state_dict()
-        return state
+        # without the rows before it an episode can't go on in the memory
+        player = self.player.state_dict(with_envs=with_envs and self.save_memory)
+        memory = {"memory": self.memory.state_dict()} if self.save_memory else {}
+        return {**player, "due": self._due, "warm_at": self._warm_at, **memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
@@ -123,6 +125,6 @@ class ReplayDataset(IterableDataset[Transition]):
             self.memory.load_state_dict(state["memory"])
         else:
             self._warm_at = state["env_steps"] + self.warmup_env_steps
-            # without the rows before it an episode can't go on in the memory
+            # as in `state_dict`
             state = {name: value for name, value in state.items() if name != "under_way"}
         self.player.load_state_dict(state)
