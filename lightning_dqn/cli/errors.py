@@ -14,7 +14,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
+from lightning_dqn.pqn import PQN
 
+# whose knobs are meant by a flag that nobody knows
+OWNERS = (("model", DQN), ("model", PQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW))
 LINKED = {"observation_space", "action_space", "num_actions", "params"}
 
 
@@ -45,7 +48,8 @@ class DQNArgumentParser(LightningArgumentParser):
             for owner, key in ((DQN, "model"), (MLP, "model.network"))
         )
         title = "The default model, lightning_dqn.DQN (--model.optimizer.help names the optimizer's knobs)"
-        return f"{text}\n{title}:\n{knobs}"
+        others = "Other models: --model PQN (learns from rollouts, without a memory; --model.help PQN names its knobs)"
+        return f"{text}\n{title}:\n{knobs}\n{others}\n"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with one line and exit code 2."""
@@ -79,7 +83,7 @@ def _knobs(prog: str, owner: type, key: str) -> ArgumentParser:
 def _suggestion(parser: ArgumentParser, unknown: str) -> str:
     """The knob that was probably meant."""
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
-    for prefix, owner in (("model", DQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
+    for prefix, owner in OWNERS:
         known |= {f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in LINKED}
     last = unknown.rpartition(".")[2]
     # a whole group is no knob
