@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.losses import chosen_q_values, lambda_returns, weighted_mse
-from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable
+from lightning_dqn.losses import TDLoss, chosen, lambda_returns, weighted_mse
+from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP
 from lightning_dqn.replay import Transition
 
@@ -32,6 +32,7 @@ class PQN(DQN):
         action_space: discrete space of actions; the CLI takes it from the environment.
         network: what maps observations to one value an action; layer norm keeps it stable without a target net.
         optimizer: what moves its parameters.
+        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
         clip_grad_norm: largest norm of the whole gradient; null leaves it as it is.
         td_lambda: how much later rewards count against the value, in [0, 1]: 0 is one step, 1 the whole rollout.
         compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
@@ -48,10 +49,9 @@ class PQN(DQN):
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         *,
-        network: NetworkCallable = lambda observation_space, num_actions: MLP(
-            observation_space, num_actions, layer_norm=True
-        ),
+        network: NetworkCallable = lambda observation_space, outputs: MLP(observation_space, outputs, layer_norm=True),
         optimizer: OptimizerCallable = lambda params: torch.optim.RAdam(params, lr=2.5e-4),
+        lr_scheduler: SchedulerCallable | None = None,
         clip_grad_norm: float | None = 10.0,
         td_lambda: float = 0.65,
         compile: bool | Literal["auto"] = "auto",
@@ -63,12 +63,13 @@ class PQN(DQN):
             action_space,
             network=network,
             optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
             clip_grad_value=None,
             clip_grad_norm=clip_grad_norm,
             compile=compile,
         )
         self.td_lambda = td_lambda
-        self._words["knobs"]["td_lambda"] = str(td_lambda)
+        self.add_knobs(td_lambda=td_lambda)
 
     def training_step(self, rollout: "Rollout", batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
         """Make U updates of what was just played.
@@ -78,7 +79,7 @@ class PQN(DQN):
             batch_idx: the iteration in its epoch.
 
         Returns:
-            loss (U,), q_value (U, B) and td_error (U, B) without gradient.
+            loss (U,), q_value, td_error and priority (U, B) without gradient.
         """
         return super().training_step(self.minibatches(rollout), batch_idx)
 
@@ -106,7 +107,8 @@ class PQN(DQN):
             index=rows,
         )
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> tuple[Tensor, Tensor, Tensor]:
+    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """The equations of one update, whose targets are returns already: no net judges what comes next."""
-        q_value = chosen_q_values(policy_net(batch.observation), batch.action - self.first_action)
-        return weighted_mse(q_value, batch.reward, batch.weight), q_value, q_value - batch.reward
+        q_value = chosen(policy_net(batch.observation), batch.action - self.first_action)
+        td_error = q_value - batch.reward
+        return TDLoss(weighted_mse(q_value, batch.reward, batch.weight), q_value, td_error, td_error.abs())

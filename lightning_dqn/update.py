@@ -125,6 +125,41 @@ class LeanUpdate:
         return tuple(results)
 
 
+class LightningUpdate:
+    """One update through Lightning's own calls: what callbacks, subclasses and strategies may take part in.
+
+    Args:
+        module: that is trained.
+        loss: as in `choose_update`.
+        flat: parameters of the policy net and of the target net, if the optimizer takes them as vectors.
+        limits: of the gradient, as in `clip`.
+    """
+
+    compiled = False
+
+    def __init__(
+        self, module: Any, loss: Loss, flat: tuple[FlatParameters, FlatParameters] | None, limits: Limits
+    ) -> None:
+        self._module, self._loss, self._flat, self._limits = module, loss, flat, limits
+
+    def __call__(self, batch: Any) -> tuple[Tensor, ...]:
+        """Make the update; the parts of its loss without gradient."""
+        module = self._module
+        target_net = module.policy_net if module.target_net is None else module.target_net
+        loss, *others = self._loss(batch, module.policy_net, target_net)
+        optimizer = module.optimizers()
+        if self._flat is None:
+            optimizer.zero_grad()
+        else:
+            self._flat[0].zero_grad()
+        module.manual_backward(loss)
+        for algorithm, limit in self._limits.items():
+            if limit is not None:
+                module.clip_gradients(optimizer.optimizer, limit, gradient_clip_algorithm=algorithm)
+        optimizer.step()
+        return loss.detach(), *(part.detach() for part in others)
+
+
 def choose_update(
     module: LightningModule,
     loss: Loss,
@@ -133,8 +168,8 @@ def choose_update(
     *,
     compile: bool | Literal["auto"],
     limits: Limits,
-) -> LeanUpdate | None:
-    """The leanest update that does what Lightning's own calls would do; nothing where only those will do.
+) -> LeanUpdate | LightningUpdate:
+    """The leanest update that does what Lightning's own calls would do.
 
     Args:
         module: that is trained.
@@ -159,7 +194,7 @@ def choose_update(
     if flat is not None and gradient is None and alone and not watched:
         gradient = plain_gradient(loss, flat, type(batch))
     if flat is None or gradient is None:
-        return None
+        return LightningUpdate(module, loss, flat, limits)
     if several:
         finish = [partial(trainer.strategy.reduce, reduce_op="mean"), *finish]
     elif compiled:

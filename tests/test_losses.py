@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dqn.losses import (
-    chosen_q_values,
+    chosen,
     double_q_target,
     lambda_returns,
     move_towards,
@@ -16,9 +16,9 @@ from lightning_dqn.losses import (
 )
 
 
-def test_chosen_q_values_pick_the_taken_action_of_each_row():
+def test_chosen_pick_the_taken_action_of_each_row():
     q_values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    assert chosen_q_values(q_values, torch.tensor([2, 0])).tolist() == [3.0, 4.0]
+    assert chosen(q_values, torch.tensor([2, 0])).tolist() == [3.0, 4.0]
 
 
 def test_q_target_adds_the_discounted_best_target_value():

@@ -90,7 +90,7 @@ def test_one_update_takes_half_the_squared_error_of_the_return():
         )
     )
     first = type(batch)(*(part[0] for part in batch))
-    loss, q_value, td_error = model.td_loss(first, model.policy_net, model.policy_net)
+    loss, q_value, td_error, _ = model.td_loss(first, model.policy_net, model.policy_net)
     expected = model(first.observation)[torch.arange(4), first.action]
     torch.testing.assert_close(q_value, expected)
     torch.testing.assert_close(td_error, expected - first.reward)

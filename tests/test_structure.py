@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import DQN, MLP, PQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
@@ -22,10 +22,24 @@ ALLOWED = {
     "replay": set(),
     "compilation": set(),
     "optimizers": set(),
+    "acting": {"networks"},
+    "evaluation": set(),
     "fingerprint": set(),
     "continuing": set(),
     "update": {"compilation", "optimizers"},
-    "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint", "continuing"},
+    "module": {
+        "losses",
+        "networks",
+        "replay",
+        "acting",
+        "evaluation",
+        "compilation",
+        "optimizers",
+        "update",
+        "fingerprint",
+        "continuing",
+    },
+    "distributional": {"module", "losses", "networks", "replay", "compilation"},
     # of the data side it knows the rollout, as a type only
     "pqn": {"module", "losses", "networks", "replay", "compilation"},
     "snapshots": set(),
@@ -34,7 +48,7 @@ ALLOWED = {
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "networks", "pqn"},
+    "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn"},
     "__main__": {"cli"},
 }
 
@@ -89,6 +103,9 @@ def kept_as(owner, knob):
     "owner",
     [
         DQN,
+        C51,
+        QRDQN,
+        IQN,
         PQN,
         MLP,
         DQNDataModule,

@@ -18,7 +18,7 @@ from lightning_dqn.pqn import PQN
 
 # whose knobs are meant by a flag that nobody knows
 OWNERS = (("model", DQN), ("model", PQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW))
-LINKED = {"observation_space", "action_space", "num_actions", "params"}
+LINKED = {"observation_space", "action_space", "outputs", "params"}
 
 
 class DQNArgumentParser(LightningArgumentParser):
