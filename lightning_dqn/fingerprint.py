@@ -106,7 +106,12 @@ def refuse_foreign(
             )
     ours = {name: tuple(value.shape) for name, value in state.items()}
     theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    for name in sorted(dict(ours.items() ^ theirs.items())):
+    differing = sorted(dict(ours.items() ^ theirs.items()))
+    learner, other = words["knobs"].get("model"), checkpoint.get("knobs", {}).get("model")
+    if (with_knobs or differing) and other not in (learner, None):
+        # the reason for whatever else differs
+        raise MisconfigurationException(f"The checkpoint is of {other}, this run has {learner}: use --model {other}")
+    for name in differing:
         raise MisconfigurationException(
             f"{name} has shape {ours.get(name)} here and shape {theirs.get(name)} in the checkpoint: "
             "use the model.network that it was made with"

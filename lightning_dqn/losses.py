@@ -212,6 +212,29 @@ def quantile_huber(quantiles: Tensor, levels: Tensor, target: Tensor, *, kappa: 
 
 
 @torch.no_grad()
+def lambda_returns(reward: Tensor, discount: Tensor, ended: Tensor, next_value: Tensor, td_lambda: float) -> Tensor:
+    """Returns of Q(lambda) in a rollout (Peng and Williams 1996, as in Gallici et al. 2024, eq. 6), without gradient.
+
+    Args:
+        reward: (T, N) of each step.
+        discount: (T, N) weight of the value behind it; 0 where the episode terminated.
+        ended: (T, N) whether the episode ended there, by itself or by a cut.
+        next_value: (T, N) max_a Q(s_{t+1}, a), of the last observation where an episode ended.
+        td_lambda: how much later rewards count against the value, in [0, 1]: 0 is one step, 1 the whole rollout.
+
+    Returns:
+        (T, N) returns.
+    """
+    # R_t = r_t + gamma (1 - terminated) ((1 - lambda) max_a Q(s_{t+1}, a) + lambda R_{t+1}), with
+    # R_{t+1} = max_a Q(s_{t+1}, a) behind an episode's end and behind the rollout
+    returns = list((reward + discount * next_value).unbind())
+    carried, values = (td_lambda * discount * ~ended).unbind(), next_value.unbind()
+    for t in range(len(returns) - 2, -1, -1):
+        returns[t] = torch.addcmul(returns[t], carried[t], returns[t + 1] - values[t])
+    return torch.stack(returns)
+
+
+@torch.no_grad()
 def move_towards(target: list[Tensor], source: list[Tensor], tau: float) -> None:
     """Polyak average in place (Lillicrap et al. 2016, Algorithm 1).
 

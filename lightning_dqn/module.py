@@ -6,7 +6,7 @@ Legend: U updates, B batch, N envs, A actions.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -70,6 +70,9 @@ class DQN(pl.LightningModule):
         ValueError: if a value is out of its range, or two switches contradict each other.
     """
 
+    # whether it learns from rollouts of its own policy, with neither memory nor target net: the data side asks
+    on_policy: ClassVar[bool] = False
+
     def __init__(
         self,
         observation_space: gym.Space[Any],
@@ -106,9 +109,10 @@ class DQN(pl.LightningModule):
         self.action_space = action_space
         self.num_actions, self.first_action = int(action_space.n), int(action_space.start)
         self.policy_net = network(observation_space, self.num_actions)
-        self.target_net = network(observation_space, self.num_actions)
-        self.target_net.load_state_dict(self.policy_net.state_dict())
-        self.target_net.requires_grad_(False)
+        self.target_net = None if self.on_policy else network(observation_space, self.num_actions)
+        if self.target_net is not None:
+            self.target_net.load_state_dict(self.policy_net.state_dict())
+            self.target_net.requires_grad_(False)
         # noise, or Boltzmann's chances, explore in place of epsilon
         self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
         self.explores_by_itself = self.is_noisy or boltzmann_temperature is not None
@@ -145,15 +149,18 @@ class DQN(pl.LightningModule):
         optimizer = self._make_optimizer(self.policy_net.parameters())
         self._flat = None
         if can_be_flat(self.policy_net, optimizer):
-            self._flat = FlatParameters(self.policy_net), FlatParameters(self.target_net)
-            optimizer = self._make_optimizer([self._flat[0].vector])
+            policy = FlatParameters(self.policy_net)
+            self._flat = policy, policy if self.target_net is None else FlatParameters(self.target_net)
+            optimizer = self._make_optimizer([policy.vector])
         prefer_fused(optimizer)
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     def move_target(self, tau: float) -> None:
-        """Move the target net the share tau of the way to the policy net."""
+        """Move the target net, if there is one, the share tau of the way to the policy net."""
+        if self.target_net is None:
+            return
         if self._flat is None:
             move_towards(list(self.target_net.parameters()), list(self.policy_net.parameters()), tau)
         else:
@@ -209,7 +216,7 @@ class DQN(pl.LightningModule):
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
         self._update = None
         self._flushed_before = denormals_are_flushed()
-        self._after_update = find_schedules(self.trainer)
+        self._after_update = find_schedules(self.trainer, has_target=self.target_net is not None)
 
     def on_train_start(self) -> None:
         """Put the generators back where a run that goes on left them, at the last moment before they are drawn from."""
@@ -255,7 +262,7 @@ class DQN(pl.LightningModule):
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """The equations of one update, for a minibatch and two networks."""
+        """The equations of one update, for a minibatch and two networks; without a target net the first is both."""
         action = batch.action - self.first_action
         q_value = chosen(policy_net(batch.observation), action)
         with torch.no_grad():

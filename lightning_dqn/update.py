@@ -112,7 +112,7 @@ class LeanUpdate:
         self._step = lean_step(optimizer.optimizer)
         self._finish = finish
 
-    def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, batch: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
         gradient, *results = self._gradient(self._values, self._target_values, *given(batch))
         for change in self._finish:
@@ -145,7 +145,8 @@ class LightningUpdate:
     def __call__(self, batch: Any) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
         module = self._module
-        loss, *others = self._loss(batch, module.policy_net, module.target_net)
+        target_net = module.policy_net if module.target_net is None else module.target_net
+        loss, *others = self._loss(batch, module.policy_net, target_net)
         optimizer = module.optimizers()
         if self._flat is None:
             optimizer.zero_grad()
@@ -220,15 +221,19 @@ def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor
     return gradient
 
 
-def find_schedules(trainer: Trainer) -> list[Callable[[Any], None]]:
+def find_schedules(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any], None]]:
     """What the callbacks of a trainer do after each update.
+
+    Args:
+        trainer: of the fit.
+        has_target: whether there is a target net, which somebody has to move.
 
     Raises:
         MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
-    if not after_update:
+    if has_target and not after_update:
         raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
     if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
         raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")

@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         return self.layers(observation)
 
 
-def make_pair(*, network=small_mlp, compile=False, double=False, lr=1e-3, data=DQNDataModule, **knobs):
+def make_pair(*, model=DQN, network=small_mlp, compile=False, double=False, lr=1e-3, data=DQNDataModule, **knobs):
     """A learner and its data side."""
     data = data(**{**SMALL, **knobs})
 
@@ -44,7 +44,8 @@ def make_pair(*, network=small_mlp, compile=False, double=False, lr=1e-3, data=D
         return torch.optim.AdamW(parameters, lr=lr, amsgrad=True)
 
     spaces = data.observation_space, data.action_space
-    return DQN(*spaces, network=network, optimizer=adam, compile=compile, double=double), data
+    options = {"double": double} if model is DQN else {}
+    return model(*spaces, network=network, optimizer=adam, compile=compile, **options), data
 
 
 def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, show=False, **knobs):

@@ -2,8 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lightning_dqn.losses import chosen, double_q_target, move_towards, q_target, weighted_huber
+from lightning_dqn.losses import (
+    chosen,
+    double_q_target,
+    lambda_returns,
+    move_towards,
+    q_target,
+    weighted_huber,
+    weighted_mse,
+)
 
 
 def test_chosen_pick_the_taken_action_of_each_row():
@@ -49,6 +59,53 @@ def test_weights_multiply_the_loss_before_the_mean():
     q_value, target = torch.tensor([1.5, 5.0]), torch.tensor([1.0, 2.0])
     # (2 * .125 + .1 * 2.5) / 2 = .25: not divided by the sum of the weights
     assert weighted_huber(q_value, target, torch.tensor([2.0, 0.1])).item() == pytest.approx(0.25)
+
+
+def test_mse_is_half_the_weighted_square():
+    q_value, target = torch.tensor([1.5, 5.0]), torch.tensor([1.0, 2.0])
+    # (2 * .5^2 / 2 + .1 * 3^2 / 2) / 2 = (.25 + .45) / 2 = .35
+    assert weighted_mse(q_value, target, torch.tensor([2.0, 0.1])).item() == pytest.approx(0.35)
+
+
+def test_lambda_returns_mix_the_next_value_with_the_next_return_within_an_episode():
+    # first environment: one episode that goes on. Second: cut after its first step, terminated at its second
+    reward, discount = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.0]])
+    ended = torch.tensor([[False, True], [False, True]])
+    next_value = torch.tensor([[10.0, 10.0], [20.0, 20.0]])
+    # R_1 = 2 + .5 * 20 = 12;  R_0 = 1 + .5 * (.75 * 10 + .25 * 12) = 6.25
+    # R_1 = 2 + 0 * 20 = 2;    R_0 = 1 + .5 * 10 = 6: the cut one bootstraps, and knows nothing of R_1
+    returns = lambda_returns(reward, discount, ended, next_value, 0.25)
+    assert returns.tolist() == [[6.25, 6.0], [12.0, 2.0]]
+
+
+@st.composite
+def rollouts(draw):
+    """Reward, discount, ended and next value of a small rollout, and lambda."""
+    steps, envs = draw(st.integers(1, 9)), draw(st.integers(1, 3))
+
+    def table(values):
+        row = st.lists(values, min_size=envs, max_size=envs)
+        return torch.tensor(draw(st.lists(row, min_size=steps, max_size=steps)))
+
+    numbers = st.floats(-10, 10, width=32)
+    terminated, truncated = table(st.booleans()), table(st.booleans())
+    return table(numbers), 0.9 * ~terminated, terminated | truncated, table(numbers), draw(st.floats(0, 1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(rollouts())
+def test_lambda_returns_are_those_of_the_definition(rollout):
+    reward, discount, ended, next_value, td_lambda = rollout
+    expected = torch.zeros_like(reward)
+    for n in range(reward.shape[1]):
+        for t in reversed(range(len(reward))):
+            value = following = next_value[t, n]
+            if not ended[t, n] and t < len(reward) - 1:
+                following = expected[t + 1, n]
+            expected[t, n] = reward[t, n] + discount[t, n] * ((1 - td_lambda) * value + td_lambda * following)
+    given_back = lambda_returns(reward, discount, ended, next_value.requires_grad_(), td_lambda)
+    torch.testing.assert_close(given_back, expected.detach(), rtol=1e-4, atol=1e-4)
+    assert not given_back.requires_grad
 
 
 def test_move_towards_goes_the_share_tau_of_the_way():

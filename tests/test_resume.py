@@ -347,7 +347,7 @@ def test_case_12_environments_that_cannot_be_snapshotted_are_announced_and_cut(t
     assert len(said) == 1
     assert "generator" in said[0], "which says why"
     assert "under_way" not in load(tmp_path / "epoch0.ckpt")["DQNDataModule"]["train"]
-    assert first.datamodule.train_dataset._lengths[0] > 0, "an episode is under way"
+    assert first.datamodule.train_dataset.player._lengths[0] > 0, "an episode is under way"
     fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt", limits={"max_epochs": 2})
     (said,) = [line for line in notes if line.startswith("Resumed")]
     assert "kept as truncated" in said
@@ -357,7 +357,7 @@ def test_case_12_environments_that_cannot_be_snapshotted_are_announced_and_cut(t
 def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp_path):
     played, fresh = countdown(), countdown(seed=5)
     # an episode under way, one step old
-    while played._lengths[0] != 1:
+    while played.player._lengths[0] != 1:
         take(played, 1)
     cut = written_by(played)[0][-1]
     torch.save(played.state_dict(with_envs=False), tmp_path / "state")
@@ -412,8 +412,8 @@ def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path
     for seed in range(40):
         take(dataset, 3)
         torch.save(dataset.state_dict(), tmp_path / "state")
-        resetting += int(dataset._resetting.sum())
-        under_way += int((dataset._lengths > 0).sum())
+        resetting += int(dataset.player.resetting.sum())
+        under_way += int((dataset.player._lengths > 0).sum())
         dataset = ledger(num_envs, seed=seed)
         dataset.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert min(under_way, resetting) > 5, "stopped in mid-episode and before a reset"

@@ -14,6 +14,7 @@ from lightning_dqn import (
     DQN,
     IQN,
     MLP,
+    PQN,
     QRDQN,
     DQNDataModule,
     EpsilonDecay,
@@ -52,13 +53,15 @@ ALLOWED = {
         "continuing",
     },
     "distributional": {"module", "losses", "networks", "replay", "compilation", "fingerprint"},
+    # of the data side it knows the rollout, as a type only
+    "pqn": {"module", "losses", "networks", "replay", "compilation"},
     "snapshots": set(),
     "checkpoint_io": set(),
     "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
-    "cli": {"callbacks", "data", "module", "networks", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "distributional", "networks", "replay"},
+    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "secrets"},
+    "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
 }
 
@@ -116,6 +119,7 @@ def kept_as(owner, knob):
         C51,
         QRDQN,
         IQN,
+        PQN,
         MLP,
         DQNDataModule,
         EpsilonDecay,

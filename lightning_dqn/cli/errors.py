@@ -9,12 +9,15 @@ from argparse import HelpFormatter
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
+from lightning_dqn.pqn import PQN
 
+# whose knobs are meant by a flag that nobody knows
+OWNERS = (("model", DQN), ("model", PQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW))
 LINKED = {"observation_space", "action_space", "outputs", "params"}
 
 
@@ -23,6 +26,13 @@ class DQNArgumentParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
+        """Of the default model its class alone: jsonargparse would hand its knobs on to whatever model is asked for."""
+        defaults = super().get_defaults(skip_validation, **kwargs)
+        if "model.init_args" in defaults:
+            del defaults["model.init_args"]
+        return defaults
 
     def format_usage(self) -> str:
         """Not every option there is."""
@@ -38,7 +48,8 @@ class DQNArgumentParser(LightningArgumentParser):
             for owner, key in ((DQN, "model"), (MLP, "model.network"))
         )
         title = "The default model, lightning_dqn.DQN (--model.optimizer.help names the optimizer's knobs)"
-        return f"{text}\n{title}:\n{knobs}"
+        others = "Other models: --model PQN (learns from rollouts, without a memory; --model.help PQN names its knobs)"
+        return f"{text}\n{title}:\n{knobs}\n{others}\n"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with one line and exit code 2."""
@@ -72,7 +83,7 @@ def _knobs(prog: str, owner: type, key: str) -> ArgumentParser:
 def _suggestion(parser: ArgumentParser, unknown: str) -> str:
     """The knob that was probably meant."""
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
-    for prefix, owner in (("model", DQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
+    for prefix, owner in OWNERS:
         known |= {f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in LINKED}
     last = unknown.rpartition(".")[2]
     # a whole group is no knob

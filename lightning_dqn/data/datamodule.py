@@ -9,14 +9,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
+from lightning_dqn.data.knobs import check_knobs, check_learner, check_ram
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
-from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayDataset
+from lightning_dqn.data.player import EpisodeHistory, Policy
+from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
+from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
-from lightning_dqn.ram import available_ram, memory_bytes
 from lightning_dqn.replay import ReplayMemory, SamplerCallable, Transition, UniformSampler, try_out
-from lightning_dqn.secrets import hide_secrets, paths_of_left_out
+from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotSnapshotError
 
 # what another value of would make another run of it; evaluation may change at a resume
@@ -32,12 +34,12 @@ LEARNING_KNOBS = (
     "n_step",
     "epoch_env_steps",
 )
-# the largest part of the available RAM that a memory may ask for
-RAM_SHARE = 0.8
 
 
 class DQNDataModule(pl.LightningDataModule):
     """The environment, the memory and the evaluation episodes of one run.
+
+    For a learner of rollouts (PQN) there is no memory: the knobs of one are not used.
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
@@ -98,59 +100,18 @@ class DQNDataModule(pl.LightningDataModule):
         self.eval_episodes = eval_episodes
         self.eval_max_steps = eval_max_steps
         self.save_memory = save_memory
-        self._check_knobs()
-        self._sampler_words, self._sampler_bytes = try_out(sampler)
+        check_knobs(self)
+        self._sampler_words, sampler_bytes = try_out(sampler)
         env = make_env(env_id, self.env_kwargs)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
         env.close()
-        self._check_ram()
+        check_ram(self, sampler_bytes)
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
-        self.train_dataset: ReplayDataset | None = None
+        self.train_dataset: ReplayDataset | RolloutDataset | None = None
         self.eval_dataset: EpisodeDataset | None = None
-
-    def _check_knobs(self) -> None:
-        """Refuse what can't work before any environment is made."""
-        at_least_one = (
-            "num_envs",
-            "steps_per_iteration",
-            "updates_per_iteration",
-            "batch_size",
-            "n_step",
-            "epoch_env_steps",
-            "eval_episodes",
-            "eval_max_steps",
-        )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
-        if self.warmup_env_steps < 0:
-            raise ValueError(f"data.warmup_env_steps={self.warmup_env_steps}: must be 0 or more")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"data.gamma={self.gamma}: must be in [0, 1]")
-        least = max(self.batch_size, self.num_envs)
-        if self.memory_capacity < least:
-            raise ValueError(
-                f"data.memory_capacity={self.memory_capacity}: must hold a batch and a step of every environment, "
-                f"at least {least}; raise it or lower batch_size={self.batch_size} and num_envs={self.num_envs}"
-            )
-        for path in paths_of_left_out(self.env_kwargs):
-            raise ValueError(
-                f"data.env_kwargs{path}: a secret, which no file of a run holds; give it again: "
-                f"--data.env_kwargs{path} ..."
-            )
-
-    def _check_ram(self) -> None:
-        """Refuse a memory that would be granted now, and get this process killed when it fills."""
-        needed = memory_bytes(self.memory_capacity, self.observation_space, self._sampler_bytes)
-        available = available_ram()
-        if available is not None and needed > RAM_SHARE * available:
-            raise ValueError(
-                f"data.memory_capacity={self.memory_capacity}: needs {needed:,} bytes, more than {RAM_SHARE:.0%} of "
-                f"the {available:,} that are available; lower it"
-            )
 
     @property
     def env_steps(self) -> int:
@@ -163,37 +124,26 @@ class DQNDataModule(pl.LightningDataModule):
         return self.train_dataset.episodes if self.train_dataset else EpisodeHistory()
 
     def setup(self, stage: str) -> None:
-        """Make environments and memory; their seeds come from torch's, as `seed_everything` sets it, and the rank."""
+        """Make environments and memory; their seeds come from torch's, as `seed_everything` sets it, and the rank.
+
+        Raises:
+            ValueError: if the learner can't use a knob.
+        """
         assert self.trainer is not None
-        policy = cast(Policy, self.trainer.lightning_module.act)
+        learner: Any = self.trainer.lightning_module
+        check_learner(self, on_policy=learner.on_policy)
+        policy = cast(Policy, learner.act)
         root = np.random.SeedSequence([torch.initial_seed(), self.trainer.global_rank])
         play_seed, sample_seed, eval_seed, test_seed = root.spawn(4)
         self.close()
         if stage == "fit":
-            memory = ReplayMemory(
-                capacity=self.memory_capacity,
-                num_envs=self.num_envs,
-                observation_space=self.observation_space,
-                gamma=self.gamma,
-                n_step=self.n_step,
-                sampler=self.sampler,
-                seed=sample_seed,
-            )
-            # of many environments two show as much as all; without a memory none are saved
+            # of many environments two show as much as all; where a memory is left out, so are they
+            prove_it = self.save_memory or learner.on_policy
             self._inexact = find_obstacle(
-                self.env_id, min(self.num_envs, 2), self.env_kwargs, self.vectorization, prove_it=self.save_memory
+                self.env_id, min(self.num_envs, 2), self.env_kwargs, self.vectorization, prove_it=prove_it
             )
-            self.train_dataset = ReplayDataset(
-                envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
-                memory=memory,
-                policy=policy,
-                seed=play_seed,
-                steps_per_iteration=self.steps_per_iteration,
-                updates_per_iteration=self.updates_per_iteration,
-                batch_size=self.batch_size,
-                warmup_env_steps=self.warmup_env_steps,
-                epoch_env_steps=self.epoch_env_steps,
-            )
+            make = self._make_rollouts if learner.on_policy else self._make_replay
+            self.train_dataset = make(policy, play_seed, sample_seed)
         # the episodes that chose the best checkpoint don't judge it
         seed = eval_seed if stage in ("fit", "validate") else test_seed
         self.eval_dataset = EpisodeDataset(
@@ -206,9 +156,49 @@ class DQNDataModule(pl.LightningDataModule):
             keep_steps=stage == "predict",
         )
 
+    def _make_replay(
+        self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+    ) -> ReplayDataset:
+        memory = ReplayMemory(
+            capacity=self.memory_capacity,
+            num_envs=self.num_envs,
+            observation_space=self.observation_space,
+            gamma=self.gamma,
+            n_step=self.n_step,
+            sampler=self.sampler,
+            seed=sample_seed,
+        )
+        return ReplayDataset(
+            envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
+            memory=memory,
+            policy=policy,
+            seed=seed,
+            steps_per_iteration=self.steps_per_iteration,
+            updates_per_iteration=self.updates_per_iteration,
+            batch_size=self.batch_size,
+            warmup_env_steps=self.warmup_env_steps,
+            epoch_env_steps=self.epoch_env_steps,
+            save_memory=self.save_memory,
+        )
+
+    def _make_rollouts(
+        self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+    ) -> RolloutDataset:
+        return RolloutDataset(
+            envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
+            policy=policy,
+            gamma=self.gamma,
+            seed=seed,
+            sample_seed=sample_seed,
+            steps_per_iteration=self.steps_per_iteration,
+            updates_per_iteration=self.updates_per_iteration,
+            batch_size=self.batch_size,
+            epoch_env_steps=self.epoch_env_steps,
+        )
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches that are where they shall be are not taken apart to find that out."""
-        if isinstance(batch, Transition) and batch.reward.device == device:
+        if isinstance(batch, (Transition, Rollout)) and batch.reward.device == device:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -231,18 +221,17 @@ class DQNDataModule(pl.LightningDataModule):
         return in_this_process(self.eval_dataset)
 
     def state_dict(self) -> dict[str, Any]:
-        """The data side of the run, see `ReplayDataset.state_dict`, and its knobs; nothing outside training."""
+        """The data side of the run, see `state_dict` of its dataset, and its knobs; nothing outside training."""
         if self.train_dataset is None:
             return {}
-        with_envs = self._inexact is None and self.save_memory
         try:
-            train = self.train_dataset.state_dict(with_envs=with_envs, with_memory=self.save_memory)
+            train = self.train_dataset.state_dict(with_envs=self._inexact is None)
         except CannotSnapshotError as refusal:
             # they could at first, and have changed
             self._inexact = str(refusal)
             announce_inexact(self._inexact)
-            train = self.train_dataset.state_dict(with_envs=False, with_memory=self.save_memory)
-        return {"knobs": self._knobs(), "save_memory": self.save_memory, "train": train}
+            train = self.train_dataset.state_dict(with_envs=False)
+        return {"knobs": self._knobs(), "save_memory": "memory" in train, "train": train}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue another run than this one, or one whose memory has got lost.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from lightning_dqn.data.faults import BrokenEnvironmentError
-from lightning_dqn.data.replay_dataset import Policy
+from lightning_dqn.data.player import Policy
 from lightning_dqn.envs import make_env
 
 PARALLEL_ENVS = 16

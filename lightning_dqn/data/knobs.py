@@ -1,0 +1,86 @@
+"""What of the knobs of `DQNDataModule` can be refused before anything is played."""
+
+from typing import TYPE_CHECKING
+
+from lightning_dqn.ram import available_ram, memory_bytes
+from lightning_dqn.secrets import paths_of_left_out
+
+if TYPE_CHECKING:
+    from lightning_dqn.data.datamodule import DQNDataModule
+
+AT_LEAST_ONE = (
+    "num_envs",
+    "steps_per_iteration",
+    "updates_per_iteration",
+    "batch_size",
+    "n_step",
+    "epoch_env_steps",
+    "eval_episodes",
+    "eval_max_steps",
+)
+# the largest part of the available RAM that a memory may ask for
+RAM_SHARE = 0.8
+
+
+def check_knobs(data: "DQNDataModule") -> None:
+    """Refuse what can't work before any environment is made.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    for name in AT_LEAST_ONE:
+        if getattr(data, name) < 1:
+            raise ValueError(f"data.{name}={getattr(data, name)}: must be at least 1")
+    if data.warmup_env_steps < 0:
+        raise ValueError(f"data.warmup_env_steps={data.warmup_env_steps}: must be 0 or more")
+    if not 0 <= data.gamma <= 1:
+        raise ValueError(f"data.gamma={data.gamma}: must be in [0, 1]")
+    least = max(data.batch_size, data.num_envs)
+    if data.memory_capacity < least:
+        raise ValueError(
+            f"data.memory_capacity={data.memory_capacity}: must hold a batch and a step of every environment, "
+            f"at least {least}; raise it or lower batch_size={data.batch_size} and num_envs={data.num_envs}"
+        )
+    for path in paths_of_left_out(data.env_kwargs):
+        raise ValueError(
+            f"data.env_kwargs{path}: a secret, which no file of a run holds; give it again: --data.env_kwargs{path} ..."
+        )
+
+
+def check_learner(data: "DQNDataModule", *, on_policy: bool) -> None:
+    """Refuse what can't work with this learner.
+
+    Args:
+        data: whose knobs they are.
+        on_policy: whether it learns from rollouts.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    rows = data.num_envs * data.steps_per_iteration
+    if on_policy and data.n_step > 1:
+        raise ValueError(f"data.n_step={data.n_step}: model.td_lambda says how far returns of rollouts reach; use 1")
+    if on_policy and data.batch_size > rows:
+        raise ValueError(
+            f"data.batch_size={data.batch_size}: a rollout has num_envs={data.num_envs} x "
+            f"steps_per_iteration={data.steps_per_iteration} = {rows} steps; lower it or raise one of them"
+        )
+
+
+def check_ram(data: "DQNDataModule", sampler_bytes: int) -> None:
+    """Refuse a memory that would be granted now, and get this process killed when it fills.
+
+    Args:
+        data: whose memory it will be.
+        sampler_bytes: that its sampler takes a row.
+
+    Raises:
+        ValueError: naming what it needs and what there is.
+    """
+    needed = memory_bytes(data.memory_capacity, data.observation_space, sampler_bytes)
+    available = available_ram()
+    if available is not None and needed > RAM_SHARE * available:
+        raise ValueError(
+            f"data.memory_capacity={data.memory_capacity}: needs {needed:,} bytes, more than {RAM_SHARE:.0%} of "
+            f"the {available:,} that are available; lower it"
+        )
