@@ -31,6 +31,11 @@ class Parameters(Protocol):
     def function(self, vector: Tensor) -> QFunction: ...
 
 
+def given(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The fields of a batch that it has; those that may be missing come last."""
+    return batch if batch[-1] is not None else tuple(part for part in batch if part is not None)
+
+
 def compiling_pays(trainer: Trainer, num_updates: int) -> bool:
     """Whether a fit makes so many updates, where compiling was measured, that it saves more time than it takes.
 
@@ -112,7 +117,7 @@ def compile_gradient(loss: Loss, policy: Parameters, target: Parameters, batch: 
         # takes half of a first compilation: the CPU is taken at its word
         settings = {"cpp_wrapper": on_cpu, "cpp.vec_isa_ok": True, "cpp.simdlen": simd_width, "fallback_random": True}
         with config.patch(settings), _training(policy.net, target.net):
-            return _traced_and_compiled(gradient, [policy.values, target.values, *batch])
+            return _traced_and_compiled(gradient, [policy.values, target.values, *given(batch)])
 
     # tracing the function itself leaves torch.compile's frame evaluation and guards out, a third of the time of a call;
     # on CPU the C++ wrapper saves another fifth
@@ -130,7 +135,8 @@ def _traced_and_compiled(gradient: Gradient, example: list[Any]) -> Gradient:
 
     on_cpu = example[0].device.type == "cpu"
     apart: dict[Any, Any] = {torch.ops.aten.addmm.default: _bias_apart} if on_cpu else {}
-    with torch.no_grad():
+    # to trace and to try out, numbers are drawn; the run shall go on with those that it would have without
+    with torch.no_grad(), torch.random.fork_rng():
         traced = make_fx(gradient, apart, tracing_mode="fake")(*example)
         compiled: Gradient = inductor_compile(traced, example)
         compiled(*example)

@@ -52,6 +52,20 @@ def learner_in_words(
     }
 
 
+def check_positive(**knobs: float | None) -> None:
+    """Refuse numbers that are not positive; None stands for no number.
+
+    Args:
+        knobs: of the model, by name.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    for name, value in knobs.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"model.{name}={value}: must be positive")
+
+
 def refuse_other_knobs(then: Mapping[str, Any], now: Mapping[str, Any], side: str = "data") -> None:
     """Compare the knobs that a run was made with and those it shall go on with.
 

@@ -42,6 +42,21 @@ def chosen(values: Tensor, action: Tensor) -> Tensor:
     return values.gather(1, action[:, None, None].expand(-1, 1, values.shape[2])).squeeze(1)
 
 
+def allowed(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Values in which no action is the best, or has a chance, that is not allowed.
+
+    Args:
+        q_values: (B, A) values of all actions.
+        action_mask: (B, A) which of them are allowed; None for all.
+
+    Returns:
+        (B, A) values, very low where the mask is false, but finite: an infinity times a discount of 0 is no number.
+    """
+    if action_mask is None:
+        return q_values
+    return q_values.masked_fill(~action_mask, max(-1e9, torch.finfo(q_values.dtype).min))
+
+
 def q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor) -> Tensor:
     """The DQN target (Mnih et al. 2015, Algorithm 1), without gradient.
 
@@ -106,6 +121,27 @@ def soft_value(next_values: Tensor, next_q: Tensor, *, temperature: float) -> Te
     if next_values.ndim > next_q.ndim:
         log_policy = log_policy.unsqueeze(2)
     return (log_policy.exp() * (next_values - temperature * log_policy)).sum(1)
+
+
+def munchausen_target(
+    reward: Tensor, discount: Tensor, next_target_q: Tensor, target_q: Tensor, action: Tensor, *, temperature: float
+) -> Tensor:
+    """The Munchausen-DQN target (Vieillard et al. 2020, eq. 2), without gradient.
+
+    Args:
+        reward: (B,) reward of one step.
+        discount: (B,) weight of the value behind it; 0 where the episode terminated.
+        next_target_q: (B, A) target-net values of the next observation.
+        target_q: (B, A) target-net values of the observation.
+        action: (B,) what was done there.
+        temperature: of the softmax policy.
+
+    Returns:
+        (B,) targets.
+    """
+    # y = r + alpha [T ln pi(a | s)]_{-1}^0 + gamma (1 - terminated) sum_a' pi(a' | s') (Q-(s', a') - T ln pi(a' | s'))
+    bonus = munchausen_bonus(target_q, action, temperature=temperature)
+    return (reward + bonus + discount * soft_value(next_target_q, next_target_q, temperature=temperature)).detach()
 
 
 def weighted_huber(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:

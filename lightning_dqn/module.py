@@ -20,30 +20,22 @@ from lightning_dqn.acting import choose_actions, judge
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.continuing import generators_state, prepare_to_go_on, set_generators
 from lightning_dqn.evaluation import EpisodeMetrics
-from lightning_dqn.fingerprint import learner_in_words, refuse_foreign
+from lightning_dqn.fingerprint import check_positive, learner_in_words, refuse_foreign
 from lightning_dqn.losses import (
     TDLoss,
+    allowed,
     chosen,
     double_q_target,
     move_towards,
-    munchausen_bonus,
+    munchausen_target,
     q_target,
-    soft_value,
     weighted_huber,
     weighted_mse,
 )
 from lightning_dqn.networks import MLP, NoisyLinear
 from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
 from lightning_dqn.replay import Transition
-from lightning_dqn.update import (
-    FlatParameters,
-    LeanUpdate,
-    LightningUpdate,
-    Limits,
-    choose_update,
-    denormals_are_flushed,
-    find_schedules,
-)
+from lightning_dqn.update import FlatParameters, Limits, Update, choose_update, denormals_are_flushed, find_schedules
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
@@ -111,9 +103,7 @@ class DQN(pl.LightningModule):
             "munchausen_temperature": munchausen_temperature,
             "boltzmann_temperature": boltzmann_temperature,
         }
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"model.{name}={value}: must be positive, or null for none")
+        check_positive(**positive)
         self.automatic_optimization = False
         self.observation_space = observation_space
         self.action_space = action_space
@@ -126,7 +116,7 @@ class DQN(pl.LightningModule):
         # noise, or Boltzmann's chances, explore in place of epsilon
         self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
         self.explores_by_itself = self.is_noisy or boltzmann_temperature is not None
-        self.clip_grad_value, self.clip_grad_norm = clip_grad_value, clip_grad_norm
+        self._limits = Limits(value=clip_grad_value, norm=clip_grad_norm)
         self.weighted_loss = LOSSES[loss]
         self.double_q = double
         self.munchausen_temperature = munchausen_temperature if munchausen else None
@@ -139,7 +129,7 @@ class DQN(pl.LightningModule):
         self.compile_gradient = compile
         self._flat: tuple[FlatParameters, FlatParameters] | None = None
         # chosen at the first update of a fit, when it is known where and how long it runs
-        self._update: LeanUpdate | LightningUpdate | None = None
+        self._update: Update | None = None
         self._scheduler: Any = None
         self._flushed_before = False
         # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
@@ -249,15 +239,14 @@ class DQN(pl.LightningModule):
         if self._update is None:
             # what was compiled before a stop stays so: it rounds otherwise
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
-            limits: Limits = {"value": self.clip_grad_value, "norm": self.clip_grad_norm}
-            self._update = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=limits)
+            self._update = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=self._limits)
             self._compiled = self._update.compiled
             self._scheduler = self.lr_schedulers()
         results = []
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
-            for minibatch in zip(*(part.unbind() for part in batch), strict=True):
+            for minibatch in zip(*(part.unbind() for part in batch if part is not None), strict=True):
                 results.append(self._update(Transition(*minibatch)))
                 if self._scheduler is not None:
                     self._scheduler.step()
@@ -277,17 +266,16 @@ class DQN(pl.LightningModule):
         action = batch.action - self.first_action
         q_value = chosen(policy_net(batch.observation), action)
         with torch.no_grad():
-            reward, discount = batch.reward, batch.discount
-            next_q = target_net(batch.next_observation)
+            next_q = allowed(target_net(batch.next_observation), batch.next_action_mask)
+            known = batch.reward, batch.discount, next_q
             if self.munchausen_temperature is not None:
-                temperature = self.munchausen_temperature
-                bonus = munchausen_bonus(target_net(batch.observation), action, temperature=temperature)
-                # y = r + alpha T ln pi(a | s) + gamma^k (1 - terminated) V(s')
-                target = reward + bonus + discount * soft_value(next_q, next_q, temperature=temperature)
+                target_q = allowed(target_net(batch.observation), batch.action_mask)
+                target = munchausen_target(*known, target_q, action, temperature=self.munchausen_temperature)
             elif self.double_q:
-                target = double_q_target(reward, discount, next_q, policy_net(batch.next_observation))
+                next_policy_q = allowed(policy_net(batch.next_observation), batch.next_action_mask)
+                target = double_q_target(*known, next_policy_q)
             else:
-                target = q_target(reward, discount, next_q)
+                target = q_target(*known)
         td_error = q_value - target
         return TDLoss(self.weighted_loss(q_value, target, batch.weight), q_value, td_error, td_error.abs())
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_dqn.compilation import Change, Gradient, Loss, QFunction, compiling_pays, try_to_compile
+from lightning_dqn.compilation import Change, Gradient, Loss, QFunction, compiling_pays, given, try_to_compile
 from lightning_dqn.optimizers import lean_step
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
@@ -112,9 +112,9 @@ class LeanUpdate:
         self._step = lean_step(optimizer.optimizer)
         self._finish = finish
 
-    def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, batch: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
-        gradient, *results = self._gradient(self._values, self._target_values, *batch)
+        gradient, *results = self._gradient(self._values, self._target_values, *given(batch))
         for change in self._finish:
             gradient = change(gradient)
         self._vector.grad = gradient
@@ -160,6 +160,9 @@ class LightningUpdate:
         return loss.detach(), *(part.detach() for part in others)
 
 
+Update = LeanUpdate | LightningUpdate
+
+
 def choose_update(
     module: LightningModule,
     loss: Loss,
@@ -168,7 +171,7 @@ def choose_update(
     *,
     compile: bool | Literal["auto"],
     limits: Limits,
-) -> LeanUpdate | LightningUpdate:
+) -> Update:
     """The leanest update that does what Lightning's own calls would do.
 
     Args:
@@ -181,7 +184,7 @@ def choose_update(
     """
     trainer = module.trainer
     watched = is_watched(trainer)
-    minibatch = type(batch)(*(part[0] for part in batch))
+    minibatch = type(batch)(*(part[0] for part in given(batch)))
     several = trainer.world_size > 1
     gradient, compiled = None, False
     finish: list[Change] = [partial(clip, **limits)] if any(limits.values()) else []
@@ -226,7 +229,7 @@ def find_schedules(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any]
         has_target: whether there is a target net, which somebody has to move.
 
     Raises:
-        MisconfigurationException: if nothing moves the target net or sets epsilon.
+        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
@@ -234,6 +237,10 @@ def find_schedules(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any]
         raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
     if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
         raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
+    memory: Any = getattr(getattr(trainer.datamodule, "train_dataset", None), "memory", None)  # type: ignore[attr-defined]
+    learns_from_errors = hasattr(getattr(memory, "sampler", None), "write")
+    if learns_from_errors and not any(hasattr(callback, "beta_at") for callback in callbacks):
+        raise MisconfigurationException("Nothing writes priorities: Trainer(callbacks=...) needs PriorityUpdate()")
     return after_update
 
 

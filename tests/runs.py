@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.envs import make_vector_env
 from lightning_dqn.snapshots import restore
@@ -59,7 +59,14 @@ def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_up
         accelerator="cpu",
         logger=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[SoftTargetUpdate(), EpsilonDecay(), *callbacks, epochs, updates],
+        callbacks=[
+            SoftTargetUpdate(),
+            EpsilonDecay(),
+            PriorityUpdate(anneal_env_steps=900),
+            *callbacks,
+            epochs,
+            updates,
+        ],
         enable_progress_bar=show,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -22,6 +22,7 @@ from lightning_dqn.cli.runs import new_run_folder
 # 200 env steps make 200 - 127 = 73 updates: one after each env step from the 128th on
 QUIET = ("--video.episodes", "0", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 SMALL = ("--data.epoch_env_steps", "200", "--trainer.max_epochs", "1", "--data.eval_episodes", "2", *QUIET)
+PRIORITIZED = "lightning_dqn.PrioritizedSampler"
 NO_LOGGER = ("--trainer.logger", "false")
 CSV = ("--trainer.logger", "CSVLogger")
 METRICS = {
@@ -368,6 +369,26 @@ def test_an_environment_of_ones_own_is_learnt(toys, tmp_path, capfd, name, actio
     assert episodes[0]["observation"].shape == (10, 2 + 3)
 
 
+def test_prioritised_replay_runs_from_the_command_line_and_again_from_its_configuration(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    flags = "--data.sampler", PRIORITIZED, "--data.sampler.alpha", "0.5", "--priorities.anneal_env_steps", "150"
+    main(["fit", *SMALL, *NO_LOGGER, *flags])
+    [run] = Path("runs").glob("*/*")
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["data"]["sampler"] == {"class_path": PRIORITIZED, "init_args": {"alpha": 0.5, "epsilon": 1e-6}}
+    assert kept["priorities"] == {"beta_start": 0.4, "beta_end": 1.0, "anneal_env_steps": 150}
+    main(["fit", "--config", str(run / "config.yaml")])
+    one, other = (torch.load(path, weights_only=True) for path in Path("runs").glob("*/*/checkpoints/last.ckpt"))
+    samplers = [each["DQNDataModule"]["train"]["memory"]["sampler"] for each in (one, other)]
+    assert torch.equal(samplers[0]["priorities"], samplers[1]["priorities"])
+    assert samplers[0]["beta"] == 1.0
+    # at a resume, what it was made with stays
+    last = str(run / "checkpoints" / "last.ckpt")
+    for flag, value in (("data.sampler.alpha", "0.6"), ("priorities.beta_start", "0.5")):
+        line = refusal(capfd, "fit", "--ckpt_path", last, f"--{flag}", value)
+        assert f"--{flag}={value} contradicts" in line
+
+
 # what is refused
 
 OUT_OF_RANGE = [
@@ -394,6 +415,9 @@ OUT_OF_RANGE = [
     ("epsilon.start", "1.1", "1.1"),
     ("epsilon.end", "-0.1", "-0.1"),
     ("epsilon.decay_env_steps", "0", "0"),
+    ("priorities.beta_start", "1.1", "1.1"),
+    ("priorities.beta_end", "-0.1", "-0.1"),
+    ("priorities.anneal_env_steps", "0", "0"),
     ("plot.window", "0", "0"),
     ("video.episodes", "-1", "-1"),
     ("trainer.max_epochs", "-2", "-2"),
@@ -404,6 +428,8 @@ WRONG_TYPE = [
     ("data.num_envs", "many"),
     ("data.batch_size", "1.5"),
     ("data.gamma", "many"),
+    ("data.sampler", "many"),
+    ("data.sampler", "lightning_dqn.MLP"),
     ("model.network.hidden_sizes", "many"),
     ("model.optimizer.lr", "many"),
     ("model.clip_grad_value", "many"),
@@ -451,6 +477,14 @@ def test_case_17_a_value_out_of_its_range_is_refused_by_key_and_value(empty, cap
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
     assert key.rpartition(".")[2] in line
     assert shown in line
+
+
+@pytest.mark.parametrize(("setting", "value"), [("alpha", "1.5"), ("alpha", "-1.0"), ("epsilon", "0.0")])
+def test_case_17_a_setting_of_the_sampler_out_of_its_range_is_refused(empty, capfd, setting, value):
+    flags = "--data.sampler", PRIORITIZED, f"--data.sampler.{setting}", value, "--data.env_id", "NoSuch-v0"
+    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
+    # before the environment is made, which there isn't
+    assert f"data.sampler.{setting}={value}: must be" in line
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_TYPE, ids=[f"{k}={v}" for k, v in WRONG_TYPE])

@@ -4,6 +4,7 @@ A run of 600 iterations is compared, to the bit, with one of 300, another seed i
 """
 
 import random
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -25,7 +26,7 @@ from test_replay_dataset import (
     written_by,
 )
 
-from lightning_dqn import DQNDataModule
+from lightning_dqn import DQNDataModule, PrioritizedSampler, UniformSampler
 from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
 from lightning_dqn.envs import make_vector_env
 
@@ -44,9 +45,10 @@ RUNS = {
     "taxi": {"env_id": TAXI},
     "acrobot": {"env_id": "Acrobot-v1"},
     "dropout": {"network": Dropout},
+    "prioritised": {"num_envs": 3, "n_step": 3, "sampler": PrioritizedSampler, "epoch_env_steps": 900},
 }
 # the others take their time
-QUICK = {"one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout"}
+QUICK = {"one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"}
 
 
 def slow(value):
@@ -173,6 +175,18 @@ def test_case_02_an_evaluation_that_a_checkpoint_lies_before_is_not_left_out(tmp
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "again" / "epoch1.ckpt")
 
 
+def test_case_02_priorities_go_on_from_the_middle_of_an_epoch(tmp_path):
+    knobs = {"num_envs": 2, "n_step": 3, "updates_per_iteration": 2, "epoch_env_steps": 600, "every_n_updates": 334}
+    knobs["sampler"] = PrioritizedSampler
+    fit(tmp_path / "whole", **knobs)
+    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "mid334.ckpt", seed=77)
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+    sampler = load(tmp_path / "whole" / "epoch1.ckpt")["DQNDataModule"]["train"]["memory"]["sampler"]
+    # neither of a run whose priorities or beta stayed as they were
+    assert sampler["beta"] == 1.0
+    assert len(sampler["priorities"].unique()) > 50
+
+
 def test_case_02_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_path, whole):
     # nothing is left to do: none are put back, and none may be lost
     trainer = fit(tmp_path, ckpt_path=whole / "epoch1.ckpt", seed=77)
@@ -209,10 +223,22 @@ def test_the_memory_is_saved_once(whole):
     assert load(whole / "epoch0.ckpt")["loops"]["fit_loop"]["state_dict"] == {}
 
 
+@pytest.fixture(scope="module")
+def prioritized(tmp_path_factory):
+    """A checkpoint of a prioritised run."""
+    folder = tmp_path_factory.mktemp("prioritized")
+    fit(folder, sampler=PrioritizedSampler, limits={"max_epochs": 1})
+    return folder / "epoch0.ckpt"
+
+
 OTHER_RUNS = {
     "num_envs": ({"num_envs": 2}, r"data\.num_envs=1, this run has 2"),
     "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.99, this run has 0\.5"),
     "batch_size": ({"batch_size": 17}, r"data\.batch_size=16, this run has 17"),
+    "sampler": (
+        {"sampler": PrioritizedSampler},
+        r"data\.sampler=UniformSampler, this run has PrioritizedSampler: use the same",
+    ),
     "double": ({"double": True}, r"model\.double=False, this run has True"),
     "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.001, this run has 0\.5"),
     "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, "use the model.network that it was made with"),
@@ -224,6 +250,29 @@ OTHER_RUNS = {
 def test_case_09_a_trainer_of_ones_own_refuses_to_go_on_with_other_knobs(tmp_path, whole, knobs, words):
     with pytest.raises(MisconfigurationException, match=words):
         fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", **knobs)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        (partial(PrioritizedSampler, alpha=0.5), r"data\.sampler\.alpha=0\.6, this run has 0\.5"),
+        (partial(PrioritizedSampler, epsilon=0.1), r"data\.sampler\.epsilon=1e-06, this run has 0\.1"),
+        (UniformSampler, r"data\.sampler=PrioritizedSampler, this run has UniformSampler: use the same"),
+    ],
+)
+def test_case_09_prioritised_replay_goes_on_with_its_own_settings_or_not_at_all(tmp_path, prioritized, sampler, words):
+    with pytest.raises(MisconfigurationException, match=words):
+        fit(tmp_path, ckpt_path=prioritized, sampler=sampler)
+
+
+def test_case_09_a_checkpoint_from_before_there_were_samplers_was_uniform(tmp_path, whole):
+    checkpoint = load(whole / "epoch0.ckpt")
+    del checkpoint["DQNDataModule"]["knobs"]["sampler"]
+    torch.save(checkpoint, tmp_path / "uniform.ckpt")
+    fit(tmp_path / "on", ckpt_path=tmp_path / "uniform.ckpt", seed=77)
+    assert_same_run(whole / "epoch1.ckpt", tmp_path / "on" / "epoch1.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"data\.sampler=UniformSampler"):
+        fit(tmp_path, ckpt_path=tmp_path / "uniform.ckpt", sampler=PrioritizedSampler)
 
 
 def test_case_09_what_only_watches_may_change(tmp_path, whole):

@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import (
+    C51,
+    DQN,
+    IQN,
+    MLP,
+    PQN,
+    QRDQN,
+    DQNDataModule,
+    EpsilonDecay,
+    PrioritizedSampler,
+    PriorityUpdate,
+    SoftTargetUpdate,
+    UniformSampler,
+)
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
@@ -39,7 +52,7 @@ ALLOWED = {
         "fingerprint",
         "continuing",
     },
-    "distributional": {"module", "losses", "networks", "replay", "compilation"},
+    "distributional": {"module", "losses", "networks", "replay", "compilation", "fingerprint"},
     # of the data side it knows the rollout, as a type only
     "pqn": {"module", "losses", "networks", "replay", "compilation"},
     "snapshots": set(),
@@ -48,7 +61,7 @@ ALLOWED = {
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn"},
+    "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
 }
 
@@ -110,7 +123,10 @@ def kept_as(owner, knob):
         MLP,
         DQNDataModule,
         EpsilonDecay,
+        PrioritizedSampler,
+        PriorityUpdate,
         SoftTargetUpdate,
+        UniformSampler,
         AgentVideo,
         EpisodePlot,
         EpisodeStatistics,

@@ -27,6 +27,7 @@ from lightning_dqn.callbacks import (
     EpisodeWriter,
     EpsilonDecay,
     FiniteCheck,
+    PriorityUpdate,
     RunProgressBar,
     RunSummary,
     SoftTargetUpdate,
@@ -126,6 +127,7 @@ class DQNCLI(LightningCLI):
         parser.set_defaults({f"checkpoint.{name}": value for name, value in BEST.items()})
         parser.add_lightning_class_args(SoftTargetUpdate, "target_update")
         parser.add_lightning_class_args(EpsilonDecay, "epsilon")
+        parser.add_lightning_class_args(PriorityUpdate, "priorities")
         parser.add_lightning_class_args(RunProgressBar, "progress_bar")
         parser.add_lightning_class_args(EpisodePlot, "plot")
         parser.add_lightning_class_args(AgentVideo, "video")

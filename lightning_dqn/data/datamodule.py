@@ -17,7 +17,7 @@ from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_bac
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
-from lightning_dqn.replay import ReplayMemory, Transition
+from lightning_dqn.replay import ReplayMemory, SamplerCallable, Transition, UniformSampler, try_out
 from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotSnapshotError
 
@@ -50,6 +50,7 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: updates per iteration, U.
         batch_size: transitions per update and device.
         memory_capacity: transitions kept, over all environments.
+        sampler: what chooses among them: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
         warmup_env_steps: env steps before the first update.
         gamma: discount of one env step, in [0, 1].
         n_step: rewards summed before the value is trusted.
@@ -73,6 +74,7 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: int = 1,
         batch_size: int = 128,
         memory_capacity: int = 10_000,
+        sampler: SamplerCallable = UniformSampler,
         warmup_env_steps: int = 128,
         gamma: float = 0.99,
         n_step: int = 1,
@@ -90,6 +92,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size
         self.memory_capacity = memory_capacity
+        self.sampler = sampler
         self.warmup_env_steps = warmup_env_steps
         self.gamma = gamma
         self.n_step = n_step
@@ -98,12 +101,13 @@ class DQNDataModule(pl.LightningDataModule):
         self.eval_max_steps = eval_max_steps
         self.save_memory = save_memory
         check_knobs(self)
+        self._sampler_words, sampler_bytes = try_out(sampler)
         env = make_env(env_id, self.env_kwargs)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
         env.close()
-        check_ram(self)
+        check_ram(self, sampler_bytes)
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
         self.train_dataset: ReplayDataset | RolloutDataset | None = None
@@ -161,6 +165,7 @@ class DQNDataModule(pl.LightningDataModule):
             observation_space=self.observation_space,
             gamma=self.gamma,
             n_step=self.n_step,
+            sampler=self.sampler,
             seed=sample_seed,
         )
         return ReplayDataset(
@@ -244,10 +249,11 @@ class DQNDataModule(pl.LightningDataModule):
                 f"The checkpoint has no memory of a {name}, so this run can't go on from it: use the data module that "
                 "it was made with, or start anew from its weights by DQN.load_from_checkpoint"
             )
-        refuse_other_knobs(state["knobs"], self._knobs())
+        # before there was a choice, draws were uniform
+        refuse_other_knobs({"sampler": "UniformSampler", **state["knobs"]}, self._knobs())
 
     def _knobs(self) -> dict[str, Any]:
-        return {**self._environment, **{name: getattr(self, name) for name in LEARNING_KNOBS}}
+        return {**self._environment, **self._sampler_words, **{name: getattr(self, name) for name in LEARNING_KNOBS}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.

@@ -67,13 +67,17 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool) -> None:
         )
 
 
-def check_ram(data: "DQNDataModule") -> None:
+def check_ram(data: "DQNDataModule", sampler_bytes: int) -> None:
     """Refuse a memory that would be granted now, and get this process killed when it fills.
+
+    Args:
+        data: whose memory it will be.
+        sampler_bytes: that its sampler takes a row.
 
     Raises:
         ValueError: naming what it needs and what there is.
     """
-    needed = memory_bytes(data.memory_capacity, data.observation_space)
+    needed = memory_bytes(data.memory_capacity, data.observation_space, sampler_bytes)
     available = available_ram()
     if available is not None and needed > RAM_SHARE * available:
         raise ValueError(

@@ -1,94 +1,18 @@
-"""The memory that learning draws from: a stream of env steps, and the sampler that picks from it.
+"""The memory that learning draws from: a stream of env steps.
 
-Second station in the way of the data: `data.ReplayDataset` appends, `ReplayMemory.sample` yields `Transition`s.
-Legend: U updates, B batch, N envs, n rewards summed.
+Second station in the way of the data: `data.ReplayDataset` appends, `ReplayMemory.sample` yields `Transition`s; which
+rows they are made of is a sampler's choice. Legend: U updates, B batch, N envs, n rewards summed.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-
-class Transition(NamedTuple):
-    """One batch, or U of them with a leading dimension: what the learner needs, and nothing it must look up.
-
-    Attributes:
-        observation: (U, B, ...) s.
-        action: (U, B) a, as the environment takes it, int64.
-        reward: (U, B) r_1 + gamma r_2 + ... of the k <= n rewards up to the episode's end.
-        discount: (U, B) gamma^k (1 - terminated), the weight of the value of next_observation.
-        next_observation: (U, B, ...) s' after those k steps.
-        weight: (U, B) importance weight of the row in the loss.
-        index: (U, B) row in the memory, for samplers that learn from the error.
-    """
-
-    observation: Tensor
-    action: Tensor
-    reward: Tensor
-    discount: Tensor
-    next_observation: Tensor
-    weight: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
-
-
-class UniformSampler:
-    """Every row of the memory with the same chance, with replacement, in constant time.
-
-    The rows that may be drawn stand in a ring, oldest first: rows enter and leave in the order of time.
-
-    Args:
-        capacity: rows that may be eligible at once.
-        seed: of the draws.
-    """
-
-    def __init__(self, capacity: int, seed: int | np.random.SeedSequence) -> None:
-        self._ring = np.zeros(capacity, dtype=np.int64)
-        self._first = 0
-        self._count = 0
-        self._rng = np.random.default_rng(seed)
-        self._ones = torch.ones(0)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, rows: NDArray[np.int64]) -> None:
-        """Make these rows eligible; they are newer than all before."""
-        start = (self._first + self._count) % len(self._ring)
-        room = len(self._ring) - start
-        self._ring[start : start + len(rows)] = rows[:room]
-        self._ring[: max(0, len(rows) - room)] = rows[room:]
-        self._count += len(rows)
-
-    def drop_oldest(self, count: int) -> None:
-        """Forget the `count` rows that entered first."""
-        self._first = (self._first + count) % len(self._ring)
-        self._count -= count
-
-    def draw(self, size: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Rows, (size,), and their importance weights, (size,)."""
-        picks = self._rng.integers(self._count, size=size)
-        if len(self._ones) != size:
-            self._ones = torch.ones(size)
-        return self._ring.take(self._first + picks, mode="wrap"), self._ones
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next draws depend on, as tensors and plain values."""
-        return {
-            "ring": torch.from_numpy(self._ring.copy()),
-            "first": self._first,
-            "count": self._count,
-            "rng": self._rng.bit_generator.state,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self._ring[:] = state["ring"].numpy()
-        self._first, self._count = state["first"], state["count"]
-        self._rng.bit_generator.state = state["rng"]
+from lightning_dqn.replay.samplers import SamplerCallable, UniformSampler
+from lightning_dqn.replay.transition import Transition
 
 
 class ReplayMemory:
@@ -104,6 +28,7 @@ class ReplayMemory:
         observation_space: space of one observation.
         gamma: discount of one step.
         n_step: rewards summed before the value is trusted, n >= 1.
+        sampler: makes what chooses the rows, of the number of rows and the seed.
         seed: of the sampler.
     """
 
@@ -115,6 +40,7 @@ class ReplayMemory:
         observation_space: gym.Space[Any],
         gamma: float,
         n_step: int = 1,
+        sampler: SamplerCallable = UniformSampler,
         seed: int | np.random.SeedSequence = 0,
     ) -> None:
         self.num_envs = num_envs
@@ -139,7 +65,7 @@ class ReplayMemory:
         self._after_end = np.zeros(num_envs, dtype=np.bool_)
         self._drawable = np.zeros(self._slots, dtype=np.int64)
         self._gamma_power = np.array([gamma**k for k in range(n_step + 1)], np.float32)
-        self.sampler = UniformSampler(self._slots * num_envs, seed)
+        self.sampler = sampler(self._slots * num_envs, seed)
 
     def __len__(self) -> int:
         """Transitions that can be drawn now."""
@@ -214,8 +140,8 @@ class ReplayMemory:
         Returns:
             A `Transition` of leading shape (U, B).
         """
-        rows, weight = self.sampler.draw(num_updates * batch_size) if num_updates else (np.zeros(0, int), torch.ones(0))
-        shape = (num_updates, batch_size)
+        shape, size = (num_updates, batch_size), num_updates * batch_size
+        rows, weight = self.sampler.draw(size, num_updates) if num_updates else (np.zeros(0, int), torch.ones(0))
         reward, discount, last = self._returns(rows)
         observation = self._rows["observation"]
         # one row on stands the next time step of the same environment
@@ -271,12 +197,17 @@ class ReplayMemory:
 
         Raises:
             ValueError: if the rows are of another shape or type, as with another capacity or number of environments, or
-                were meant for another number of steps.
+                were meant for another number of steps or another sampler.
         """
         if state["n_step"] != self.n_step:
             raise ValueError(
                 f"the checkpoint's memory was filled for data.n_step={state['n_step']}, this run has {self.n_step}: "
                 "use the value that the checkpoint was made with"
+            )
+        if state["sampler"].keys() != self.sampler.state_dict().keys():
+            raise ValueError(
+                f"the checkpoint's memory had another kind of sampler, this run has {type(self.sampler).__name__}: "
+                "use the data.sampler that the checkpoint was made with"
             )
         for name, array in self._written.items():
             stored = state["rows"][name].numpy()
