@@ -294,6 +294,10 @@ def test_its_own_defaults_are_those_of_the_command_line(capsys):
             ["--data.batch_size", "33"],
             "data.batch_size=33: a rollout has num_envs=4 x steps_per_iteration=8 = 32 steps",
         ),
+        (
+            ["--data.sampler", "lightning_dqn.PrioritizedSampler"],
+            "data.sampler=PrioritizedSampler: chooses from a memory",
+        ),
         (["--model.td_lambda", "1.1"], "model.td_lambda=1.1: must be in [0, 1]"),
         (["--model.clip_grad_norm", "0"], "model.clip_grad_norm=0.0: must be positive"),
         (["--model.td_lamda", "1"], "did you mean --model.td_lambda?"),
