@@ -31,11 +31,6 @@ class Parameters(Protocol):
     def function(self, vector: Tensor) -> QFunction: ...
 
 
-def given(batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The fields of a batch that it has; those that may be missing come last."""
-    return batch if batch[-1] is not None else tuple(part for part in batch if part is not None)
-
-
 def compiling_pays(trainer: Trainer, num_updates: int) -> bool:
     """Whether a fit makes so many updates, where compiling was measured, that it saves more time than it takes.
 
@@ -117,7 +112,7 @@ def compile_gradient(loss: Loss, policy: Parameters, target: Parameters, batch: 
         # takes half of a first compilation: the CPU is taken at its word
         settings = {"cpp_wrapper": on_cpu, "cpp.vec_isa_ok": True, "cpp.simdlen": simd_width, "fallback_random": True}
         with config.patch(settings), _training(policy.net, target.net):
-            return _traced_and_compiled(gradient, [policy.values, target.values, *given(batch)])
+            return _traced_and_compiled(gradient, [policy.values, target.values, *batch])
 
     # tracing the function itself leaves torch.compile's frame evaluation and guards out, a third of the time of a call;
     # on CPU the C++ wrapper saves another fifth

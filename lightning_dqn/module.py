@@ -34,7 +34,7 @@ from lightning_dqn.losses import (
 )
 from lightning_dqn.networks import MLP, NoisyLinear
 from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
-from lightning_dqn.replay import Transition
+from lightning_dqn.replay import AnyTransition
 from lightning_dqn.update import FlatParameters, Limits, Update, choose_update, denormals_are_flushed, find_schedules
 
 # attributes that change in every iteration: past nn.Module's search for parameters
@@ -224,7 +224,7 @@ class DQN(pl.LightningModule):
             set_generators(self._generators, self.device)
             self._generators = None
 
-    def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor] | None:
+    def training_step(self, batch: AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
         """Make U updates, one a minibatch.
 
         Args:
@@ -246,8 +246,8 @@ class DQN(pl.LightningModule):
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
-            for minibatch in zip(*(part.unbind() for part in batch if part is not None), strict=True):
-                results.append(self._update(Transition(*minibatch)))
+            for minibatch in zip(*(part.unbind() for part in batch), strict=True):
+                results.append(self._update(type(batch)(*minibatch)))
                 if self._scheduler is not None:
                     self._scheduler.step()
                 for callback in self._after_update:
@@ -261,7 +261,7 @@ class DQN(pl.LightningModule):
     # Lightning asks for it in every iteration, and Python builds it anew unless it is there
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """The equations of one update, for a minibatch and two networks; without a target net the first is both."""
         action = batch.action - self.first_action
         q_value = chosen(policy_net(batch.observation), action)

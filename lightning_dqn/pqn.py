@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.losses import TDLoss, chosen, lambda_returns, weighted_mse
+from lightning_dqn.losses import TDLoss, allowed, chosen, lambda_returns, weighted_mse
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP
-from lightning_dqn.replay import Transition
+from lightning_dqn.replay import AnyTransition, Transition
 
 if TYPE_CHECKING:
     from lightning_dqn.data import Rollout
@@ -94,7 +94,9 @@ class PQN(DQN):
             rollout: T steps in N environments, with the steps of each update.
         """
         seen, rows = rollout.observation, rollout.index
-        value = self(seen[1:].flatten(0, 1)).amax(1).view_as(rollout.reward)
+        mask = rollout.action_mask[1:].flatten(0, 1)
+        q_values = allowed(self(seen[1:].flatten(0, 1)), mask if mask.shape[1] else None)
+        value = q_values.amax(1).view_as(rollout.reward)
         returns = lambda_returns(rollout.reward, rollout.discount, rollout.ended, value, self.td_lambda)
         observation = seen[:-1].flatten(0, 1)[rows]
         return Transition(
@@ -107,7 +109,7 @@ class PQN(DQN):
             index=rows,
         )
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """The equations of one update, whose targets are returns already: no net judges what comes next."""
         q_value = chosen(policy_net(batch.observation), batch.action - self.first_action)
         td_error = q_value - batch.reward

@@ -13,16 +13,16 @@ import numpy as np
 BYTES_OF_A_ROW = 15
 
 
-def memory_bytes(capacity: int, observation_space: gym.Space[Any], sampler_bytes: int) -> int:
+def memory_bytes(capacity: int, observation_space: gym.Space[Any], other_bytes: int) -> int:
     """Bytes that a full `ReplayMemory` takes; one observation a row, float64 as float32.
 
     Args:
         capacity: transitions, over all environments.
         observation_space: space of one observation.
-        sampler_bytes: what its sampler takes a row.
+        other_bytes: that its sampler, and masks, take a row.
     """
     dtype = np.dtype(np.float32 if observation_space.dtype == np.float64 else observation_space.dtype)
-    return capacity * (math.prod(observation_space.shape or ()) * dtype.itemsize + BYTES_OF_A_ROW + sampler_bytes)
+    return capacity * (math.prod(observation_space.shape or ()) * dtype.itemsize + BYTES_OF_A_ROW + other_bytes)
 
 
 def available_ram(root: Path = Path("/")) -> int | None:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_dqn.compilation import Change, Gradient, Loss, QFunction, compiling_pays, given, try_to_compile
+from lightning_dqn.compilation import Change, Gradient, Loss, QFunction, compiling_pays, try_to_compile
 from lightning_dqn.optimizers import lean_step
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
@@ -114,7 +114,7 @@ class LeanUpdate:
 
     def __call__(self, batch: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
-        gradient, *results = self._gradient(self._values, self._target_values, *given(batch))
+        gradient, *results = self._gradient(self._values, self._target_values, *batch)
         for change in self._finish:
             gradient = change(gradient)
         self._vector.grad = gradient
@@ -184,7 +184,7 @@ def choose_update(
     """
     trainer = module.trainer
     watched = is_watched(trainer)
-    minibatch = type(batch)(*(part[0] for part in given(batch)))
+    minibatch = type(batch)(*(part[0] for part in batch))
     several = trainer.world_size > 1
     gradient, compiled = None, False
     finish: list[Change] = [partial(clip, **limits)] if any(limits.values()) else []

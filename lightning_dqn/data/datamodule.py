@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
-from lightning_dqn.data.knobs import check_knobs, check_learner, check_ram
+from lightning_dqn.data.knobs import check_knobs, check_learner, check_masks, check_ram
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
 from lightning_dqn.data.player import EpisodeHistory, Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
@@ -17,7 +17,7 @@ from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_bac
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
-from lightning_dqn.replay import ReplayMemory, SamplerCallable, Transition, UniformSampler, try_out
+from lightning_dqn.replay import MaskedTransition, ReplayMemory, SamplerCallable, Transition, UniformSampler, try_out
 from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotSnapshotError
 
@@ -33,6 +33,7 @@ LEARNING_KNOBS = (
     "gamma",
     "n_step",
     "epoch_env_steps",
+    "action_masks",
 )
 
 
@@ -58,6 +59,7 @@ class DQNDataModule(pl.LightningDataModule):
         eval_episodes: greedy episodes of one evaluation.
         eval_max_steps: env steps after which an evaluation episode is cut.
         save_memory: whether checkpoints hold the memory; without it a resumed run warms up an empty one.
+        action_masks: whether actions are left out that the environment rules out by info["action_mask"].
 
     Raises:
         ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
@@ -82,6 +84,7 @@ class DQNDataModule(pl.LightningDataModule):
         eval_episodes: int = 20,
         eval_max_steps: int = 27_000,
         save_memory: bool = True,
+        action_masks: bool = False,
     ) -> None:
         super().__init__()
         self.env_id = env_id
@@ -100,14 +103,16 @@ class DQNDataModule(pl.LightningDataModule):
         self.eval_episodes = eval_episodes
         self.eval_max_steps = eval_max_steps
         self.save_memory = save_memory
+        self.action_masks = action_masks
         check_knobs(self)
         self._sampler_words, sampler_bytes = try_out(sampler)
         env = make_env(env_id, self.env_kwargs)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
+        self._mask_size = check_masks(env) if action_masks else 0
         self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
         env.close()
-        check_ram(self, sampler_bytes)
+        check_ram(self, sampler_bytes + self._mask_size)
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
         self.train_dataset: ReplayDataset | RolloutDataset | None = None
@@ -154,6 +159,7 @@ class DQNDataModule(pl.LightningDataModule):
             seed=int(seed.generate_state(1)[0]) >> 1,
             max_episode_steps=self.eval_max_steps,
             keep_steps=stage == "predict",
+            action_masks=self.action_masks,
         )
 
     def _make_replay(
@@ -166,6 +172,7 @@ class DQNDataModule(pl.LightningDataModule):
             gamma=self.gamma,
             n_step=self.n_step,
             sampler=self.sampler,
+            mask_size=self._mask_size,
             seed=sample_seed,
         )
         return ReplayDataset(
@@ -179,6 +186,7 @@ class DQNDataModule(pl.LightningDataModule):
             warmup_env_steps=self.warmup_env_steps,
             epoch_env_steps=self.epoch_env_steps,
             save_memory=self.save_memory,
+            action_masks=self.action_masks,
         )
 
     def _make_rollouts(
@@ -194,11 +202,12 @@ class DQNDataModule(pl.LightningDataModule):
             updates_per_iteration=self.updates_per_iteration,
             batch_size=self.batch_size,
             epoch_env_steps=self.epoch_env_steps,
+            action_masks=self.action_masks,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches that are where they shall be are not taken apart to find that out."""
-        if isinstance(batch, (Transition, Rollout)) and batch.reward.device == device:
+        if isinstance(batch, (Transition, MaskedTransition, Rollout)) and batch.reward.device == device:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 

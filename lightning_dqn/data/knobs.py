@@ -1,6 +1,9 @@
 """What of the knobs of `DQNDataModule` can be refused before anything is played."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
 
 from lightning_dqn.ram import available_ram, memory_bytes
 from lightning_dqn.replay import try_out
@@ -70,17 +73,34 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool) -> None:
         )
 
 
-def check_ram(data: "DQNDataModule", sampler_bytes: int) -> None:
+def check_masks(env: gym.Env[Any, Any]) -> int:
+    """See that an environment says which actions it allows, and of how many.
+
+    Raises:
+        ValueError: if it does not, or of another number of actions.
+    """
+    _, info = env.reset(seed=0)
+    num_actions = int(getattr(env.action_space, "n", 0))
+    shape = np.asarray(info.get("action_mask")).shape
+    if shape != (num_actions,):
+        raise ValueError(
+            f'data.action_masks=true: reset() gives info["action_mask"] of shape {shape}, {(num_actions,)} is needed; '
+            "wrap the environment, or leave it out"
+        )
+    return num_actions
+
+
+def check_ram(data: "DQNDataModule", other_bytes: int) -> None:
     """Refuse a memory that would be granted now, and get this process killed when it fills.
 
     Args:
         data: whose memory it will be.
-        sampler_bytes: that its sampler takes a row.
+        other_bytes: that a row takes besides what every memory keeps.
 
     Raises:
         ValueError: naming what it needs and what there is.
     """
-    needed = memory_bytes(data.memory_capacity, data.observation_space, sampler_bytes)
+    needed = memory_bytes(data.memory_capacity, data.observation_space, other_bytes)
     available = available_ram()
     if available is not None and needed > RAM_SHARE * available:
         raise ValueError(

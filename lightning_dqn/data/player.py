@@ -13,17 +13,20 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dqn.data.faults import not_finite, raised, zeros_like_floats
+from lightning_dqn.data.faults import no_action, not_finite, raised, zeros_like_floats
 from lightning_dqn.snapshots import restore, snapshot
 
-# action (N,), reward (N,), terminated (N,), truncated (N,) and the observation after them (N, ...)
-Step = tuple[NDArray[np.int64], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], NDArray[Any]]
+Mask = NDArray[np.bool_]
+# action (N,), reward (N,), terminated (N,), truncated (N,), the observation after them (N, ...), and its mask (N, A)
+Step = tuple[NDArray[np.int64], NDArray[Any], Mask, Mask, NDArray[Any], Mask | None]
 
 
 class Policy(Protocol):
-    """Chooses actions: (N, ...) observations to (N,) actions, greedy without a generator."""
+    """Chooses actions: (N, ...) observations to (N,) actions, greedy without a generator; (N, A) masks say which."""
 
-    def __call__(self, observation: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]: ...
+    def __call__(
+        self, observation: NDArray[Any], rng: np.random.Generator | None = None, action_mask: Mask | None = None
+    ) -> NDArray[np.int64]: ...
 
 
 @dataclass
@@ -65,20 +68,31 @@ class Player:
         envs: the environments, reset by NEXT_STEP.
         policy: what chooses the actions.
         seed: of exploration and of the environments.
+        action_masks: whether the environments say, in `info["action_mask"]`, which actions they allow.
 
     Attributes:
         env_steps: played so far; steps that only reset an environment are none.
         episodes: that ended so far.
         observation: (N, ...) what was seen last; None before the first step, and after an interruption.
+        action_mask: (N, A) which actions that allows; None for all.
         resetting: (N,) whether the next step of an environment only resets it.
     """
 
-    def __init__(self, *, envs: VectorEnv[Any, Any, Any], policy: Policy, seed: int | np.random.SeedSequence) -> None:
+    def __init__(
+        self,
+        *,
+        envs: VectorEnv[Any, Any, Any],
+        policy: Policy,
+        seed: int | np.random.SeedSequence,
+        action_masks: bool = False,
+    ) -> None:
         self.envs = envs
         self.policy = policy
         self.env_steps = 0
         self.episodes = EpisodeHistory()
         self.observation: NDArray[Any] | None = None
+        self.action_masks = action_masks
+        self.action_mask: Mask | None = None
         self.resetting = np.zeros(envs.num_envs, dtype=np.bool_)
         self._rng = np.random.default_rng(seed)
         self._returns = np.zeros(envs.num_envs)
@@ -92,7 +106,7 @@ class Player:
             BrokenEnvironmentError: if an environment raises, or shows what is no number.
         """
         try:
-            observation, _ = self.envs.reset(seed=int(self._rng.integers(2**31)))
+            observation, info = self.envs.reset(seed=int(self._rng.integers(2**31)))
         except Exception as error:
             raise raised(self.envs, error, self.env_steps, self._lengths) from error
         self._check(observation, self._no_reward)
@@ -100,6 +114,8 @@ class Player:
         self.resetting[:] = False
         self._returns[:] = 0
         self._lengths[:] = 0
+        if self.action_masks:
+            self.action_mask = self._read_mask(info)
         return observation  # type: ignore[no-any-return]
 
     def step(self) -> Step:
@@ -109,9 +125,10 @@ class Player:
             BrokenEnvironmentError: if an environment raises, or gives what is no number.
         """
         assert self.observation is not None, "start() comes first"
-        action = self.policy(self.observation, self._rng)
+        masks = () if self.action_mask is None else (self.action_mask,)
+        action = self.policy(self.observation, self._rng, *masks)
         try:
-            observation, reward, terminated, truncated, _ = self.envs.step(action)
+            observation, reward, terminated, truncated, info = self.envs.step(action)
         except Exception as error:
             raise raised(self.envs, error, self.env_steps, self._lengths) from error
         self._check(observation, reward)
@@ -122,9 +139,19 @@ class Player:
         self._lengths += playing
         # count_nonzero is a tenth of the methods sum and any
         self.env_steps += int(np.count_nonzero(playing))
+        if self.action_masks:
+            self.action_mask = self._read_mask(info)
         if np.count_nonzero(self.resetting):
             self._record_episodes()
-        return action, reward, terminated, truncated, observation
+        return action, reward, terminated, truncated, observation, self.action_mask
+
+    def _read_mask(self, info: dict[str, Any]) -> Mask:
+        """Which actions are allowed; at least one where the episode goes on."""
+        given = info.get("_action_mask", np.zeros(self.envs.num_envs, np.bool_))
+        mask = np.asarray(info["action_mask"] if given.any() else given[:, None], np.bool_)
+        for i in np.flatnonzero(~self.resetting & ~(given & mask.any(1))):
+            raise no_action(self.envs, int(i), bool(given[i]), self.env_steps, self._lengths)
+        return mask
 
     def _check(self, observation: NDArray[Any], reward: NDArray[Any]) -> None:
         """Refuse a NaN or an infinity before it is stored: such a number times 0 is not 0."""
@@ -166,6 +193,8 @@ class Player:
                 "returns": torch.from_numpy(self._returns.copy()),
                 "lengths": torch.from_numpy(self._lengths.copy()),
             }
+            if self.action_mask is not None:
+                state["under_way"]["action_mask"] = torch.from_numpy(self.action_mask.copy())
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,5 +212,7 @@ class Player:
             restore(self.envs, under_way["envs"])
             self.observation = under_way["observation"].numpy().copy(order="K")
             self.resetting = under_way["resetting"].numpy().copy()
+            if self.action_masks:
+                self.action_mask = under_way["action_mask"].numpy().copy()
             self._returns[:] = under_way["returns"].numpy()
             self._lengths[:] = under_way["lengths"].numpy()

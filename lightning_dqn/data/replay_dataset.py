@@ -12,10 +12,10 @@ from gymnasium.vector import VectorEnv
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_dqn.data.player import Player, Policy
-from lightning_dqn.replay import ReplayMemory, Transition
+from lightning_dqn.replay import AnyTransition, ReplayMemory
 
 
-class ReplayDataset(IterableDataset[Transition]):
+class ReplayDataset(IterableDataset[AnyTransition]):
     """Plays N environments and yields minibatches from the memory: one item is one iteration.
 
     An iteration plays `steps_per_iteration` steps in each environment, then yields U minibatches of B transitions, or
@@ -34,6 +34,7 @@ class ReplayDataset(IterableDataset[Transition]):
         warmup_env_steps: env steps before the first minibatch.
         epoch_env_steps: env steps in an epoch.
         save_memory: whether the memory belongs to its state.
+        action_masks: whether the environments say which actions they allow, and the memory keeps it.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class ReplayDataset(IterableDataset[Transition]):
         warmup_env_steps: int,
         epoch_env_steps: int,
         save_memory: bool = True,
+        action_masks: bool = False,
     ) -> None:
         super().__init__()
         self.envs = envs
-        self.player = Player(envs=envs, policy=policy, seed=seed)
+        self.player = Player(envs=envs, policy=policy, seed=seed, action_masks=action_masks)
         self.memory = memory
         self.episodes = self.player.episodes
         self.updates_per_iteration = updates_per_iteration
@@ -78,7 +80,7 @@ class ReplayDataset(IterableDataset[Transition]):
         """Env steps played so far."""
         return self.player.env_steps
 
-    def __iter__(self) -> Iterator[Transition]:
+    def __iter__(self) -> Iterator[AnyTransition]:
         if get_worker_info() is not None:
             raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
         for _ in range(len(self)):
@@ -92,7 +94,7 @@ class ReplayDataset(IterableDataset[Transition]):
         """Step every environment once, store it, and return how many of them really played."""
         player = self.player
         if player.observation is None:
-            self.memory.begin(player.start())
+            self.memory.begin(player.start(), player.action_mask)
         before = player.env_steps
         self.memory.append(*player.step())
         return player.env_steps - before

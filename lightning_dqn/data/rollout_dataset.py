@@ -25,6 +25,7 @@ class Rollout(NamedTuple):
         reward: (T, N) what came of it.
         discount: (T, N) gamma (1 - terminated), the weight of the value of the next observation.
         ended: (T, N) whether the episode terminated or was truncated there.
+        action_mask: (T + 1, N, A) which actions each observation allows; (T + 1, N, 0) where all always are.
         index: (U, B) steps to learn from, step t of environment n as t * N + n; never one that only resets.
     """
 
@@ -33,6 +34,7 @@ class Rollout(NamedTuple):
     reward: Tensor
     discount: Tensor
     ended: Tensor
+    action_mask: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a rollout
 
 
@@ -54,6 +56,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         updates_per_iteration: minibatches of one rollout, U.
         batch_size: steps in a minibatch, B.
         epoch_env_steps: env steps in an epoch.
+        action_masks: whether the environments say which actions they allow.
     """
 
     def __init__(
@@ -68,10 +71,11 @@ class RolloutDataset(IterableDataset[Rollout]):
         updates_per_iteration: int,
         batch_size: int,
         epoch_env_steps: int,
+        action_masks: bool = False,
     ) -> None:
         super().__init__()
         self.envs = envs
-        self.player = Player(envs=envs, policy=policy, seed=seed)
+        self.player = Player(envs=envs, policy=policy, seed=seed, action_masks=action_masks)
         self.episodes = self.player.episodes
         self.gamma = gamma
         self.updates_per_iteration = updates_per_iteration
@@ -80,6 +84,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
         self._length = -(-epoch_env_steps // self._iteration_env_steps)
         self._due = 0
+        self._no_mask = np.zeros((envs.num_envs, 0), np.bool_)
         dtype = envs.single_observation_space.dtype
         self._dtype = np.float32 if dtype == np.float64 else dtype
 
@@ -106,14 +111,16 @@ class RolloutDataset(IterableDataset[Rollout]):
     def _play(self) -> Rollout:
         player, steps, playable = self.player, [], []
         observations = [player.start() if player.observation is None else player.observation]
+        masks = [self._mask()]
         self._due += self._iteration_env_steps
         while self._due >= self.envs.num_envs:
             playable.append(~player.resetting)
             before = player.env_steps
-            *step, observation = player.step()
+            *step, observation, _ = player.step()
             self._due -= player.env_steps - before
             steps.append(step)
             observations.append(observation)
+            masks.append(self._mask())
         action, reward, terminated, truncated = (np.stack(parts) for parts in zip(*steps, strict=True))
         return Rollout(
             observation=torch.from_numpy(np.stack(observations).astype(self._dtype, copy=False)),
@@ -121,8 +128,13 @@ class RolloutDataset(IterableDataset[Rollout]):
             reward=torch.from_numpy(reward.astype(np.float32)),
             discount=torch.from_numpy(np.float32(self.gamma) * ~terminated),
             ended=torch.from_numpy(terminated | truncated),
+            action_mask=torch.from_numpy(np.stack(masks)),
             index=torch.from_numpy(self._draw(np.flatnonzero(playable))),
         )
+
+    def _mask(self) -> NDArray[np.bool_]:
+        mask = self.player.action_mask
+        return self._no_mask if mask is None else mask
 
     def _draw(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Minibatches (U, B) of all rows in random order, once and, where that is not enough, again in another."""

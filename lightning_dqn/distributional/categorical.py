@@ -10,7 +10,7 @@ from lightning_dqn.compilation import QFunction
 from lightning_dqn.losses import TDLoss, allowed, categorical_projection, chosen
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP
-from lightning_dqn.replay import Transition
+from lightning_dqn.replay import AnyTransition
 
 
 class C51(DQN):
@@ -75,7 +75,7 @@ class C51(DQN):
         """Means of the distributions, (B, A)."""
         return self._means(net(observation))
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """Cross-entropy to the projected target (Algorithm 1); the priority is the divergence, as in Rainbow."""
         support = self._support(batch.reward)
         log_chance = chosen(policy_net(batch.observation), batch.action - self.first_action).log_softmax(1)

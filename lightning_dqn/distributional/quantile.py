@@ -11,7 +11,7 @@ from lightning_dqn.fingerprint import check_positive
 from lightning_dqn.losses import TDLoss, allowed, chosen, munchausen_bonus, quantile_huber, soft_value
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP, ImplicitQuantiles
-from lightning_dqn.replay import Transition
+from lightning_dqn.replay import AnyTransition
 
 
 class QRDQN(DQN):
@@ -77,7 +77,7 @@ class QRDQN(DQN):
         """Means over the quantiles, (B, A)."""
         return net(observation).mean(2)
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """Quantile regression on the quantiles of the target (Algorithm 1)."""
         quantiles = chosen(policy_net(batch.observation), batch.action - self.first_action)
         with torch.no_grad():
@@ -165,7 +165,7 @@ class IQN(DQN):
         levels = midpoints(self.num_policy_quantiles, self.epsilon)
         return net(observation, levels.expand(len(observation), -1)).mean(2)
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """Quantile regression between two drawn sets of levels (eq. 3)."""
         size, like = len(batch.reward), batch.reward
         levels = torch.rand(size, self.num_quantiles, dtype=like.dtype, device=like.device)
@@ -184,7 +184,7 @@ def midpoints(count: int, like: Tensor) -> Tensor:
 
 
 def quantile_target(
-    module: DQN, batch: Transition, next_quantiles: Tensor, policy_net: QFunction, target_net: QFunction
+    module: DQN, batch: AnyTransition, next_quantiles: Tensor, policy_net: QFunction, target_net: QFunction
 ) -> Tensor:
     """Quantiles of the target, (B, Z).
 

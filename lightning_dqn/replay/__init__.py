@@ -10,4 +10,6 @@ from lightning_dqn.replay.samplers import Sampler as Sampler
 from lightning_dqn.replay.samplers import SamplerCallable as SamplerCallable
 from lightning_dqn.replay.samplers import UniformSampler as UniformSampler
 from lightning_dqn.replay.samplers import try_out as try_out
+from lightning_dqn.replay.transition import AnyTransition as AnyTransition
+from lightning_dqn.replay.transition import MaskedTransition as MaskedTransition
 from lightning_dqn.replay.transition import Transition as Transition

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_dqn.replay.samplers import SamplerCallable, UniformSampler
-from lightning_dqn.replay.transition import Transition
+from lightning_dqn.replay.transition import AnyTransition, MaskedTransition, Transition
 
 
 class ReplayMemory:
@@ -28,6 +28,7 @@ class ReplayMemory:
         observation_space: space of one observation.
         gamma: discount of one step.
         n_step: rewards summed before the value is trusted, n >= 1.
+        mask_size: actions of which the environments say which are allowed, A; 0 where all always are.
         sampler: makes what chooses the rows, of the number of rows and the seed.
         seed: of the sampler.
     """
@@ -40,6 +41,7 @@ class ReplayMemory:
         observation_space: gym.Space[Any],
         gamma: float,
         n_step: int = 1,
+        mask_size: int = 0,
         sampler: SamplerCallable = UniformSampler,
         seed: int | np.random.SeedSequence = 0,
     ) -> None:
@@ -58,6 +60,8 @@ class ReplayMemory:
             "truncated": np.zeros(slots, np.bool_),
             "playable": np.zeros(slots, np.bool_),
         }
+        if mask_size:
+            self._written["action_mask"] = np.zeros((*slots, mask_size), np.bool_)
         # the same memory row by row, for reading: numpy's calls cost a fraction of torch's
         self._rows = {name: array.reshape(-1, *array.shape[2:]) for name, array in self._written.items()}
         self._cursor = 0
@@ -71,29 +75,31 @@ class ReplayMemory:
         """Transitions that can be drawn now."""
         return len(self.sampler)
 
-    def begin(self, observation: NDArray[Any]) -> None:
+    def begin(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None = None) -> None:
         """Start the stream, or start it anew after an interruption.
 
         Episodes that were under way are kept as truncated, never as terminated: their values still bootstrap.
 
         Args:
             observation: (N, ...) first observations.
+            action_mask: (N, A) which actions they allow, if the memory keeps that.
         """
         if self._steps:
             last = (self._cursor - 1) % self._slots
             running = self._written["playable"][last] & ~self._ended(last)
             self._written["truncated"][last] |= running
             self._advance(np.zeros(self.num_envs, dtype=np.bool_))
-        self._written["observation"][self._cursor] = observation
+        self._see(observation, action_mask)
         self._after_end[:] = False
 
-    def append(
+    def append(  # noqa: PLR0917  what an environment gives, in its order
         self,
         action: NDArray[np.int64],
         reward: NDArray[Any],
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
         next_observation: NDArray[Any],
+        next_action_mask: NDArray[np.bool_] | None = None,
     ) -> None:
         """Store one step of all environments, taken from the observations stored last.
 
@@ -103,6 +109,7 @@ class ReplayMemory:
             terminated: (N,) whether the episode reached its end.
             truncated: (N,) whether it was cut off.
             next_observation: (N, ...) what was seen next; the true last observation where an episode ended.
+            next_action_mask: (N, A) which actions it allows, if the memory keeps that.
         """
         slot = self._cursor
         self._written["action"][slot] = action
@@ -110,8 +117,14 @@ class ReplayMemory:
         self._written["terminated"][slot] = terminated
         self._written["truncated"][slot] = truncated
         self._advance(~self._after_end)
-        self._written["observation"][self._cursor] = next_observation
+        self._see(next_observation, next_action_mask)
         self._after_end = terminated | truncated
+
+    def _see(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None) -> None:
+        """Lay what was seen where the next step begins."""
+        self._written["observation"][self._cursor] = observation
+        if action_mask is not None:
+            self._written["action_mask"][self._cursor] = action_mask
 
     def _advance(self, playable: NDArray[np.bool_]) -> None:
         """Close the slot at the cursor, let the start n - 1 slots before it be drawn, and free the next slot."""
@@ -130,7 +143,7 @@ class ReplayMemory:
         ended: NDArray[np.bool_] = self._written["terminated"][slot] | self._written["truncated"][slot]
         return ended
 
-    def sample(self, num_updates: int, batch_size: int) -> Transition:
+    def sample(self, num_updates: int, batch_size: int) -> AnyTransition:
         """Draw minibatches.
 
         Args:
@@ -138,16 +151,17 @@ class ReplayMemory:
             batch_size: rows of each, B.
 
         Returns:
-            A `Transition` of leading shape (U, B).
+            A `Transition` of leading shape (U, B), or a `MaskedTransition` where not all actions are always allowed.
         """
         shape, size = (num_updates, batch_size), num_updates * batch_size
         rows, weight = self.sampler.draw(size, num_updates) if num_updates else (np.zeros(0, int), torch.ones(0))
         reward, discount, last = self._returns(rows)
         observation = self._rows["observation"]
         # one row on stands the next time step of the same environment
-        next_observation = observation.take(last + self.num_envs, 0, mode="wrap")
+        following = last + self.num_envs
+        next_observation = observation.take(following, 0, mode="wrap")
         with_features = (*shape, *observation.shape[1:])
-        return Transition(
+        batch = Transition(
             observation=torch.from_numpy(observation.take(rows, 0).reshape(with_features)),
             action=torch.from_numpy(self._rows["action"].take(rows).reshape(shape)),
             reward=torch.from_numpy(reward.reshape(shape)),
@@ -156,6 +170,11 @@ class ReplayMemory:
             weight=weight.view(shape),
             index=torch.from_numpy(rows.reshape(shape)),
         )
+        mask = self._rows.get("action_mask")
+        if mask is None:
+            return batch
+        masks = (mask.take(rows, 0), mask.take(following, 0, mode="wrap"))
+        return MaskedTransition(*batch, *(torch.from_numpy(each.reshape(*shape, mask.shape[1])) for each in masks))
 
     def _returns(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Rewards summed from each row on, the discount behind them, and the row of the last reward."""

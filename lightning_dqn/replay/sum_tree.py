@@ -3,31 +3,45 @@
 import numpy as np
 from numpy.typing import NDArray
 
+# children of a node: eight numbers are a line of a CPU's cache, so a level costs one look at memory where a binary
+# tree's three levels cost three
+FAN_OUT = 8
+
 
 class SumTree:
-    """Numbers in the leaves of a binary tree whose every inner node is the sum of its two children.
+    """Numbers in the leaves of a tree whose every inner node is the sum of its eight children.
 
-    A change costs one sum a level, and finding the leaf in which a point of the total lies one comparison. An inner
-    node is always summed up anew from its children, and nothing is ever added to it or taken from it: rounding errors
-    can't pile up, and the tree is a function of its leaves alone.
+    A change costs one sum a level, and so does finding the leaf in whose stretch of the total a point lies. An inner
+    node is always summed up anew from its children, in their order, and nothing is ever added to it or taken from it:
+    rounding errors can't pile up, and the tree is a function of its leaves alone.
 
     Args:
-        size: leaves that are used; the tree has the next power of two.
+        size: leaves that are used.
 
     Attributes:
-        nodes: the tree, the root at 1, the children of i at 2 i and 2 i + 1.
-        leaves: the part of it that holds the numbers, (size,); written to by the methods only.
+        nodes: all levels one after the other, the root first; each as long as it must be, in whole groups of eight.
+        starts: where in it each level begins.
+        levels: views of them; the children of a level's node i are 8 i to 8 i + 7 of the next.
+        leaves: the part of the last that holds the numbers, (size,); written to by the methods only.
     """
 
     def __init__(self, size: int) -> None:
-        self._width = 1 << (size - 1).bit_length()
-        # zeros cost no memory before they are written
-        self.nodes = np.zeros(2 * self._width)
-        self.leaves = self.nodes[self._width : self._width + size]
+        groups = [-(-size // FAN_OUT)]
+        while groups[0] > 1:
+            groups.insert(0, -(-groups[0] // FAN_OUT))
+        lengths = FAN_OUT * np.array([1, *groups])
+        # zeros cost no memory before they are written; groups shall begin where lines of the cache do
+        space = np.zeros(lengths.sum() + FAN_OUT)
+        shift = -space.ctypes.data % (8 * FAN_OUT) // 8
+        self.nodes = space[shift : shift + lengths.sum()]
+        self.starts = np.cumsum([0, *lengths[:-1]])
+        self.levels = np.split(self.nodes, self.starts[1:])
+        self.leaves = self.levels[-1][:size]
 
     def total(self) -> float:
         """The sum of all leaves."""
-        return float(self.nodes[1])
+        total: float = self.nodes.item(0)
+        return total
 
     def find(self, points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The leaf in whose stretch of the total each point lies, and its number; never one that is 0.
@@ -38,15 +52,14 @@ class SumTree:
         Returns:
             rows (n,) and values (n,). The tree must not be empty.
         """
-        node, rest = np.ones(len(points), np.int64), points
-        for _ in range(self._width.bit_length() - 1):
-            left = 2 * node
-            mass = self.nodes[left]
-            # rounding may lead past the last leaf that holds something: where there is nothing, nobody turns to
-            right = (rest >= mass) & (self.nodes[left + 1] > 0)
-            rest = rest - right * mass
-            node = left + right
-        return node - self._width, self.nodes[node]
+        node, rest, all_points = np.zeros(len(points), np.int64), points, np.arange(len(points))
+        for level in self.levels[1:]:
+            ends = np.add.accumulate(level.reshape(-1, FAN_OUT)[node], axis=1)
+            # rounding may lead past the last child that holds something: children after it end where it ends
+            child = ((ends <= rest[:, None]) & (ends < ends[:, -1:])).sum(1)
+            rest = rest - np.where(child > 0, ends[all_points, child - 1], 0.0)
+            node = FAN_OUT * node + child
+        return node, self.levels[-1][node]
 
     def fill(self, rows: NDArray[np.int64], value: float) -> None:
         """Set these leaves to one number.
@@ -78,17 +91,15 @@ class SumTree:
     def load(self, leaves: NDArray[np.float64]) -> None:
         """Set all leaves, (size,)."""
         self.leaves[:] = leaves
-        width = self._width
-        while width > 1:
-            width //= 2
-            self.nodes[width : 2 * width] = self.nodes[2 * width : 4 * width].reshape(-1, 2).sum(1)
+        self._sum_up(np.arange(0, len(leaves), FAN_OUT))
 
     def _check(self, rows: NDArray[np.int64]) -> None:
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self.leaves)):
             raise IndexError(f"rows must be in [0, {len(self.leaves)}): they are those of the memory")
 
     def _sum_up(self, rows: NDArray[np.int64]) -> None:
-        node = rows + self._width
-        for _ in range(self._width.bit_length() - 1):
-            node = np.unique(node // 2)
-            self.nodes[node] = self.nodes[2 * node] + self.nodes[2 * node + 1]
+        """Sum up anew what lies above these leaves."""
+        node = rows
+        for above, level in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
+            node = np.unique(node // FAN_OUT)
+            above[node] = np.add.accumulate(level.reshape(-1, FAN_OUT)[node], axis=1)[:, -1]

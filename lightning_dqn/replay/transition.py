@@ -16,8 +16,6 @@ class Transition(NamedTuple):
         next_observation: (U, B, ...) s' after those k steps.
         weight: (U, B) importance weight of the row in the loss.
         index: (U, B) row in the memory, for samplers that learn from the error.
-        action_mask: (U, B, A) which actions s allowed; None where all always are.
-        next_action_mask: (U, B, A) which actions s' allows.
     """
 
     observation: Tensor
@@ -27,5 +25,35 @@ class Transition(NamedTuple):
     next_observation: Tensor
     weight: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
-    action_mask: Tensor | None = None
-    next_action_mask: Tensor | None = None
+
+    @property
+    def action_mask(self) -> Tensor | None:
+        """All actions are allowed."""
+        return None
+
+    @property
+    def next_action_mask(self) -> Tensor | None:
+        """All actions are allowed."""
+        return None
+
+
+class MaskedTransition(NamedTuple):
+    """A `Transition` of an environment that does not allow every action everywhere.
+
+    Attributes:
+        action_mask: (U, B, A) which actions s allowed.
+        next_action_mask: (U, B, A) which actions s' allows.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_observation: Tensor
+    weight: Tensor
+    index: Tensor  # type: ignore[assignment]  # as above
+    action_mask: Tensor
+    next_action_mask: Tensor
+
+
+AnyTransition = Transition | MaskedTransition
