@@ -57,7 +57,8 @@ def rollout(discount, ended, index):
     """Two steps of one environment, which pay 1 and 2, through the observations 0, 1 and 2."""
     columns = torch.tensor([[1.0], [2.0]]), torch.tensor(discount), torch.tensor(ended)
     observation = torch.arange(3.0).reshape(3, 1, 1)
-    return Rollout(observation, torch.tensor([[0], [1]]), *columns, torch.tensor(index))
+    no_mask = torch.ones(3, 1, 0, dtype=torch.bool)
+    return Rollout(observation, torch.tensor([[0], [1]]), *columns, no_mask, torch.tensor(index))
 
 
 def test_minibatches_hold_the_returns_of_their_steps_and_no_value_behind_them():
@@ -86,7 +87,7 @@ def test_one_update_takes_half_the_squared_error_of_the_return():
     batch = model.minibatches(
         Rollout(
             *(torch.randn(3, 2, 4), torch.tensor([[0, 1], [1, 1]]), torch.randn(2, 2), torch.full((2, 2), 0.9)),
-            *(torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[0, 1, 2, 3]])),
+            *(torch.zeros(2, 2, dtype=torch.bool), torch.ones(3, 2, 0, dtype=torch.bool), torch.tensor([[0, 1, 2, 3]])),
         )
     )
     first = type(batch)(*(part[0] for part in batch))
