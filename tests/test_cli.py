@@ -446,7 +446,7 @@ UNKNOWN = [
     ("data.gama", "--data.gamma"),
     ("gamma", "--data.gamma"),
     ("model.gamma", "--data.gamma"),
-    ("model.clip_grad", "--model.clip_grad_norm"),
+    ("model.clip_grad_val", "--model.clip_grad_value"),
     ("model.network.hiden_sizes", "--model.network.hidden_sizes"),
     ("lr", "--model.optimizer.lr"),
     ("target_update.ta", "--target_update.tau"),

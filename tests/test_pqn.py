@@ -87,8 +87,7 @@ def test_one_update_takes_half_the_squared_error_of_the_return():
     batch = model.minibatches(
         Rollout(
             *(torch.randn(3, 2, 4), torch.tensor([[0, 1], [1, 1]]), torch.randn(2, 2), torch.full((2, 2), 0.9)),
-            *(torch.zeros(2, 2, dtype=torch.bool), torch.ones(3, 2, 0, dtype=torch.bool)),
-            torch.tensor([[0, 1, 2, 3]]),
+            *(torch.zeros(2, 2, dtype=torch.bool), torch.ones(3, 2, 0, dtype=torch.bool), torch.tensor([[0, 1, 2, 3]])),
         )
     )
     first = type(batch)(*(part[0] for part in batch))
@@ -295,6 +294,10 @@ def test_its_own_defaults_are_those_of_the_command_line(capsys):
         (
             ["--data.batch_size", "33"],
             "data.batch_size=33: a rollout has num_envs=4 x steps_per_iteration=8 = 32 steps",
+        ),
+        (
+            ["--data.sampler", "lightning_dqn.PrioritizedSampler"],
+            "data.sampler=PrioritizedSampler: chooses from a memory",
         ),
         (["--model.td_lambda", "1.1"], "model.td_lambda=1.1: must be in [0, 1]"),
         (["--model.clip_grad_norm", "0"], "model.clip_grad_norm=0.0: must be positive"),

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 
 from lightning_dqn.ram import available_ram, memory_bytes
+from lightning_dqn.replay import try_out
 from lightning_dqn.secrets import paths_of_left_out
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool) -> None:
     Raises:
         ValueError: naming the knob and its value.
     """
-    rows = data.num_envs * data.steps_per_iteration
+    rows, sampler = data.num_envs * data.steps_per_iteration, try_out(data.sampler)[0]["sampler"]
+    if on_policy and sampler != "UniformSampler":
+        raise ValueError(f"data.sampler={sampler}: chooses from a memory, which this learner has none of; leave it out")
     if on_policy and data.n_step > 1:
         raise ValueError(f"data.n_step={data.n_step}: model.td_lambda says how far returns of rollouts reach; use 1")
     if on_policy and data.batch_size > rows:

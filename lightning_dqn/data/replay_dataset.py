@@ -83,21 +83,17 @@ class ReplayDataset(IterableDataset[AnyTransition]):
     def __iter__(self) -> Iterator[AnyTransition]:
         if get_worker_info() is not None:
             raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
+        player, num_envs = self.player, self.envs.num_envs
         for _ in range(len(self)):
             self._due += self._iteration_env_steps
-            while self._due >= self.envs.num_envs:
-                self._due -= self._step()
-            ready = self.player.env_steps >= self._warm_at and len(self.memory) > 0
+            while self._due >= num_envs:
+                if player.observation is None:
+                    self.memory.begin(player.start(), player.action_mask)
+                before = player.env_steps
+                self.memory.append(*player.step())
+                self._due -= player.env_steps - before
+            ready = player.env_steps >= self._warm_at and len(self.memory) > 0
             yield self.memory.sample(self.updates_per_iteration if ready else 0, self.batch_size)
-
-    def _step(self) -> int:
-        """Step every environment once, store it, and return how many of them really played."""
-        player = self.player
-        if player.observation is None:
-            self.memory.begin(player.start(), player.action_mask)
-        before = player.env_steps
-        self.memory.append(*player.step())
-        return player.env_steps - before
 
     def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
         """Everything the next iterations depend on, as tensors and plain values; the memory is not copied, see there.
