@@ -162,7 +162,8 @@ class MLP(nn.Module):
         values: Tensor = features
         for layer in self._head:
             values = layer(values)
-        values = values.reshape(-1, *self.shape)
+        if len(self.shape) > 1:
+            values = values.reshape(-1, *self.shape)
         if self.dueling:
             # Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a')  (Wang et al. 2016, eq. 9)
             state = self.value(features)
