@@ -27,6 +27,14 @@ def test_multi_discrete_observations_become_one_hot_blocks():
     assert encoded.tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]
 
 
+def test_categories_of_any_integer_type_are_taken_and_those_outside_the_space_are_not():
+    encode = ObservationEncoder(spaces.MultiDiscrete([2, 3], dtype=np.int32))
+    assert encode(torch.tensor([[1, 2]], dtype=torch.int32)).tolist() == [[0, 1, 0, 0, 1]]
+    for outside in ([2, 0], [0, -1]):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            encode(torch.tensor([outside]))
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [

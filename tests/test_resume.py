@@ -37,7 +37,7 @@ RUNS = {
     "four-in-their-own-vector-form": {"num_envs": 4, "epoch_env_steps": 1200},
     "three-step-returns": {"num_envs": 2, "n_step": 3, "epoch_env_steps": 600},
     "several-updates": {
-        **{"num_envs": 3, "steps_per_iteration": 2, "updates_per_iteration": 3, "double": True},
+        **{"num_envs": 3, "steps_per_iteration": 2, "updates_per_iteration": 3, "learner": {"double": True}},
         **{"epoch_env_steps": 1800, "every_n_updates": 999},
     },
     "frozen-lake": {"env_id": "FrozenLake-v1"},
@@ -213,7 +213,7 @@ OTHER_RUNS = {
     "num_envs": ({"num_envs": 2}, r"data\.num_envs=1, this run has 2"),
     "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.99, this run has 0\.5"),
     "batch_size": ({"batch_size": 17}, r"data\.batch_size=16, this run has 17"),
-    "double": ({"double": True}, r"model\.double=False, this run has True"),
+    "double": ({"learner": {"double": True}}, r"model\.double=False, this run has True"),
     "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.001, this run has 0\.5"),
     "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, "use the model.network that it was made with"),
     "environment": ({"env_id": "Acrobot-v1"}, "use the env_id that it was made with"),
