@@ -25,12 +25,19 @@ from test_replay_dataset import (
     written_by,
 )
 
-from lightning_dqn import DQNDataModule
+from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule
 from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
 from lightning_dqn.envs import make_vector_env
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TAXI = max((env_id for env_id in gym.registry if env_id.startswith("Taxi-v")), key=lambda i: int(i[6:]))
+
+
+def falling(optimizer):
+    """A rate that goes down all the time."""
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+
+
 RUNS = {
     "one-environment": {},
     "four-one-after-the-other": {"num_envs": 4, "vectorization": "sync", "epoch_env_steps": 1200},
@@ -44,9 +51,26 @@ RUNS = {
     "taxi": {"env_id": TAXI},
     "acrobot": {"env_id": "Acrobot-v1"},
     "dropout": {"network": Dropout},
+    "c51-noisy-dueling": {
+        "model": C51,
+        "learner": {"num_atoms": 11},
+        "network": lambda space, outputs: MLP(space, outputs, hidden_sizes=[16, 16], noisy=True, dueling=True),
+    },
+    "qrdqn-munchausen": {"model": QRDQN, "learner": {"munchausen": True, "num_quantiles": 8}},
+    "iqn-double": {"model": IQN, "learner": {"double": True, "num_cosines": 8}},
+    "boltzmann": {"learner": {"boltzmann_temperature": 1.0}},
+    "falling-rate-and-clipped-norm": {"learner": {"lr_scheduler": falling, "clip_grad_norm": 0.5}},
+    "hard-target-by-env-steps": {
+        "num_envs": 4,
+        "epoch_env_steps": 1200,
+        "target": {"tau": 1.0, "every_n_env_steps": 70},
+    },
 }
 # the others take their time
-QUICK = {"one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout"}
+QUICK = {
+    *("one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout"),
+    *("c51-noisy-dueling", "iqn-double", "falling-rate-and-clipped-norm", "hard-target-by-env-steps"),
+}
 
 
 def slow(value):
@@ -83,6 +107,17 @@ def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compi
     fit(tmp_path / "resumed", compile=compile, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert load(tmp_path / "resumed" / "epoch1.ckpt")["compiled"] is True
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("name", ["c51-noisy-dueling", "iqn-double", "frozen-lake"])
+def test_case_01_a_compiled_run_that_draws_numbers_goes_on_exactly_from_mid_run(tmp_path, name):
+    knobs = {**RUNS[name], "compile": True}
+    fit(tmp_path / "whole", **knobs)
+    for part in ("mid222", "epoch0"):
+        fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
+        assert load(tmp_path / part / "epoch1.ckpt")["compiled"] is True
+        assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
 
 
 class Dice(pl.Callback):
@@ -214,6 +249,12 @@ OTHER_RUNS = {
     "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.99, this run has 0\.5"),
     "batch_size": ({"batch_size": 17}, r"data\.batch_size=16, this run has 17"),
     "double": ({"learner": {"double": True}}, r"model\.double=False, this run has True"),
+    "model": ({"model": QRDQN}, "has shape|knobs|model"),
+    "munchausen": ({"learner": {"munchausen": True}}, r"model\.munchausen=False, this run has True"),
+    "loss": ({"learner": {"loss": "mse"}}, r"model\.loss=huber, this run has mse"),
+    "clip_grad_norm": ({"learner": {"clip_grad_norm": 1.0}}, r"model\.clip_grad_norm=None, this run has 1\.0"),
+    "boltzmann": ({"learner": {"boltzmann_temperature": 1.0}}, r"model\.boltzmann_temperature=None, this run has 1\.0"),
+    "lr_scheduler": ({"learner": {"lr_scheduler": falling}}, r"model\.lr_scheduler=None, this run has ExponentialLR"),
     "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.001, this run has 0\.5"),
     "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, "use the model.network that it was made with"),
     "environment": ({"env_id": "Acrobot-v1"}, "use the env_id that it was made with"),
