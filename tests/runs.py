@@ -36,19 +36,20 @@ class Dropout(nn.Module):
         return self.layers(observation)
 
 
-def make_pair(*, model=DQN, network=small_mlp, compile=False, double=False, lr=1e-3, data=DQNDataModule, **knobs):
-    """A learner and its data side."""
+def make_pair(*, network=small_mlp, compile=False, lr=1e-3, model=DQN, learner=(), data=DQNDataModule, **knobs):
+    """A learner, with the knobs `learner`, and its data side."""
     data = data(**{**SMALL, **knobs})
 
     def adam(parameters):
         return torch.optim.AdamW(parameters, lr=lr, amsgrad=True)
 
     spaces = data.observation_space, data.action_space
-    options = {"double": double} if model is DQN else {}
-    return model(*spaces, network=network, optimizer=adam, compile=compile, **options), data
+    return model(*spaces, network=network, optimizer=adam, compile=compile, **dict(learner)), data
 
 
-def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, show=False, **knobs):
+def fit(
+    folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, target=(), show=False, **knobs
+):
     """A fit with a checkpoint at every epoch's end, and one every so many updates; its trainer."""
     pl.seed_everything(seed, verbose=False)
     epochs = ModelCheckpoint(folder, "epoch{epoch}", save_top_k=-1, auto_insert_metric_name=False)
@@ -60,7 +61,7 @@ def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_up
         logger=False,
         plugins=[AtomicCheckpointIO()],
         callbacks=[
-            SoftTargetUpdate(),
+            SoftTargetUpdate(**dict(target)),
             EpsilonDecay(),
             PriorityUpdate(anneal_env_steps=900),
             *callbacks,

@@ -26,19 +26,26 @@ from test_replay_dataset import (
     written_by,
 )
 
-from lightning_dqn import DQNDataModule, PrioritizedSampler, UniformSampler
+from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler
 from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
 from lightning_dqn.envs import make_vector_env
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TAXI = max((env_id for env_id in gym.registry if env_id.startswith("Taxi-v")), key=lambda i: int(i[6:]))
+
+
+def falling(optimizer):
+    """A rate that goes down all the time."""
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+
+
 RUNS = {
     "one-environment": {},
     "four-one-after-the-other": {"num_envs": 4, "vectorization": "sync", "epoch_env_steps": 1200},
     "four-in-their-own-vector-form": {"num_envs": 4, "epoch_env_steps": 1200},
     "three-step-returns": {"num_envs": 2, "n_step": 3, "epoch_env_steps": 600},
     "several-updates": {
-        **{"num_envs": 3, "steps_per_iteration": 2, "updates_per_iteration": 3, "double": True},
+        **{"num_envs": 3, "steps_per_iteration": 2, "updates_per_iteration": 3, "learner": {"double": True}},
         **{"epoch_env_steps": 1800, "every_n_updates": 999},
     },
     "frozen-lake": {"env_id": "FrozenLake-v1"},
@@ -46,9 +53,26 @@ RUNS = {
     "acrobot": {"env_id": "Acrobot-v1"},
     "dropout": {"network": Dropout},
     "prioritised": {"num_envs": 3, "n_step": 3, "sampler": PrioritizedSampler, "epoch_env_steps": 900},
+    "c51-noisy-dueling": {
+        "model": C51,
+        "learner": {"num_atoms": 11},
+        "network": lambda space, outputs: MLP(space, outputs, hidden_sizes=[16, 16], noisy=True, dueling=True),
+    },
+    "qrdqn-munchausen": {"model": QRDQN, "learner": {"munchausen": True, "num_quantiles": 8}},
+    "iqn-double": {"model": IQN, "learner": {"double": True, "num_cosines": 8}},
+    "boltzmann": {"learner": {"boltzmann_temperature": 1.0}},
+    "falling-rate-and-clipped-norm": {"learner": {"lr_scheduler": falling, "clip_grad_norm": 0.5}},
+    "hard-target-by-env-steps": {
+        "num_envs": 4,
+        "epoch_env_steps": 1200,
+        "target": {"tau": 1.0, "every_n_env_steps": 70},
+    },
 }
 # the others take their time
-QUICK = {"one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"}
+QUICK = {
+    *("one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"),
+    *("c51-noisy-dueling", "iqn-double", "falling-rate-and-clipped-norm", "hard-target-by-env-steps"),
+}
 
 
 def slow(value):
@@ -85,6 +109,17 @@ def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compi
     fit(tmp_path / "resumed", compile=compile, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert load(tmp_path / "resumed" / "epoch1.ckpt")["compiled"] is True
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("name", ["c51-noisy-dueling", "iqn-double", "frozen-lake"])
+def test_case_01_a_compiled_run_that_draws_numbers_goes_on_exactly_from_mid_run(tmp_path, name):
+    knobs = {**RUNS[name], "compile": True}
+    fit(tmp_path / "whole", **knobs)
+    for part in ("mid222", "epoch0"):
+        fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
+        assert load(tmp_path / part / "epoch1.ckpt")["compiled"] is True
+        assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
 
 
 class Dice(pl.Callback):
@@ -239,7 +274,13 @@ OTHER_RUNS = {
         {"sampler": PrioritizedSampler},
         r"data\.sampler=UniformSampler, this run has PrioritizedSampler: use the same",
     ),
-    "double": ({"double": True}, r"model\.double=False, this run has True"),
+    "double": ({"learner": {"double": True}}, r"model\.double=False, this run has True"),
+    "model": ({"model": QRDQN}, "has shape|knobs|model"),
+    "munchausen": ({"learner": {"munchausen": True}}, r"model\.munchausen=False, this run has True"),
+    "loss": ({"learner": {"loss": "mse"}}, r"model\.loss=huber, this run has mse"),
+    "clip_grad_norm": ({"learner": {"clip_grad_norm": 1.0}}, r"model\.clip_grad_norm=None, this run has 1\.0"),
+    "boltzmann": ({"learner": {"boltzmann_temperature": 1.0}}, r"model\.boltzmann_temperature=None, this run has 1\.0"),
+    "lr_scheduler": ({"learner": {"lr_scheduler": falling}}, r"model\.lr_scheduler=None, this run has ExponentialLR"),
     "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.001, this run has 0\.5"),
     "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, "use the model.network that it was made with"),
     "environment": ({"env_id": "Acrobot-v1"}, "use the env_id that it was made with"),

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from argparse import HelpFormatter
+from pydoc import locate
 from typing import Any, NoReturn
 
 import torch
@@ -14,10 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
-from lightning_dqn.pqn import PQN
 
 # whose knobs are meant by a flag that nobody knows
-OWNERS = (("model", DQN), ("model", PQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW))
 LINKED = {"observation_space", "action_space", "outputs", "params"}
 
 
@@ -59,7 +58,8 @@ class DQNArgumentParser(LightningArgumentParser):
         text = one_line(message)
         unknown = re.search(r"(?:unrecognized arguments: -*|option '|Option ')([\w.]+)", message)
         if unknown:
-            text += _suggestion(parser, unknown[1])
+            named = re.search(r"class_path '([\w.]+)'", message)
+            text += _suggestion(parser, unknown[1], (named and locate(named[1])) or DQN)
         sys.stderr.write(f"error: {text}\n")
         sys.exit(2)
 
@@ -80,10 +80,10 @@ def _knobs(prog: str, owner: type, key: str) -> ArgumentParser:
     return parser
 
 
-def _suggestion(parser: ArgumentParser, unknown: str) -> str:
-    """The knob that was probably meant."""
+def _suggestion(parser: ArgumentParser, unknown: str, model: Any) -> str:
+    """The knob that was probably meant, of those that the chosen model has."""
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
-    for prefix, owner in OWNERS:
+    for prefix, owner in (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
         known |= {f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in LINKED}
     last = unknown.rpartition(".")[2]
     # a whole group is no knob
@@ -92,7 +92,8 @@ def _suggestion(parser: ArgumentParser, unknown: str) -> str:
     near += difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
     near += [name for name in sorted(known) if len(last) > 2 and name.rpartition(".")[2].startswith(last)]
     near += [name for name in sorted(known) if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.8)]
-    return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} --help lists all there are"
+    option = "--help" if model is DQN else f"--model.help {model.__name__}"
+    return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} {option} lists all there are"
 
 
 def debugging() -> bool:
@@ -110,7 +111,8 @@ def one_line(message: str) -> str:
         value = f". Got value: {union[2]}" if "Namespace(" not in union[2] and "Got value" not in complaints[0] else ""
         message = f"{key[0] if key else ''} {' or '.join(complaints)}{value}"
     message = re.sub(r"Type \S*Callable\[.*? expects a function or a callable class: ", "", message)
-    message = re.sub(r"\. Got value: Namespace\(.*", "", message, flags=re.DOTALL)
+    message = re.sub(r"\. Got value: (?:Namespace|NestedArg)\(.*", "", message, flags=re.DOTALL)
+    message = re.sub(r"Parser key \"model\":\s+Problem with given class_path '([\w.]+)':", r"model=\1:", message)
     message = re.sub(r"<class '([\w.]+)'>|typing\.(Literal\[[^\]]*\])", lambda match: match[1] or match[2], message)
     message = " ".join(message.split())
     # Parser key "data.num_envs": Expected a int. Got value: x
