@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqn.distributional import midpoints
+from lightning_dqn.distributional.quantile import midpoints
 from lightning_dqn.losses import (
     categorical_projection,
     chosen,
