@@ -40,7 +40,7 @@ def draw(path: Path, scores: dict[str, Any]) -> None:
 
 def _panel(panel: Axes, environment: Environment, variants: dict[str, Any]) -> dict[str, Any]:
     """Draw one environment; the lines by name."""
-    lines, floor = {}, np.inf
+    lines = {}
     for number, variant in enumerate(VARIANTS):
         if variant.name not in variants:
             continue
@@ -52,13 +52,10 @@ def _panel(panel: Axes, environment: Environment, variants: dict[str, Any]) -> d
         [lines[variant.name]] = panel.plot(
             env_steps, mean, color=color, lw=2.2 if plain else 1.3, zorder=3 if plain else 2
         )
-        # what random networks do would squeeze all that is learnt
-        floor = min(floor, mean[len(mean) // 5 :].min())
     panel.axhline(environment.published, color="grey", ls=":", lw=1)
     panel.annotate("published DQN", (1, environment.published), (-2, 2), ("axes fraction", "data"), "offset points",
                    ha="right", va="bottom", fontsize=8, color="grey")  # fmt: skip
-    low, high = panel.get_ylim()
-    panel.set_ylim(max(low, floor - 0.15 * (high - floor)), high + 0.03 * (high - floor))
+    panel.set_ylim(*environment.shown)
     panel.set_xlim(0, environment.env_steps)
     panel.set_title(environment.env_id)
     panel.set_xlabel("env steps")

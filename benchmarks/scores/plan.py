@@ -18,6 +18,7 @@ class Environment:
         env_steps: of training.
         random: mean return of random actions.
         published: mean return of DQN after as many env steps, sb3-contrib's page; on v2 for LunarLander.
+        shown: returns at the bottom and the top of its panel.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Environment:
     env_steps: int
     random: float
     published: float
+    shown: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Run:
 
 
 ENVIRONMENTS = (
-    Environment("cartpole", "CartPole-v1", "configs/cartpole_50k.yaml", 50_000, 22.0, 500.0),
-    Environment("acrobot", "Acrobot-v1", "configs/acrobot.yaml", 100_000, -499.0, -74.0),
-    Environment("mountaincar", "MountainCar-v0", "configs/mountaincar.yaml", 120_000, -200.0, -107.0),
-    Environment("lunarlander", "LunarLander-v3", "configs/lunarlander.yaml", 100_000, -180.0, 195.0),
+    Environment("cartpole", "CartPole-v1", "configs/cartpole_50k.yaml", 50_000, 22.0, 500.0, (0, 510)),
+    Environment("acrobot", "Acrobot-v1", "configs/acrobot.yaml", 100_000, -499.0, -74.0, (-250, -60)),
+    Environment("mountaincar", "MountainCar-v0", "configs/mountaincar.yaml", 120_000, -200.0, -107.0, (-202, -90)),
+    Environment("lunarlander", "LunarLander-v3", "configs/lunarlander.yaml", 100_000, -180.0, 195.0, (-250, 290)),
 )
 
 # discounted returns that occur: the support of C51's atoms
