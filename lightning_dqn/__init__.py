@@ -10,6 +10,9 @@ try:
     from lightning_dqn.callbacks import EpsilonDecay as EpsilonDecay
     from lightning_dqn.callbacks import SoftTargetUpdate as SoftTargetUpdate
     from lightning_dqn.data import DQNDataModule as DQNDataModule
+    from lightning_dqn.distributional import C51 as C51
+    from lightning_dqn.distributional import IQN as IQN
+    from lightning_dqn.distributional import QRDQN as QRDQN
     from lightning_dqn.module import DQN as DQN
     from lightning_dqn.networks import MLP as MLP
 finally:

@@ -13,9 +13,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-QFunction = Callable[[Tensor], Tensor]
-Loss = Callable[[Any, QFunction, QFunction], tuple[Tensor, Tensor, Tensor]]
+QFunction = Callable[..., Tensor]
+Loss = Callable[[Any, QFunction, QFunction], tuple[Tensor, ...]]
 Gradient = Callable[..., tuple[Tensor, ...]]
+Change = Callable[[Tensor], Tensor]
 
 # updates that save as much time as compiling takes, on slow machines and fast ones
 WORTH_COMPILING = 10_000
@@ -49,7 +50,7 @@ def try_to_compile(
     batch: Any,
     trainer: Trainer,
     *,
-    clip_grad_value: float | None,
+    finish: list[Change],
     watched: bool,
 ) -> Gradient | None:
     """What `compile_gradient` gives, or nothing and a line of information where that can't be had.
@@ -59,7 +60,7 @@ def try_to_compile(
         flat: policy and target parameters, if the optimizer takes them as vectors.
         batch: as there.
         trainer: of the fit.
-        clip_grad_value: as there.
+        finish: as there.
         watched: whether somebody has Lightning call it in the middle of an update.
     """
     precision = str(trainer.precision)
@@ -71,46 +72,45 @@ def try_to_compile(
         obstacle = "a callback, or the module, takes part in the steps of an update"
     else:
         try:
-            return compile_gradient(loss, *flat, batch, clip_grad_value)
+            return compile_gradient(loss, *flat, batch, finish)
         except Exception as error:  # no compiler, or whatever a compiler may say: the plain path does the same
             obstacle = f"{type(error).__name__}: {error}".partition("\n")[0]
     rank_zero_info(f"The gradient is not compiled: {obstacle}. Training goes on without.")
     return None
 
 
-def compile_gradient(
-    loss: Loss, policy: Parameters, target: Parameters, batch: Any, clip_grad_value: float | None = None
-) -> Gradient:
+def compile_gradient(loss: Loss, policy: Parameters, target: Parameters, batch: Any, finish: list[Change]) -> Gradient:
     """Compile the gradient of a loss with respect to the flat policy parameters.
 
     Args:
-        loss: gives loss (), q_value (B,) and td_error (B,) for a batch, a policy net and a target net.
+        loss: gives the loss (), and what else is to be known, for a batch, a policy net and a target net.
         policy: what it is differentiated by.
         target: what is held still.
         batch: a named tuple of tensors such as all later ones will be.
-        clip_grad_value: largest absolute value of a gradient entry, if any.
+        finish: what is done to the gradient in the end.
 
     Returns:
-        A function of policy vector, target vector and the fields of a batch that gives gradient, loss, q_value and
-        td_error. It has no guards: shapes, types and devices must not change.
+        A function of policy vector, target vector and the fields of a batch that gives the gradient and all that the
+        loss gives. It has no guards: shapes, types and devices must not change. Where it needs random numbers, it draws
+        those that the loss itself would draw.
     """
     from torch._inductor import config  # noqa: PLC0415  a second that plain runs need not wait
 
     def gradient(vector: Tensor, target_vector: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
-        def loss_of(vector: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            value, q_value, td_error = loss(type(batch)(*fields), policy.function(vector), held)
-            return value, (q_value, td_error)
+        def loss_of(vector: Tensor) -> tuple[Tensor, list[Tensor]]:
+            value, *others = loss(type(batch)(*fields), policy.function(vector), held)
+            return value, others
 
         held = target.function(target_vector)
-        slope, (value, (q_value, td_error)) = torch.func.grad_and_value(loss_of, has_aux=True)(vector)
-        if clip_grad_value is not None:
-            slope = slope.clamp(-clip_grad_value, clip_grad_value)
-        return slope, value, q_value, td_error
+        slope, (value, others) = torch.func.grad_and_value(loss_of, has_aux=True)(vector)
+        for change in finish:
+            slope = change(slope)
+        return slope, value, *others
 
     def build(simd_width: int | None) -> Gradient:
         # torch would build a library for each instruction set of the CPU to see whether the compiler knows it, which
         # takes half of a first compilation: the CPU is taken at its word
-        settings = {"cpp_wrapper": on_cpu, "cpp.vec_isa_ok": True, "cpp.simdlen": simd_width}
+        settings = {"cpp_wrapper": on_cpu, "cpp.vec_isa_ok": True, "cpp.simdlen": simd_width, "fallback_random": True}
         with config.patch(settings), _training(policy.net, target.net):
             return _traced_and_compiled(gradient, [policy.values, target.values, *batch])
 

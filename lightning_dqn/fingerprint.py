@@ -39,11 +39,13 @@ def learner_in_words(
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
     optimizer: optim.Optimizer,
+    scheduler: Any,
     knobs: Mapping[str, Any],
 ) -> dict[str, dict[str, str]]:
-    """What a learner is: the spaces it lives in, its knobs, and kind and settings of its optimizer."""
+    """What a learner is: the spaces it lives in, its knobs, its optimizer with its settings, its schedule."""
     settings = {name: value for name, value in optimizer.defaults.items() if name not in HOW}
     named = {"optimizer": type(optimizer).__qualname__, **{f"optimizer.{name}": v for name, v in settings.items()}}
+    named["lr_scheduler"] = None if scheduler is None else type(scheduler).__qualname__
     return {
         "spaces": {"observation_space": str(observation_space), "action_space": str(action_space)},
         "knobs": {name: str(value) for name, value in {**knobs, **named}.items()},

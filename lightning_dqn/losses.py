@@ -1,25 +1,45 @@
 """The equations of Q-learning as pure functions of tensors: what `module.DQN` asks of each batch.
 
-Shapes: B batch, A actions. `discount` is gamma^k (1 - terminated) for the k rewards already summed in `reward`, so one
-line serves one step, n steps, cut-off tails and terminal states.
+Shapes: B batch, A actions, Z atoms or quantiles. `discount` is gamma^k (1 - terminated) for the k rewards already
+summed in `reward`, so one line serves one step, n steps, cut-off tails and terminal states.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def chosen_q_values(q_values: Tensor, action: Tensor) -> Tensor:
-    """Q(s, a) of the action that was taken.
+class TDLoss(NamedTuple):
+    """What one minibatch tells.
+
+    Attributes:
+        loss: () what is minimised, the mean of the weighted rows.
+        q_value: (B,) Q(s, a), the mean of the return where its distribution is learnt.
+        td_error: (B,) Q(s, a) less its target.
+        priority: (B,) how much is left to learn of each row, 0 or more (Schaul et al. 2016).
+    """
+
+    loss: Tensor
+    q_value: Tensor
+    td_error: Tensor
+    priority: Tensor
+
+
+def chosen(values: Tensor, action: Tensor) -> Tensor:
+    """The entries that belong to one action a row: Q(s, a), or its distribution.
 
     Args:
-        q_values: (B, A) values of all actions.
+        values: (B, A) values of all actions, or (B, A, Z).
         action: (B,) indices in 0 .. A-1, int64.
 
     Returns:
-        (B,) values.
+        (B,) values, or (B, Z).
     """
-    return q_values.gather(1, action.unsqueeze(1)).squeeze(1)
+    if values.ndim == 2:
+        return values.gather(1, action.unsqueeze(1)).squeeze(1)
+    return values.gather(1, action[:, None, None].expand(-1, 1, values.shape[2])).squeeze(1)
 
 
 def q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor) -> Tensor:
@@ -50,7 +70,42 @@ def double_q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor, nex
         (B,) targets.
     """
     # y = r + gamma^k (1 - terminated) Q-(s', argmax_a' Q(s', a'))
-    return (reward + discount * chosen_q_values(next_target_q, next_policy_q.argmax(1))).detach()
+    return (reward + discount * chosen(next_target_q, next_policy_q.argmax(1))).detach()
+
+
+def munchausen_bonus(q_values: Tensor, action: Tensor, *, temperature: float, alpha: float = 0.9) -> Tensor:
+    """What Munchausen-DQN adds to the reward: how sure the policy was of the action (Vieillard et al. 2020, eq. 2).
+
+    Args:
+        q_values: (B, A) target-net values of the observation.
+        action: (B,) what was done there.
+        temperature: of the softmax policy.
+        alpha: share of the log-probability, which is cut at -1.
+
+    Returns:
+        (B,) bonuses in [-alpha, 0].
+    """
+    # alpha [T ln pi(a | s)]_{-1}^0,  pi = softmax(Q- / T)
+    log_policy = (q_values / temperature).log_softmax(1)
+    return alpha * (temperature * chosen(log_policy, action)).clamp(-1.0, 0.0)
+
+
+def soft_value(next_values: Tensor, next_q: Tensor, *, temperature: float) -> Tensor:
+    """Value of an observation under the softmax policy, its entropy included (Vieillard et al. 2020, eq. 1).
+
+    Args:
+        next_values: (B, A) target-net values, or (B, A, Z) quantiles.
+        next_q: (B, A) target-net values that the policy follows.
+        temperature: of the softmax policy.
+
+    Returns:
+        (B,) values, or (B, Z).
+    """
+    # sum_a' pi(a' | s') (Q-(s', a') - T ln pi(a' | s'))
+    log_policy = (next_q / temperature).log_softmax(1)
+    if next_values.ndim > next_q.ndim:
+        log_policy = log_policy.unsqueeze(2)
+    return (log_policy.exp() * (next_values - temperature * log_policy)).sum(1)
 
 
 def weighted_huber(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -66,6 +121,58 @@ def weighted_huber(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """
     # L = mean_i w_i h(Q_i - y_i),  h(x) = x^2 / 2 for |x| <= 1, |x| - 1/2 beyond
     return (weight * F.huber_loss(q_value, target, reduction="none", delta=1.0)).mean()
+
+
+def weighted_mse(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Half the squared error, weighted, then averaged over the batch: the Huber loss without its straight part.
+
+    Args:
+        q_value: (B,) Q(s, a), with gradient.
+        target: (B,) its target.
+        weight: (B,) importance weights, 1 for uniform sampling.
+
+    Returns:
+        The scalar loss.
+    """
+    # L = mean_i w_i (Q_i - y_i)^2 / 2
+    return (weight * 0.5 * (q_value - target).square()).mean()
+
+
+def categorical_projection(atoms: Tensor, probability: Tensor, support: Tensor) -> Tensor:
+    """Lay a distribution on other atoms, each share on its two neighbours (Bellemare et al. 2017, eq. 7).
+
+    Args:
+        atoms: (B, Z) where the probabilities lie; beyond the support they are moved to its ends.
+        probability: (B, Z) how much lies there.
+        support: (Z,) evenly spaced atoms, rising.
+
+    Returns:
+        (B, Z) probabilities on the support.
+    """
+    # m_i = sum_j [1 - |[T z_j]_Vmin^Vmax - z_i| / dz]_0^1 p_j
+    spacing = (support[-1] - support[0]) / (len(support) - 1)
+    clipped = atoms.clamp(support[0], support[-1])
+    nearness = (1 - (clipped.unsqueeze(1) - support[:, None]).abs() / spacing).clamp(0, 1)
+    return (nearness * probability.unsqueeze(1)).sum(2)
+
+
+def quantile_huber(quantiles: Tensor, levels: Tensor, target: Tensor, *, kappa: float = 1.0) -> Tensor:
+    """Quantile regression with a Huber loss (Dabney et al. 2018, QR-DQN, eq. 10), of each row.
+
+    Args:
+        quantiles: (B, Z) estimates of quantiles of the return, with gradient.
+        levels: (B, Z) or (Z,) which quantiles they are, in [0, 1].
+        target: (B, Z') samples, or quantiles, of the return.
+        kappa: where the Huber loss turns straight, positive.
+
+    Returns:
+        (B,) losses: the sum over estimates, the mean over targets.
+    """
+    # rho(u) = |tau - 1{u < 0}| h_kappa(u) / kappa,  u = y_j - theta_i
+    error = target.unsqueeze(1) - quantiles.unsqueeze(2)
+    huber = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=kappa) / kappa
+    tilt = (levels.unsqueeze(-1) - (error.detach() < 0).to(error.dtype)).abs()
+    return (tilt * huber).mean(2).sum(1)
 
 
 @torch.no_grad()

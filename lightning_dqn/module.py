@@ -1,4 +1,4 @@
-"""The learner: two networks, the policy they make, and one Huber step an update.
+"""The learner: two networks, the policy they make, and one gradient step an update.
 
 Judges what `data.ReplayDataset` plays; the callbacks keep its schedules (epsilon, target net).
 Legend: U updates, B batch, N envs, A actions.
@@ -15,25 +15,44 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import CatMetric
 
+from lightning_dqn.acting import choose_actions, judge
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.continuing import generators_state, prepare_to_go_on, set_generators
+from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.fingerprint import learner_in_words, refuse_foreign
-from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards, q_target, weighted_huber
-from lightning_dqn.networks import MLP
+from lightning_dqn.losses import (
+    TDLoss,
+    chosen,
+    double_q_target,
+    move_towards,
+    munchausen_bonus,
+    q_target,
+    soft_value,
+    weighted_huber,
+    weighted_mse,
+)
+from lightning_dqn.networks import MLP, NoisyLinear
 from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
 from lightning_dqn.replay import Transition
-from lightning_dqn.update import FlatParameters, choose_update, denormals_are_flushed, find_schedules
+from lightning_dqn.update import (
+    FlatParameters,
+    LeanUpdate,
+    LightningUpdate,
+    Limits,
+    choose_update,
+    denormals_are_flushed,
+    find_schedules,
+)
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
 
-# observations for which the calls of a forward pass cost more than its arithmetic
-FEW_OBSERVATIONS = 32
+LOSSES = {"huber": weighted_huber, "mse": weighted_mse}
 
-NetworkCallable = Callable[[gym.Space[Any], int], nn.Module]
+NetworkCallable = Callable[[gym.Space[Any], Any], nn.Module]
 OptimizerCallable = Callable[[Any], torch.optim.Optimizer]
+SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
 class DQN(pl.LightningModule):
@@ -44,13 +63,19 @@ class DQN(pl.LightningModule):
         action_space: discrete space of actions; the CLI takes it from the environment.
         network: what maps observations to one value an action; made twice, as policy_net and target_net.
         optimizer: what moves the parameters of policy_net.
-        clip_grad_value: largest absolute value of a gradient entry; null leaves gradients as they are.
-        double: whether the policy net picks the action that the target net judges (Double DQN).
+        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
+        clip_grad_value: largest absolute value of a gradient entry; null leaves them as they are.
+        clip_grad_norm: largest norm of the whole gradient, taken after its entries are clipped; null for any.
+        loss: of an error, huber (straight beyond 1) or mse.
+        double: whether the policy net picks the action that the target net judges (van Hasselt et al. 2016).
+        munchausen: whether sure actions are rewarded and values are soft (Vieillard et al. 2020).
+        munchausen_temperature: of the softmax policy of munchausen.
+        boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
         compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
 
     Raises:
         TypeError: if the action space is not discrete or the network can't take the observations.
-        ValueError: if clip_grad_value or the learning rate is not positive.
+        ValueError: if a value is out of its range, or two switches contradict each other.
     """
 
     def __init__(
@@ -60,15 +85,32 @@ class DQN(pl.LightningModule):
         *,
         network: NetworkCallable = MLP,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
+        lr_scheduler: SchedulerCallable | None = None,
         clip_grad_value: float | None = 100.0,
+        clip_grad_norm: float | None = None,
+        loss: Literal["huber", "mse"] = "huber",
         double: bool = False,
+        munchausen: bool = False,
+        munchausen_temperature: float = 0.03,
+        boltzmann_temperature: float | None = None,
         compile: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(action_space, spaces.Discrete):
             raise TypeError(f"action_space {action_space}: Q-learning needs a Discrete space of actions")
-        if clip_grad_value is not None and clip_grad_value <= 0:
-            raise ValueError(f"model.clip_grad_value={clip_grad_value}: must be positive, or null for no clipping")
+        if double and munchausen:
+            raise ValueError("model.double=true, model.munchausen=true: soft values pick no action; choose one of them")
+        if loss not in LOSSES:
+            raise ValueError(f"model.loss={loss}: must be {' or '.join(LOSSES)}")
+        positive = {
+            "clip_grad_value": clip_grad_value,
+            "clip_grad_norm": clip_grad_norm,
+            "munchausen_temperature": munchausen_temperature,
+            "boltzmann_temperature": boltzmann_temperature,
+        }
+        for name, value in positive.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"model.{name}={value}: must be positive, or null for none")
         self.automatic_optimization = False
         self.observation_space = observation_space
         self.action_space = action_space
@@ -77,17 +119,24 @@ class DQN(pl.LightningModule):
         self.target_net = network(observation_space, self.num_actions)
         self.target_net.load_state_dict(self.policy_net.state_dict())
         self.target_net.requires_grad_(False)
-        self.clip_grad_value = clip_grad_value
+        # noise, or Boltzmann's chances, explore in place of epsilon
+        self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
+        self.explores_by_itself = self.is_noisy or boltzmann_temperature is not None
+        self.clip_grad_value, self.clip_grad_norm = clip_grad_value, clip_grad_norm
+        self.weighted_loss = LOSSES[loss]
         self.double_q = double
-        self._make_optimizer = optimizer
-        knobs = {"double": double, "clip_grad_value": clip_grad_value}
-        throwaway = check_optimizer(optimizer, self.policy_net)
-        self._words = learner_in_words(observation_space, action_space, throwaway, knobs)
+        self.munchausen_temperature = munchausen_temperature if munchausen else None
+        self.boltzmann_temperature = boltzmann_temperature
+        self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
+        knobs = {"model": type(self).__qualname__, "loss": loss, "double": double, "munchausen": munchausen, **positive}
+        throwaways = check_optimizer(optimizer, lr_scheduler, self.policy_net)
+        self._words = learner_in_words(observation_space, action_space, *throwaways, knobs)
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
         self._flat: tuple[FlatParameters, FlatParameters] | None = None
         # chosen at the first update of a fit, when it is known where and how long it runs
-        self._update: Callable[[Transition], tuple[Tensor, ...]] | None = None
+        self._update: LeanUpdate | LightningUpdate | None = None
+        self._scheduler: Any = None
         self._flushed_before = False
         # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
         self._compiled = False
@@ -95,18 +144,23 @@ class DQN(pl.LightningModule):
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
         self._known_epsilon = (1.0, -1)
-        self.episode_return = CatMetric()
-        self.episode_length = CatMetric()
+        self.episode_metrics = EpisodeMetrics()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer of the policy net, on one flat vector if it treats all entries alike."""
+    def add_knobs(self, **knobs: float) -> None:
+        """Name values that a run must keep when it goes on; those of subclasses."""
+        self._words["knobs"].update({name: str(value) for name, value in knobs.items()})
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of the policy net, on one flat vector if it treats all entries alike, and its schedule."""
         optimizer = self._make_optimizer(self.policy_net.parameters())
         self._flat = None
         if can_be_flat(self.policy_net, optimizer):
             self._flat = FlatParameters(self.policy_net), FlatParameters(self.target_net)
             optimizer = self._make_optimizer([self._flat[0].vector])
         prefer_fused(optimizer)
-        return optimizer
+        if self._make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     def move_target(self, tau: float) -> None:
         """Move the target net the share tau of the way to the policy net."""
@@ -117,7 +171,11 @@ class DQN(pl.LightningModule):
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
-        return self.policy_net(observation)  # type: ignore[no-any-return]
+        return self.action_values(self.policy_net, observation)
+
+    def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
+        """(B, ...) observations to (B, A) action values of one of the nets."""
+        return net(observation)
 
     def set_epsilon(self, epsilon: float) -> None:
         """Explore with this share of random actions from now on."""
@@ -130,34 +188,32 @@ class DQN(pl.LightningModule):
         known, version = self._known_epsilon
         return known if version == buffer._version else float(buffer)  # type: ignore[union-attr, arg-type]
 
-    def act(self, observation: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.int64]:
-        """Choose actions: epsilon-greedy with a generator, greedy without one.
+    def act(
+        self,
+        observation: NDArray[Any],
+        rng: np.random.Generator | None = None,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.int64]:
+        """Choose actions: they explore with a generator, and are greedy without one.
 
         Args:
             observation: (N, ...) one observation an environment.
             rng: where chance comes from.
+            action_mask: (N, A) which actions are allowed, if not all.
 
         Returns:
             (N,) actions as the environment takes them.
         """
-        count = len(observation)
-        explores = (rng.random(count) < self._read_epsilon()).nonzero()[0] if rng is not None else ()
-        action = self._greedy(observation) if len(explores) < count else np.zeros(count, np.int64)
-        if rng is not None and len(explores):
-            action[explores] = rng.integers(self.num_actions, size=len(explores))
+        action = choose_actions(
+            lambda: judge(self, observation, noisy=rng is not None),
+            len(observation),
+            self.num_actions,
+            epsilon=0.0 if rng is None else self._read_epsilon(),
+            temperature=self.boltzmann_temperature,
+            action_mask=action_mask,
+            rng=rng,
+        )
         return action + self.first_action
-
-    def _greedy(self, observation: NDArray[Any]) -> NDArray[np.int64]:
-        """Indices of the best actions, (N,)."""
-        net = self.policy_net
-        few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
-        values = net.forward_numpy(observation) if few and type(net) is MLP else None
-        if values is not None:
-            best: NDArray[np.int64] = values.argmax(1)
-        else:
-            with torch.no_grad():
-                best = net(torch.as_tensor(observation, device=self.device)).argmax(1).cpu().numpy()
-        return best
 
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
@@ -179,59 +235,54 @@ class DQN(pl.LightningModule):
             batch_idx: the iteration in its epoch.
 
         Returns:
-            loss (U,), q_value (U, B) and td_error (U, B) without gradient, or nothing if there was no update.
+            loss (U,), q_value, td_error and priority (U, B) without gradient, or nothing if there was no update.
         """
         if len(batch.reward) == 0:
             return None
         if self._update is None:
             # what was compiled before a stop stays so: it rounds otherwise
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
-            clip = self.clip_grad_value
-            lean = choose_update(self, self.td_loss, self._flat, batch, compile=compile, clip_grad_value=clip)
-            self._update, self._compiled = lean or self._lightning_update, lean is not None and lean.compiled
+            limits: Limits = {"value": self.clip_grad_value, "norm": self.clip_grad_norm}
+            self._update = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=limits)
+            self._compiled = self._update.compiled
+            self._scheduler = self.lr_schedulers()
         results = []
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
             for minibatch in zip(*(part.unbind() for part in batch), strict=True):
                 results.append(self._update(Transition(*minibatch)))
+                if self._scheduler is not None:
+                    self._scheduler.step()
                 for callback in self._after_update:
                     callback(self)
         finally:
             torch.set_flush_denormal(self._flushed_before)
         # a view where there is nothing to stack
         of_all = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
-        loss, q_value, td_error = of_all
-        return {"loss": loss, "q_value": q_value, "td_error": td_error}
+        return TDLoss(*of_all)._asdict()
 
     # Lightning asks for it in every iteration, and Python builds it anew unless it is there
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> tuple[Tensor, Tensor, Tensor]:
-        """The equations of one update: loss (), Q(s, a) (B,) and its error (B,), for a minibatch and two networks."""
-        q_value = chosen_q_values(policy_net(batch.observation), batch.action - self.first_action)
+    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+        """The equations of one update, for a minibatch and two networks."""
+        action = batch.action - self.first_action
+        q_value = chosen(policy_net(batch.observation), action)
         with torch.no_grad():
-            next_target_q = target_net(batch.next_observation)
-            if self.double_q:
-                next_policy_q = policy_net(batch.next_observation)
-                target = double_q_target(batch.reward, batch.discount, next_target_q, next_policy_q)
+            reward, discount = batch.reward, batch.discount
+            next_q = target_net(batch.next_observation)
+            if self.munchausen_temperature is not None:
+                temperature = self.munchausen_temperature
+                bonus = munchausen_bonus(target_net(batch.observation), action, temperature=temperature)
+                # y = r + alpha T ln pi(a | s) + gamma^k (1 - terminated) V(s')
+                target = reward + bonus + discount * soft_value(next_q, next_q, temperature=temperature)
+            elif self.double_q:
+                target = double_q_target(reward, discount, next_q, policy_net(batch.next_observation))
             else:
-                target = q_target(batch.reward, batch.discount, next_target_q)
-        return weighted_huber(q_value, target, batch.weight), q_value, q_value - target
-
-    def _lightning_update(self, batch: Transition) -> tuple[Tensor, ...]:
-        """One Huber step, through Lightning's own calls; its loss (), q_value (B,) and td_error (B,)."""
-        loss, q_value, td_error = self.td_loss(batch, self.policy_net, self.target_net)
-        optimizer: Any = self.optimizers()
-        if self._flat is None:
-            optimizer.zero_grad()
-        else:
-            self._flat[0].zero_grad()
-        self.manual_backward(loss)
-        if self.clip_grad_value is not None:
-            self.clip_gradients(optimizer.optimizer, self.clip_grad_value, gradient_clip_algorithm="value")
-        optimizer.step()
-        return loss.detach(), q_value.detach(), td_error.detach()
+                target = q_target(reward, discount, next_q)
+        td_error = q_value - target
+        return TDLoss(self.weighted_loss(q_value, target, batch.weight), q_value, td_error, td_error.abs())
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning notes the running hook some 20 times an iteration; the search would be a tenth of its time."""
@@ -242,8 +293,7 @@ class DQN(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Record one greedy episode, with its episode_return and episode_length."""
-        self.episode_return.update(batch.episode_return)
-        self.episode_length.update(batch.episode_length)
+        self.episode_metrics.update(batch.episode_return, batch.episode_length)
 
     test_step = validation_step
 
@@ -265,18 +315,8 @@ class DQN(pl.LightningModule):
         }
 
     def _log_episodes(self, stage: str) -> None:
-        returns, lengths = self.episode_return.compute(), self.episode_length.compute()
-        self.episode_return.reset()
-        self.episode_length.reset()
-        self.log_dict(
-            {
-                f"{stage}/episode_return": returns.mean(),
-                f"{stage}/episode_return_std": returns.std(correction=0),
-                f"{stage}/episode_return_min": returns.min(),
-                f"{stage}/episode_return_max": returns.max(),
-                f"{stage}/episode_length": lengths.mean(),
-            }
-        )
+        self.log_dict({f"{stage}/{name}": value for name, value in self.episode_metrics.compute().items()})
+        self.episode_metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what this run is, so that it is not mistaken for another, and what else it needs to go on exactly."""

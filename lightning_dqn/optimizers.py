@@ -26,15 +26,18 @@ ELEMENTWISE = (
 )
 
 
-def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module) -> torch.optim.Optimizer:
-    """Refuse, before a run begins, an optimizer that can't be made or learns nothing.
+def check_optimizer(
+    make: Callable[[Any], torch.optim.Optimizer], make_scheduler: Callable[[Any], Any] | None, net: nn.Module
+) -> tuple[torch.optim.Optimizer, Any]:
+    """Refuse, before a run begins, an optimizer that can't be made or learns nothing, and a schedule likewise.
 
     Args:
         make: makes it from parameters.
+        make_scheduler: makes a schedule from an optimizer, if there is one.
         net: whose parameters it shall move.
 
     Returns:
-        One of them, to be looked at.
+        One of each, to be looked at; None for no schedule.
 
     Raises:
         ValueError: naming the knob and its value.
@@ -46,7 +49,15 @@ def check_optimizer(make: Callable[[Any], torch.optim.Optimizer], net: nn.Module
     for group in optimizer.param_groups:
         if group["lr"] <= 0:
             raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
-    return optimizer
+    try:
+        scheduler = make_scheduler(optimizer) if make_scheduler is not None else None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model.lr_scheduler: {error}") from error
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(
+            "model.lr_scheduler=ReduceLROnPlateau: waits for a metric, and an update has none; use another"
+        )
+    return optimizer, scheduler
 
 
 def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:

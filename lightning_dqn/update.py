@@ -7,7 +7,8 @@ update, they follow each other without Lightning's calls between them. `optimize
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_dqn.compilation import Gradient, Loss, QFunction, compiling_pays, try_to_compile
+from lightning_dqn.compilation import Change, Gradient, Loss, QFunction, compiling_pays, try_to_compile
 from lightning_dqn.optimizers import lean_step
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
@@ -31,6 +32,13 @@ HOOKS_OF_AN_UPDATE = (
     "optimizer_step",
     "optimizer_zero_grad",
 )
+
+
+class Limits(TypedDict):
+    """How far a gradient may go: largest absolute value of an entry, and largest Euclidean norm, if any."""
+
+    value: float | None
+    norm: float | None
 
 
 class FlatParameters:
@@ -74,18 +82,17 @@ class FlatParameters:
     def function(self, vector: Tensor) -> QFunction:
         """The network as a function of its input alone, with its parameters taken from a vector like ours."""
         parameters = self._split(vector)
-        return lambda observation: torch.func.functional_call(self.net, parameters, (observation,))
+        return lambda *inputs: torch.func.functional_call(self.net, parameters, inputs)
 
 
 class LeanUpdate:
-    """One update of a network on one vector: gradient, clipping, optimizer, and nothing else.
+    """One update of a network on one vector: gradient, optimizer, and nothing else.
 
     Args:
-        gradient: gives gradient, loss (), q_value (B,) and td_error (B,) for two vectors and the fields of a batch.
+        gradient: gives gradient and the parts of the loss for two vectors and the fields of a batch.
         flat: parameters of the policy net and of the target net.
         optimizer: of the policy net's vector, as Lightning wraps it: its counters are the update clock.
-        clip_grad_value: largest absolute value of a gradient entry, if that is not yet seen to.
-        reduce: the mean over devices of a gradient, if there are several.
+        finish: what remains to be done to a gradient, such as clipping.
         compiled: whether the gradient is.
     """
 
@@ -95,8 +102,7 @@ class LeanUpdate:
         flat: tuple[FlatParameters, FlatParameters],
         optimizer: LightningOptimizer,
         *,
-        clip_grad_value: float | None,
-        reduce: Callable[[Tensor], Tensor] | None,
+        finish: list[Change],
         compiled: bool,
     ) -> None:
         self.compiled = compiled
@@ -104,22 +110,53 @@ class LeanUpdate:
         self._vector, self._values, self._target_values = flat[0].vector, flat[0].values, flat[1].values
         self._optimizer = optimizer
         self._step = lean_step(optimizer.optimizer)
-        self._clip = clip_grad_value
-        self._reduce = reduce
+        self._finish = finish
 
     def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Make the update; its loss (), q_value (B,) and td_error (B,) without gradient."""
+        """Make the update; the parts of its loss without gradient."""
         gradient, *results = self._gradient(self._values, self._target_values, *batch)
-        if self._reduce is not None:
-            gradient = self._reduce(gradient)
-        if self._clip is not None:
-            gradient.clamp_(-self._clip, self._clip)
+        for change in self._finish:
+            gradient = change(gradient)
         self._vector.grad = gradient
         # LightningOptimizer.step, but for closures and hooks that nobody asks of such an update
         self._optimizer._on_before_step()
         self._step()
         self._optimizer._on_after_step()
         return tuple(results)
+
+
+class LightningUpdate:
+    """One update through Lightning's own calls: what callbacks, subclasses and strategies may take part in.
+
+    Args:
+        module: that is trained.
+        loss: as in `choose_update`.
+        flat: parameters of the policy net and of the target net, if the optimizer takes them as vectors.
+        limits: of the gradient, as in `clip`.
+    """
+
+    compiled = False
+
+    def __init__(
+        self, module: Any, loss: Loss, flat: tuple[FlatParameters, FlatParameters] | None, limits: Limits
+    ) -> None:
+        self._module, self._loss, self._flat, self._limits = module, loss, flat, limits
+
+    def __call__(self, batch: Any) -> tuple[Tensor, ...]:
+        """Make the update; the parts of its loss without gradient."""
+        module = self._module
+        loss, *others = self._loss(batch, module.policy_net, module.target_net)
+        optimizer = module.optimizers()
+        if self._flat is None:
+            optimizer.zero_grad()
+        else:
+            self._flat[0].zero_grad()
+        module.manual_backward(loss)
+        for algorithm, limit in self._limits.items():
+            if limit is not None:
+                module.clip_gradients(optimizer.optimizer, limit, gradient_clip_algorithm=algorithm)
+        optimizer.step()
+        return loss.detach(), *(part.detach() for part in others)
 
 
 def choose_update(
@@ -129,37 +166,55 @@ def choose_update(
     batch: Any,
     *,
     compile: bool | Literal["auto"],
-    clip_grad_value: float | None,
-) -> LeanUpdate | None:
-    """The leanest update that does what Lightning's own calls would do; nothing where only those will do.
+    limits: Limits,
+) -> LeanUpdate | LightningUpdate:
+    """The leanest update that does what Lightning's own calls would do.
 
     Args:
         module: that is trained.
-        loss: gives loss (), q_value (B,) and td_error (B,) for a batch, a policy net and a target net.
+        loss: gives the loss (), and what else is to be known, for a batch, a policy net and a target net.
         flat: parameters of the policy net and of the target net, if the optimizer takes them as vectors.
         batch: U of the minibatches that all later ones will be like.
         compile: whether to compile the gradient; auto does so where it pays.
-        clip_grad_value: largest absolute value of a gradient entry, if any.
+        limits: of the gradient, as in `clip`.
     """
     trainer = module.trainer
     watched = is_watched(trainer)
     minibatch = type(batch)(*(part[0] for part in batch))
     several = trainer.world_size > 1
     gradient, compiled = None, False
+    finish: list[Change] = [partial(clip, **limits)] if any(limits.values()) else []
     if compile is True or (compile == "auto" and compiling_pays(trainer, len(batch.reward))):
-        # entries are clipped after their mean over devices is taken; on one device the graph can do it
-        clip_inside = None if several else clip_grad_value
-        gradient = try_to_compile(loss, flat, minibatch, trainer, clip_grad_value=clip_inside, watched=watched)
+        # it is clipped after the mean over devices is taken; on one device the graph can do it
+        inside = [] if several else finish
+        gradient = try_to_compile(loss, flat, minibatch, trainer, finish=inside, watched=watched)
         compiled = gradient is not None
     alone = isinstance(trainer.strategy, SingleDeviceStrategy) and str(trainer.precision).endswith("true")
     if flat is not None and gradient is None and alone and not watched:
         gradient = plain_gradient(loss, flat, type(batch))
     if flat is None or gradient is None:
-        return None
+        return LightningUpdate(module, loss, flat, limits)
+    if several:
+        finish = [partial(trainer.strategy.reduce, reduce_op="mean"), *finish]
+    elif compiled:
+        finish = []
     optimizer: Any = module.optimizers()
-    reduce = _mean_over_devices(trainer) if several else None
-    clip_outside = None if compiled and not several else clip_grad_value
-    return LeanUpdate(gradient, flat, optimizer, clip_grad_value=clip_outside, reduce=reduce, compiled=compiled)
+    return LeanUpdate(gradient, flat, optimizer, finish=finish, compiled=compiled)
+
+
+def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor:
+    """A gradient within limits, as torch's `clip_grad_value_` and then `clip_grad_norm_` make it.
+
+    Args:
+        gradient: of all parameters, as one vector.
+        value: largest absolute value of an entry, if any.
+        norm: largest Euclidean norm, if any.
+    """
+    if value is not None:
+        gradient = gradient.clamp(-value, value)
+    if norm is not None:
+        gradient = gradient * (norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
+    return gradient
 
 
 def find_schedules(trainer: Trainer) -> list[Callable[[Any], None]]:
@@ -200,9 +255,9 @@ def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batc
 
     def gradient(_values: Tensor, _target_values: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
         policy.zero_grad()
-        value, q_value, td_error = loss(batch_type(*fields), policy.net, target.net)
+        value, *others = loss(batch_type(*fields), policy.net, target.net)
         value.backward()  # type: ignore[no-untyped-call]
-        return policy.gradient, value.detach(), q_value.detach(), td_error.detach()
+        return policy.gradient, value.detach(), *(part.detach() for part in others)
 
     return gradient
 
@@ -210,10 +265,3 @@ def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batc
 def denormals_are_flushed() -> bool:
     """Whether this process treats numbers too small for a normal float as 0."""
     return not bool((torch.tensor([1e-40]) * 1).any())
-
-
-def _mean_over_devices(trainer: Trainer) -> Callable[[Tensor], Tensor]:
-    def reduce(gradient: Tensor) -> Tensor:
-        return trainer.strategy.reduce(gradient, reduce_op="mean")
-
-    return reduce

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lightning_dqn.losses import chosen_q_values, double_q_target, move_towards, q_target, weighted_huber
+from lightning_dqn.losses import chosen, double_q_target, move_towards, q_target, weighted_huber
 
 
-def test_chosen_q_values_pick_the_taken_action_of_each_row():
+def test_chosen_pick_the_taken_action_of_each_row():
     q_values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    assert chosen_q_values(q_values, torch.tensor([2, 0])).tolist() == [3.0, 4.0]
+    assert chosen(q_values, torch.tensor([2, 0])).tolist() == [3.0, 4.0]
 
 
 def test_q_target_adds_the_discounted_best_target_value():

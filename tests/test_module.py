@@ -134,8 +134,8 @@ def test_double_takes_the_policy_nets_choice():
         with torch.no_grad():
             model.target_net.output.weight.copy_(torch.tensor([[0.0, 1.0], [0.0, 4.0]]))
         batch = Transition(*(part[0] for part in batch_of(1)))
-        _, q_value, td_error = model.td_loss(batch, model.policy_net, model.target_net)
-        targets[double] = (q_value - td_error).tolist()
+        result = model.td_loss(batch, model.policy_net, model.target_net)
+        targets[double] = (result.q_value - result.td_error).tolist()
     # s' of row 1 is (0, 1): policy (1, 0) picks action 0; target (1, 4): 1 + .5 * 1 or 1 + .5 * 4
     assert targets[True] == pytest.approx([1.5, 2.0])
     assert targets[False] == pytest.approx([3.0, 2.0])

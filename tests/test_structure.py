@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import C51, DQN, IQN, MLP, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
@@ -22,17 +22,31 @@ ALLOWED = {
     "replay": set(),
     "compilation": set(),
     "optimizers": set(),
+    "acting": {"networks"},
+    "evaluation": set(),
     "fingerprint": set(),
     "continuing": set(),
     "update": {"compilation", "optimizers"},
-    "module": {"losses", "networks", "replay", "compilation", "optimizers", "update", "fingerprint", "continuing"},
+    "module": {
+        "losses",
+        "networks",
+        "replay",
+        "acting",
+        "evaluation",
+        "compilation",
+        "optimizers",
+        "update",
+        "fingerprint",
+        "continuing",
+    },
+    "distributional": {"module", "losses", "networks", "replay", "compilation"},
     "snapshots": set(),
     "checkpoint_io": set(),
     "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "networks"},
+    "__init__": {"callbacks", "data", "module", "distributional", "networks"},
     "__main__": {"cli"},
 }
 
@@ -87,6 +101,9 @@ def kept_as(owner, knob):
     "owner",
     [
         DQN,
+        C51,
+        QRDQN,
+        IQN,
         MLP,
         DQNDataModule,
         EpsilonDecay,

@@ -11,6 +11,8 @@ from lightning_dqn.callbacks.context import data_of, dqn
 class EpsilonDecay(Callback):
     """Sets the module's epsilon from the env-step clock, before the first step and after every iteration.
 
+    It stays 0 where the module explores by itself, by a noisy network or by Boltzmann's chances.
+
     Args:
         start: epsilon at env step 0, in [0, 1].
         end: epsilon in the long run, in [0, 1].
@@ -59,4 +61,5 @@ class EpsilonDecay(Callback):
         self._set(trainer, pl_module)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        dqn(pl_module).set_epsilon(self.epsilon_at(data_of(trainer).env_steps))
+        module = dqn(pl_module)
+        module.set_epsilon(0.0 if module.explores_by_itself else self.epsilon_at(data_of(trainer).env_steps))

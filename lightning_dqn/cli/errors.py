@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
 
-LINKED = {"observation_space", "action_space", "num_actions", "params"}
+LINKED = {"observation_space", "action_space", "outputs", "params"}
 
 
 class DQNArgumentParser(LightningArgumentParser):

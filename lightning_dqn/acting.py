@@ -1,0 +1,87 @@
+"""How an agent chooses: greedily, epsilon-greedily, or by Boltzmann's chances, among the actions that are allowed.
+
+Asked by `module.DQN.act`. Legend: N envs, A actions.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_dqn.networks import MLP
+
+if TYPE_CHECKING:
+    from lightning_dqn.module import DQN
+
+# observations for which the calls of a forward pass cost more than its arithmetic
+FEW_OBSERVATIONS = 32
+
+
+def judge(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[Any]:
+    """Action values of the policy net, by the cheapest way there is.
+
+    Args:
+        module: the learner.
+        observation: (N, ...).
+        noisy: whether a net that explores by noise may do so.
+
+    Returns:
+        (N, A) values.
+    """
+    net = module.policy_net
+    silenced = module.is_noisy and net.training and not noisy
+    if silenced:
+        net.eval()
+    few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
+    values: NDArray[Any] | None = net.forward_numpy(observation) if few and type(net) is MLP else None
+    if values is None:
+        with torch.no_grad():
+            values = module(torch.as_tensor(observation, device=module.device)).float().cpu().numpy()
+    if silenced:
+        net.train()
+    return values
+
+
+def choose_actions(
+    judge: Callable[[], NDArray[np.floating]],
+    count: int,
+    num_actions: int,
+    *,
+    epsilon: float,
+    temperature: float | None,
+    action_mask: NDArray[np.bool_] | None,
+    rng: np.random.Generator | None,
+) -> NDArray[np.int64]:
+    """Choose one action a row.
+
+    Args:
+        judge: gives action values, (N, A); called only if an action hangs on them.
+        count: rows, N.
+        num_actions: A.
+        epsilon: chance of an action that hangs on nothing.
+        temperature: of Boltzmann's chances, e^(Q / T) over their sum; None for the best action.
+        action_mask: (N, A) which actions are allowed, if not all.
+        rng: where chance comes from; without it the best actions are taken.
+
+    Returns:
+        (N,) indices in 0 .. A-1.
+    """
+    explores = (rng.random(count) < epsilon).nonzero()[0] if rng is not None else ()
+    action = np.zeros(count, np.int64)
+    if len(explores) < count:
+        values = judge()
+        if action_mask is not None:
+            values = np.where(action_mask, values, -np.inf)
+        if rng is not None and temperature is not None:
+            # the largest of Q / T plus Gumbel's noise falls on each action with Boltzmann's chance
+            values = values / temperature + rng.gumbel(size=values.shape)
+        action = values.argmax(1)
+    if rng is not None and len(explores):
+        if action_mask is None:
+            action[explores] = rng.integers(num_actions, size=len(explores))
+        else:
+            lots = rng.random((len(explores), num_actions))
+            action[explores] = np.where(action_mask[explores], lots, -1.0).argmax(1)
+    return action
