@@ -91,7 +91,8 @@ VARIANTS = (
     Variant("double", "--model.double true"),
     Variant("dueling", "--model.network.dueling true"),
     Variant("per", "--data.sampler lightning_dqn.PrioritizedSampler"),
-    Variant("n-step", "--data.n_step 3"),
+    # where DQN itself sums three rewards already, five
+    Variant("n-step", "--data.n_step 3", {"mountaincar": "--data.n_step 5"}),
     Variant("qrdqn", "--model QRDQN"),
     Variant("c51", "--model C51", ATOMS),
     Variant("iqn", "--model IQN"),
