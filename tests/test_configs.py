@@ -1,5 +1,6 @@
 """The configurations that come with the package."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,13 @@ import yaml
 from lightning_dqn.cli import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+NEEDS_BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs gymnasium[box2d]")
+
+
+def every():
+    """One parameter a configuration."""
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        yield pytest.param(path, id=path.stem, marks=NEEDS_BOX2D if path.stem == "lunarlander" else ())
 
 
 def resolved(capsys, *arguments):
@@ -24,7 +32,7 @@ def holds(whole, part):
     return whole == part
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", every())
 def test_every_configuration_runs_for_a_short_epoch(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = "--trainer.max_epochs 1 --data.epoch_env_steps 300 --data.eval_episodes 2 --video.episodes 0"
