@@ -23,7 +23,7 @@ WORTH_COMPILING = 10_000
 
 
 class Parameters(Protocol):
-    """A network whose parameters are one vector, as `update.FlatParameters`."""
+    """A network whose parameters are one vector, as `flat.FlatParameters`."""
 
     net: nn.Module
     values: Tensor

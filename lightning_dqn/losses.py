@@ -174,6 +174,9 @@ def weighted_mse(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (weight * 0.5 * (q_value - target).square()).mean()
 
 
+LOSSES = {"huber": weighted_huber, "mse": weighted_mse}
+
+
 def categorical_projection(atoms: Tensor, probability: Tensor, support: Tensor) -> Tensor:
     """Lay a distribution on other atoms, each share on its two neighbours (Bellemare et al. 2017, eq. 7).
 

@@ -16,31 +16,20 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_dqn.acting import choose_actions, judge
+from lightning_dqn.acting import act
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.continuing import generators_state, prepare_to_go_on, set_generators
 from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.fingerprint import check_positive, learner_in_words, refuse_foreign
-from lightning_dqn.losses import (
-    TDLoss,
-    allowed,
-    chosen,
-    double_q_target,
-    move_towards,
-    munchausen_target,
-    q_target,
-    weighted_huber,
-    weighted_mse,
-)
+from lightning_dqn.flat import Pair, make_optimizer, move_net
+from lightning_dqn.losses import LOSSES, TDLoss, allowed, chosen, double_q_target, munchausen_target, q_target
 from lightning_dqn.networks import MLP, NoisyLinear
-from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
+from lightning_dqn.optimizers import check_optimizer
 from lightning_dqn.replay import AnyTransition
-from lightning_dqn.update import FlatParameters, Limits, Update, choose_update, denormals_are_flushed, find_schedules
+from lightning_dqn.update import Limits, Update, choose_update, denormals_are_flushed, find_schedules
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
-
-LOSSES = {"huber": weighted_huber, "mse": weighted_mse}
 
 NetworkCallable = Callable[[gym.Space[Any], Any], nn.Module]
 OptimizerCallable = Callable[[Any], torch.optim.Optimizer]
@@ -97,12 +86,9 @@ class DQN(pl.LightningModule):
             raise ValueError("model.double=true, model.munchausen=true: soft values pick no action; choose one of them")
         if loss not in LOSSES:
             raise ValueError(f"model.loss={loss}: must be {' or '.join(LOSSES)}")
-        positive = {
-            "clip_grad_value": clip_grad_value,
-            "clip_grad_norm": clip_grad_norm,
-            "munchausen_temperature": munchausen_temperature,
-            "boltzmann_temperature": boltzmann_temperature,
-        }
+        positive = {"clip_grad_value": clip_grad_value, "clip_grad_norm": clip_grad_norm}
+        positive["munchausen_temperature"] = munchausen_temperature
+        positive["boltzmann_temperature"] = boltzmann_temperature
         check_positive(**positive)
         self.automatic_optimization = False
         self.observation_space = observation_space
@@ -127,10 +113,9 @@ class DQN(pl.LightningModule):
         self._words = learner_in_words(observation_space, action_space, *throwaways, knobs)
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
-        self._flat: tuple[FlatParameters, FlatParameters] | None = None
+        self._flat: Pair | None = None
         # chosen at the first update of a fit, when it is known where and how long it runs
         self._update: Update | None = None
-        self._scheduler: Any = None
         self._flushed_before = False
         # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
         self._compiled = False
@@ -146,25 +131,15 @@ class DQN(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the policy net, on one flat vector if it treats all entries alike, and its schedule."""
-        optimizer = self._make_optimizer(self.policy_net.parameters())
-        self._flat = None
-        if can_be_flat(self.policy_net, optimizer):
-            policy = FlatParameters(self.policy_net)
-            self._flat = policy, policy if self.target_net is None else FlatParameters(self.target_net)
-            optimizer = self._make_optimizer([policy.vector])
-        prefer_fused(optimizer)
+        optimizer, self._flat = make_optimizer(self._make_optimizer, self.policy_net, self.target_net)
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     def move_target(self, tau: float) -> None:
         """Move the target net, if there is one, the share tau of the way to the policy net."""
-        if self.target_net is None:
-            return
-        if self._flat is None:
-            move_towards(list(self.target_net.parameters()), list(self.policy_net.parameters()), tau)
-        else:
-            self._flat[1].values.lerp_(self._flat[0].values, tau)
+        if self.target_net is not None:
+            move_net(self.target_net, self.policy_net, self._flat, tau)
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
@@ -180,7 +155,8 @@ class DQN(pl.LightningModule):
         # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
         self._known_epsilon = (epsilon, buffer._version)
 
-    def _read_epsilon(self) -> float:
+    def read_epsilon(self) -> float:
+        """The share of random actions."""
         buffer = self._buffers["epsilon"]
         known, version = self._known_epsilon
         return known if version == buffer._version else float(buffer)  # type: ignore[union-attr, arg-type]
@@ -201,16 +177,7 @@ class DQN(pl.LightningModule):
         Returns:
             (N,) actions as the environment takes them.
         """
-        action = choose_actions(
-            lambda: judge(self, observation, noisy=rng is not None),
-            len(observation),
-            self.num_actions,
-            epsilon=0.0 if rng is None else self._read_epsilon(),
-            temperature=self.boltzmann_temperature,
-            action_mask=action_mask,
-            rng=rng,
-        )
-        return action + self.first_action
+        return act(self, observation, rng, action_mask)
 
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
@@ -241,15 +208,15 @@ class DQN(pl.LightningModule):
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
             self._update = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=self._limits)
             self._compiled = self._update.compiled
-            self._scheduler = self.lr_schedulers()
+            schedule: Any = self.lr_schedulers()
+            if schedule is not None:
+                self._after_update.insert(0, lambda _: schedule.step())
         results = []
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
             for minibatch in zip(*(part.unbind() for part in batch), strict=True):
                 results.append(self._update(type(batch)(*minibatch)))
-                if self._scheduler is not None:
-                    self._scheduler.step()
                 for callback in self._after_update:
                     callback(self)
         finally:
@@ -302,12 +269,8 @@ class DQN(pl.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One greedy episode: observation (T, ...), action (T,), reward (T,) and q_values (T, A)."""
-        return {
-            "observation": batch.observation,
-            "action": batch.action,
-            "reward": batch.reward,
-            "q_values": self(batch.observation),
-        }
+        played = {"observation": batch.observation, "action": batch.action, "reward": batch.reward}
+        return {**played, "q_values": self(batch.observation)}
 
     def _log_episodes(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.episode_metrics.compute().items()})
