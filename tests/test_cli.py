@@ -557,6 +557,11 @@ def test_case_18_unknown_and_shortened_keys_are_refused_with_what_was_meant(empt
 
 
 OF_A_MODEL = {
+    "wrong-type": (["--model.clip_grad_norm", "many"], "model.clip_grad_norm=many: must be of type float"),
+    "no-such-choice": (
+        ["--model", "DQN", "--model.loss", "mae"],
+        "model.loss=mae: must be of type Literal['huber', 'mse']",
+    ),
     "no-munchausen": (["--model.munchausen", "true"], "model=lightning_dqn.C51: Option 'munchausen' is not accepted; "),
     "no-loss": (["--model.loss", "mse"], "model=lightning_dqn.C51: Option 'loss' is not accepted; "),
     "misspelt": (["--model.vmax", "3"], "'vmax' is not accepted; did you mean --model.v_max?"),
@@ -566,7 +571,15 @@ OF_A_MODEL = {
         "model.double=true, model.munchausen=true: soft values pick no action; choose one of them",
     ),
     "no-such-argument": (["--model.lr_scheduler", "LinearLR", "--model.lr_scheduler.nonsense", "1"], "'nonsense'"),
-    "no-such-schedule": (
+    "misspelt-schedule": (
+        ["--model.lr_scheduler", "LinarLR"],
+        "model.lr_scheduler=LinarLR: must be of type dot import path string: LinarLR",
+    ),
+    "ambiguous-schedule": (
+        ["--model.lr_scheduler", "ReduceLROnPlateau"],
+        "Give the full class path to avoid ambiguity: torch.optim.lr_scheduler.ReduceLROnPlateau",
+    ),
+    "schedule-of-a-metric": (
         ["--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"],
         "ReduceLROnPlateau: waits for a metric",
     ),

@@ -103,6 +103,16 @@ def debugging() -> bool:
 
 def one_line(message: str) -> str:
     """What jsonargparse says of a value, without its tree of types."""
+    # a knob of the model: its union may stand within that of model and null, which knows the whole key
+    inner = re.search(
+        r"Parser key \"model\":.*Problem with given class_path '[\w.]+':\s+Parser key \"([\w.]+)\":(.*)"
+        r"\s+- Expected a <class 'NoneType'>\s+Given value type: <class 'jsonargparse\.\S+\s+Given value: (.*)",
+        message,
+        re.DOTALL,
+    )
+    if inner:
+        whole = re.match(r"NestedArg\(key='([\w.]+)'", inner[3])
+        message = f'Parser key "model.{whole[1] if whole else inner[1]}":{inner[2]}'
     # of a union's complaints, those that are not about null
     union = re.search(r"Errors:(.*?)Given value type:.*?Given value: (.*)", message, re.DOTALL)
     if union:
@@ -115,6 +125,8 @@ def one_line(message: str) -> str:
     message = re.sub(r"Parser key \"model\":\s+Problem with given class_path '([\w.]+)':", r"model=\1:", message)
     message = re.sub(r"<class '([\w.]+)'>|typing\.(Literal\[[^\]]*\])", lambda match: match[1] or match[2], message)
     message = " ".join(message.split())
+    # files that nobody meant
+    message = re.sub(r": or Expected a path but \S+ either not accessible or invalid or ", ": ", message)
     # Parser key "data.num_envs": Expected a int. Got value: x
     refused = re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', message)
     return f"{refused[1]}={refused[3]}: must be of type {refused[2]}" if refused else message
