@@ -128,7 +128,7 @@ def one_line(message: str) -> str:
     # files that nobody meant
     message = re.sub(r": or Expected a path but \S+ either not accessible or invalid or ", ": ", message)
     # a class whose whole path was not given
-    short = re.fullmatch(r'Parser key "([\w.]+)":.* Expected a dot import path string\W+(?:Got value: )?(\w+)', message)
+    short = re.match(r'Parser key "([\w.]+)":.* Expected a dot import path string: (\w+)(?:\. Got|$)', message)
     if short:
         ours = hasattr(sys.modules["lightning_dqn"], short[2])
         hint = f"did you mean lightning_dqn.{short[2]}?" if ours else "give its whole path, module.Class"
