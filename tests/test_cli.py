@@ -582,6 +582,10 @@ OF_A_MODEL = {
         ["--model", "QRDQN", "--model.double", "true", "--model.munchausen", "true"],
         "model.double=true, model.munchausen=true: soft values pick no action; choose one of them",
     ),
+    "munchausen-of-three-steps": (
+        ["--model", "IQN", "--model.munchausen", "true", "--data.n_step", "3"],
+        "data.n_step=3: model.munchausen adds to the reward of every step",
+    ),
     "no-such-argument": (["--model.lr_scheduler", "LinearLR", "--model.lr_scheduler.nonsense", "1"], "'nonsense'"),
     "misspelt-schedule": (
         ["--model.lr_scheduler", "LinarLR"],

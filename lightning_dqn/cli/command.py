@@ -193,7 +193,7 @@ class DQNCLI(LightningCLI):
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
         try:
             super().instantiate_classes()
-            check_learner(self.datamodule, on_policy=self.model.on_policy)
+            check_learner(self.datamodule, on_policy=self.model.on_policy, munchausen=self.model.munchausen)
             if self.checkpoint is not None:
                 goes_on = self.subcommand == "fit"
                 self.model.check_checkpoint(self.checkpoint, goes_on=goes_on)
