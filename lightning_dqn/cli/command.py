@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_dqn.callbacks import (
     AgentVideo,
@@ -182,7 +182,9 @@ class DQNCLI(LightningCLI):
         folder = None
         try:
             folder = new_run_folder(root, env_id)
-            check_writable(folder)
+            # which the first rank makes, and later than the others look
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                check_writable(folder)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.removedirs(folder or root)
