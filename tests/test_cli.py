@@ -589,7 +589,7 @@ OF_A_MODEL = {
     "no-such-argument": (["--model.lr_scheduler", "LinearLR", "--model.lr_scheduler.nonsense", "1"], "'nonsense'"),
     "misspelt-schedule": (
         ["--model.lr_scheduler", "LinarLR"],
-        "model.lr_scheduler=LinarLR: must be of type dot import path string: LinarLR",
+        "model.lr_scheduler=LinarLR: no such class; give its whole path, module.Class",
     ),
     "ambiguous-schedule": (
         ["--model.lr_scheduler", "ReduceLROnPlateau"],

@@ -314,7 +314,7 @@ def test_what_cannot_work_is_refused_in_a_line_and_leaves_no_folder(tmp_path, mo
 def test_help_names_it(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
-    assert "--model PQN" in capsys.readouterr().out
+    assert "Other models: --model C51, QRDQN, IQN or PQN" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["fit", "--model.help", "PQN"])
     assert "how much later rewards count against the value" in " ".join(capsys.readouterr().out.split())
