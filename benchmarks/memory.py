@@ -1,6 +1,10 @@
-"""What one draw from a memory, and one row into it, cost at 10^3 to 10^6 rows: this package's and the peer's."""
+"""What one draw from a memory, and one row into it, cost at 10^3 to 10^6 rows: this package's and the peer's.
+
+And what priorities add to it.
+"""
 
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +17,7 @@ from gymnasium import spaces
 from benchmarks.settings import TEXTBOOK, Job, Result
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
+PRIORITY_SIZES = SIZES[1:]
 EPISODE_LENGTH = 200
 OBSERVATION_SPACE = spaces.Box(-1, 1, (4,), np.float32)
 ACTION_SPACE = spaces.Discrete(2)
@@ -22,21 +27,78 @@ def ours(job: Job) -> Result:
     """Microseconds a call of `ReplayMemory.sample(1, 128)` and `append` of one environment's step."""
     from lightning_dqn.replay import ReplayMemory  # noqa: PLC0415  # one package a process
 
-    action, reward = np.zeros(1, np.int64), np.ones(1)
-    observations, no, yes = _observations(), np.zeros(1, np.bool_), np.ones(1, np.bool_)
-
     def make(size: int) -> tuple[Callable[[int], None], Callable[[], Any]]:
         memory = ReplayMemory(
             capacity=size, num_envs=1, observation_space=OBSERVATION_SPACE, gamma=TEXTBOOK.gamma, seed=job.seed
         )
-        memory.begin(observations[0])
-
-        def append(i: int) -> None:
-            memory.append(action, reward, no, yes if i % EPISODE_LENGTH == 0 else no, observations[i % 1000])
-
-        return append, lambda: memory.sample(1, TEXTBOOK.batch_size)
+        return _appending(memory), lambda: memory.sample(1, TEXTBOOK.batch_size)
 
     return _costs(make, job.seconds)
+
+
+def prioritized(job: Job) -> Result:
+    """Microseconds of a uniform `sample(1, 128)`, and of a prioritised one with the write of its rows' priorities."""
+    if not job.compiled:
+        os.environ["CXX"] = "/nowhere/c++"
+    from lightning_dqn.replay import PrioritizedSampler, ReplayMemory, UniformSampler  # noqa: PLC0415  # as above
+
+    rng = np.random.default_rng(job.seed)
+    errors = itertools.cycle(rng.exponential(size=(64, TEXTBOOK.batch_size)).astype(np.float32))
+
+    def make(size: int, sampler: Any) -> tuple[Callable[[int], None], Any]:
+        memory = ReplayMemory(
+            capacity=size,
+            num_envs=1,
+            observation_space=OBSERVATION_SPACE,
+            gamma=TEXTBOOK.gamma,
+            sampler=sampler,
+            seed=job.seed,
+        )
+        return _filled(_appending(memory), size), memory
+
+    def sample_and_write(memory: Any) -> None:
+        batch = memory.sample(1, TEXTBOOK.batch_size)
+        memory.sampler.write(batch.index.numpy().ravel(), next(errors))
+
+    calls: dict[str, Callable[[], Any]] = {}
+    sizes = PRIORITY_SIZES if job.compiled else PRIORITY_SIZES[:-1]  # numpy alone would fill the largest for minutes
+    for size in sizes:
+        append, uniform = make(size, UniformSampler)
+        append_prioritized, memory = make(size, PrioritizedSampler)
+        memory.sampler.beta = 0.7
+        # most rows have been learnt from
+        for _ in range(2 * size // TEXTBOOK.batch_size):
+            sample_and_write(memory)
+        calls[f"uniform_{size}_us"] = partial(uniform.sample, 1, TEXTBOOK.batch_size)
+        calls[f"prioritized_{size}_us"] = partial(sample_and_write, memory)
+        calls[f"append_{size}_us"] = partial(_append_next, append, itertools.count(size))
+        calls[f"append_prioritized_{size}_us"] = partial(_append_next, append_prioritized, itertools.count(size))
+    # all of it is this thread's own work: its time is the same beside others that want the core
+    blocks = _take_turns(calls, job.seconds, time.thread_time)
+    figures = {name: statistics.median(costs) for name, costs in blocks.items()}
+    for size in sizes:
+        pairs = zip(blocks[f"prioritized_{size}_us"], blocks[f"uniform_{size}_us"], strict=True)
+        figures[f"ratio_{size}"] = statistics.median(a / b for a, b in pairs)
+    return {"figures": figures, "notes": {"blocks_of_100_calls": len(blocks["uniform_10000_us"])}}
+
+
+def _appending(memory: Any) -> Callable[[int], None]:
+    """What appends the i-th step of one environment to a `ReplayMemory`."""
+    action, reward = np.zeros(1, np.int64), np.ones(1)
+    observations, no, yes = _observations(), np.zeros(1, np.bool_), np.ones(1, np.bool_)
+    memory.begin(observations[0])
+
+    def append(i: int) -> None:
+        memory.append(action, reward, no, yes if i % EPISODE_LENGTH == 0 else no, observations[i % 1000])
+
+    return append
+
+
+def _filled(append: Callable[[int], None], size: int) -> Callable[[int], None]:
+    """The same, when the memory is full."""
+    for i in range(size + 1):
+        append(i)
+    return append
 
 
 def sb3(job: Job) -> Result:
@@ -69,15 +131,9 @@ def _costs(make: Callable[[int], tuple[Callable[[int], None], Callable[[], Any]]
     calls: dict[str, Callable[[], Any]] = {}
     for size in SIZES:
         append, sample = make(size)
-        for i in range(size + 1):
-            append(i)
-        calls[f"append_{size}_us"] = partial(_append_next, append, itertools.count(size))
+        calls[f"append_{size}_us"] = partial(_append_next, _filled(append, size), itertools.count(size))
         calls[f"sample_{size}_us"] = sample
-    blocks: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(blocks["sample_1000_us"]) < 5:
-        for name, call in calls.items():
-            blocks[name].append(_microseconds(call))
+    blocks = _take_turns(calls, seconds)
     figures = {name: statistics.median(costs) for name, costs in blocks.items()}
     for kind in ("append", "sample"):
         costs = [figures[f"{kind}_{size}_us"] for size in SIZES]
@@ -85,15 +141,27 @@ def _costs(make: Callable[[int], tuple[Callable[[int], None], Callable[[], Any]]
     return {"figures": figures, "notes": {"blocks_of_100_calls": len(blocks["sample_1000_us"])}}
 
 
+def _take_turns(
+    calls: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Microseconds of each call, one value a turn."""
+    blocks: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(blocks.values()))) < 5:
+        for name, call in calls.items():
+            blocks[name].append(_microseconds(call, clock))
+    return blocks
+
+
 def _append_next(append: Callable[[int], None], turn: Iterator[int]) -> None:
     append(next(turn))
 
 
-def _microseconds(call: Callable[[], Any]) -> float:
+def _microseconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     """What one of 100 calls takes, after a few that find their way into the caches."""
     for _ in range(5):
         call()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(100):
         call()
-    return (time.perf_counter() - start) / 100 * 1e6
+    return (clock() - start) / 100 * 1e6

@@ -5,6 +5,12 @@ from dataclasses import dataclass, replace
 from benchmarks.settings import Job
 
 SIZES = ("1000", "10000", "100000", "1000000")
+PRIORITY_KINDS = {
+    "uniform": "uniform sample",
+    "prioritized": "prioritised sample and write",
+    "append": "append, uniform",
+    "append_prioritized": "append, prioritised",
+}
 
 
 USUAL = Job()
@@ -127,6 +133,22 @@ MEASUREMENTS = (
         | {"append_spread": "append, spread", "sample_spread": "sample, spread"},
         (System("ours", "benchmarks.memory:ours"), System(SB3, "benchmarks.memory:sb3")),
         (SB3,),
+        timeout_s=600,
+    ),
+    Measurement(
+        "priorities",
+        "one uniform sample of 128 rows; a prioritised one with the write of its priorities; one append of one env",
+        {f"ratio_{size}": f"prioritised / uniform at {int(size):,} rows" for size in SIZES[1:]}
+        | {
+            f"{kind}_{size}_us": f"us, {words} at {int(size):,} rows"
+            for kind, words in PRIORITY_KINDS.items()
+            for size in SIZES[1:]
+        },
+        (
+            System("compiled tree", "benchmarks.memory:prioritized", Job(compiled=True)),
+            System("numpy tree", "benchmarks.memory:prioritized"),
+        ),
+        ("compiled tree",),
         timeout_s=600,
     ),
     Measurement(

@@ -78,7 +78,7 @@ class Job:
 
     Attributes:
         num_envs: environments side by side; as many updates follow each step of all of them.
-        compiled: whether ours compiles its update.
+        compiled: whether ours compiles its update, or its sum tree.
         config: file that holds the run's settings, from the repository root; empty for those of `Work`.
         own_compile_cache: whether torch compiles into a cache of this round, which is empty at its start.
         seconds: how long rates are measured.

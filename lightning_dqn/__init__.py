@@ -8,6 +8,7 @@ _collects = gc.isenabled()
 gc.disable()
 try:
     from lightning_dqn.callbacks import EpsilonDecay as EpsilonDecay
+    from lightning_dqn.callbacks import PriorityUpdate as PriorityUpdate
     from lightning_dqn.callbacks import SoftTargetUpdate as SoftTargetUpdate
     from lightning_dqn.data import DQNDataModule as DQNDataModule
     from lightning_dqn.distributional import C51 as C51
@@ -15,6 +16,9 @@ try:
     from lightning_dqn.distributional import QRDQN as QRDQN
     from lightning_dqn.module import DQN as DQN
     from lightning_dqn.networks import MLP as MLP
+    from lightning_dqn.pqn import PQN as PQN
+    from lightning_dqn.replay import PrioritizedSampler as PrioritizedSampler
+    from lightning_dqn.replay import UniformSampler as UniformSampler
 finally:
     gc.freeze()
     if _collects:

@@ -19,6 +19,25 @@ if TYPE_CHECKING:
 FEW_OBSERVATIONS = 32
 
 
+def act(
+    module: "DQN",
+    observation: NDArray[Any],
+    rng: np.random.Generator | None,
+    action_mask: NDArray[np.bool_] | None,
+) -> NDArray[np.int64]:
+    """Actions of a learner, (N,), as the environment takes them; see `DQN.act`."""
+    action = choose_actions(
+        lambda: judge(module, observation, noisy=rng is not None),
+        len(observation),
+        module.num_actions,
+        epsilon=0.0 if rng is None else module.read_epsilon(),
+        temperature=module.boltzmann_temperature,
+        action_mask=action_mask,
+        rng=rng,
+    )
+    return action + module.first_action
+
+
 def judge(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[Any]:
     """Action values of the policy net, by the cheapest way there is.
 

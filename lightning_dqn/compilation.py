@@ -23,7 +23,7 @@ WORTH_COMPILING = 10_000
 
 
 class Parameters(Protocol):
-    """A network whose parameters are one vector, as `update.FlatParameters`."""
+    """A network whose parameters are one vector, as `flat.FlatParameters`."""
 
     net: nn.Module
     values: Tensor
@@ -130,7 +130,8 @@ def _traced_and_compiled(gradient: Gradient, example: list[Any]) -> Gradient:
 
     on_cpu = example[0].device.type == "cpu"
     apart: dict[Any, Any] = {torch.ops.aten.addmm.default: _bias_apart} if on_cpu else {}
-    with torch.no_grad():
+    # to trace and to try out, numbers are drawn; the run shall go on with those that it would have without
+    with torch.no_grad(), torch.random.fork_rng():
         traced = make_fx(gradient, apart, tracing_mode="fake")(*example)
         compiled: Gradient = inductor_compile(traced, example)
         compiled(*example)

@@ -52,6 +52,20 @@ def learner_in_words(
     }
 
 
+def check_positive(**knobs: float | None) -> None:
+    """Refuse numbers that are not positive; None stands for no number.
+
+    Args:
+        knobs: of the model, by name.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    for name, value in knobs.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"model.{name}={value}: must be positive")
+
+
 def refuse_other_knobs(then: Mapping[str, Any], now: Mapping[str, Any], side: str = "data") -> None:
     """Compare the knobs that a run was made with and those it shall go on with.
 
@@ -92,7 +106,12 @@ def refuse_foreign(
             )
     ours = {name: tuple(value.shape) for name, value in state.items()}
     theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    for name in sorted(dict(ours.items() ^ theirs.items())):
+    differing = sorted(dict(ours.items() ^ theirs.items()))
+    learner, other = words["knobs"].get("model"), checkpoint.get("knobs", {}).get("model")
+    if (with_knobs or differing) and other not in (learner, None):
+        # the reason for whatever else differs
+        raise MisconfigurationException(f"The checkpoint is of {other}, this run has {learner}: use --model {other}")
+    for name in differing:
         raise MisconfigurationException(
             f"{name} has shape {ours.get(name)} here and shape {theirs.get(name)} in the checkpoint: "
             "use the model.network that it was made with"

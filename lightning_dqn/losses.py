@@ -42,6 +42,21 @@ def chosen(values: Tensor, action: Tensor) -> Tensor:
     return values.gather(1, action[:, None, None].expand(-1, 1, values.shape[2])).squeeze(1)
 
 
+def allowed(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Values in which no action is the best, or has a chance, that is not allowed.
+
+    Args:
+        q_values: (B, A) values of all actions.
+        action_mask: (B, A) which of them are allowed; None for all.
+
+    Returns:
+        (B, A) values, very low where the mask is false, but finite: an infinity times a discount of 0 is no number.
+    """
+    if action_mask is None:
+        return q_values
+    return q_values.masked_fill(~action_mask, max(-1e9, torch.finfo(q_values.dtype).min))
+
+
 def q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor) -> Tensor:
     """The DQN target (Mnih et al. 2015, Algorithm 1), without gradient.
 
@@ -108,6 +123,27 @@ def soft_value(next_values: Tensor, next_q: Tensor, *, temperature: float) -> Te
     return (log_policy.exp() * (next_values - temperature * log_policy)).sum(1)
 
 
+def munchausen_target(
+    reward: Tensor, discount: Tensor, next_target_q: Tensor, target_q: Tensor, action: Tensor, *, temperature: float
+) -> Tensor:
+    """The Munchausen-DQN target (Vieillard et al. 2020, eq. 2), without gradient.
+
+    Args:
+        reward: (B,) reward of one step.
+        discount: (B,) weight of the value behind it; 0 where the episode terminated.
+        next_target_q: (B, A) target-net values of the next observation.
+        target_q: (B, A) target-net values of the observation.
+        action: (B,) what was done there.
+        temperature: of the softmax policy.
+
+    Returns:
+        (B,) targets.
+    """
+    # y = r + alpha [T ln pi(a | s)]_{-1}^0 + gamma (1 - terminated) sum_a' pi(a' | s') (Q-(s', a') - T ln pi(a' | s'))
+    bonus = munchausen_bonus(target_q, action, temperature=temperature)
+    return (reward + bonus + discount * soft_value(next_target_q, next_target_q, temperature=temperature)).detach()
+
+
 def weighted_huber(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Huber loss with delta 1 (error clipping of Mnih et al. 2015), weighted, then averaged over the batch.
 
@@ -136,6 +172,9 @@ def weighted_mse(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """
     # L = mean_i w_i (Q_i - y_i)^2 / 2
     return (weight * 0.5 * (q_value - target).square()).mean()
+
+
+LOSSES = {"huber": weighted_huber, "mse": weighted_mse}
 
 
 def categorical_projection(atoms: Tensor, probability: Tensor, support: Tensor) -> Tensor:
@@ -173,6 +212,29 @@ def quantile_huber(quantiles: Tensor, levels: Tensor, target: Tensor, *, kappa: 
     huber = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=kappa) / kappa
     tilt = (levels.unsqueeze(-1) - (error.detach() < 0).to(error.dtype)).abs()
     return (tilt * huber).mean(2).sum(1)
+
+
+@torch.no_grad()
+def lambda_returns(reward: Tensor, discount: Tensor, ended: Tensor, next_value: Tensor, td_lambda: float) -> Tensor:
+    """Returns of Q(lambda) in a rollout (Peng and Williams 1996, as in Gallici et al. 2024, eq. 6), without gradient.
+
+    Args:
+        reward: (T, N) of each step.
+        discount: (T, N) weight of the value behind it; 0 where the episode terminated.
+        ended: (T, N) whether the episode ended there, by itself or by a cut.
+        next_value: (T, N) max_a Q(s_{t+1}, a), of the last observation where an episode ended.
+        td_lambda: how much later rewards count against the value, in [0, 1]: 0 is one step, 1 the whole rollout.
+
+    Returns:
+        (T, N) returns.
+    """
+    # R_t = r_t + gamma (1 - terminated) ((1 - lambda) max_a Q(s_{t+1}, a) + lambda R_{t+1}), with
+    # R_{t+1} = max_a Q(s_{t+1}, a) behind an episode's end and behind the rollout
+    returns = list((reward + discount * next_value).unbind())
+    carried, values = (td_lambda * discount * ~ended).unbind(), next_value.unbind()
+    for t in range(len(returns) - 2, -1, -1):
+        returns[t] = torch.addcmul(returns[t], carried[t], returns[t + 1] - values[t])
+    return torch.stack(returns)
 
 
 @torch.no_grad()

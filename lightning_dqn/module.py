@@ -6,7 +6,7 @@ Legend: U updates, B batch, N envs, A actions.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -16,39 +16,20 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_dqn.acting import choose_actions, judge
+from lightning_dqn.acting import act
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.continuing import generators_state, prepare_to_go_on, set_generators
 from lightning_dqn.evaluation import EpisodeMetrics
-from lightning_dqn.fingerprint import learner_in_words, refuse_foreign
-from lightning_dqn.losses import (
-    TDLoss,
-    chosen,
-    double_q_target,
-    move_towards,
-    munchausen_bonus,
-    q_target,
-    soft_value,
-    weighted_huber,
-    weighted_mse,
-)
+from lightning_dqn.fingerprint import check_positive, learner_in_words, refuse_foreign
+from lightning_dqn.flat import Pair, make_optimizer, move_net
+from lightning_dqn.losses import LOSSES, TDLoss, allowed, chosen, double_q_target, munchausen_target, q_target
 from lightning_dqn.networks import MLP, NoisyLinear
-from lightning_dqn.optimizers import can_be_flat, check_optimizer, prefer_fused
-from lightning_dqn.replay import Transition
-from lightning_dqn.update import (
-    FlatParameters,
-    LeanUpdate,
-    LightningUpdate,
-    Limits,
-    choose_update,
-    denormals_are_flushed,
-    find_schedules,
-)
+from lightning_dqn.optimizers import check_optimizer
+from lightning_dqn.replay import AnyTransition
+from lightning_dqn.update import Limits, Update, choose_update, denormals_are_flushed, find_schedules
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
-
-LOSSES = {"huber": weighted_huber, "mse": weighted_mse}
 
 NetworkCallable = Callable[[gym.Space[Any], Any], nn.Module]
 OptimizerCallable = Callable[[Any], torch.optim.Optimizer]
@@ -78,6 +59,9 @@ class DQN(pl.LightningModule):
         ValueError: if a value is out of its range, or two switches contradict each other.
     """
 
+    # whether it learns from rollouts of its own policy, with neither memory nor target net: the data side asks
+    on_policy: ClassVar[bool] = False
+
     def __init__(
         self,
         observation_space: gym.Space[Any],
@@ -102,27 +86,23 @@ class DQN(pl.LightningModule):
             raise ValueError("model.double=true, model.munchausen=true: soft values pick no action; choose one of them")
         if loss not in LOSSES:
             raise ValueError(f"model.loss={loss}: must be {' or '.join(LOSSES)}")
-        positive = {
-            "clip_grad_value": clip_grad_value,
-            "clip_grad_norm": clip_grad_norm,
-            "munchausen_temperature": munchausen_temperature,
-            "boltzmann_temperature": boltzmann_temperature,
-        }
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"model.{name}={value}: must be positive, or null for none")
+        positive = {"clip_grad_value": clip_grad_value, "clip_grad_norm": clip_grad_norm}
+        positive["munchausen_temperature"] = munchausen_temperature
+        positive["boltzmann_temperature"] = boltzmann_temperature
+        check_positive(**positive)
         self.automatic_optimization = False
         self.observation_space = observation_space
         self.action_space = action_space
         self.num_actions, self.first_action = int(action_space.n), int(action_space.start)
         self.policy_net = network(observation_space, self.num_actions)
-        self.target_net = network(observation_space, self.num_actions)
-        self.target_net.load_state_dict(self.policy_net.state_dict())
-        self.target_net.requires_grad_(False)
+        self.target_net = None if self.on_policy else network(observation_space, self.num_actions)
+        if self.target_net is not None:
+            self.target_net.load_state_dict(self.policy_net.state_dict())
+            self.target_net.requires_grad_(False)
         # noise, or Boltzmann's chances, explore in place of epsilon
         self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
         self.explores_by_itself = self.is_noisy or boltzmann_temperature is not None
-        self.clip_grad_value, self.clip_grad_norm = clip_grad_value, clip_grad_norm
+        self._limits = Limits(value=clip_grad_value, norm=clip_grad_norm)
         self.weighted_loss = LOSSES[loss]
         self.double_q = double
         self.munchausen_temperature = munchausen_temperature if munchausen else None
@@ -133,10 +113,9 @@ class DQN(pl.LightningModule):
         self._words = learner_in_words(observation_space, action_space, *throwaways, knobs)
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
-        self._flat: tuple[FlatParameters, FlatParameters] | None = None
+        self._flat: Pair | None = None
         # chosen at the first update of a fit, when it is known where and how long it runs
-        self._update: LeanUpdate | LightningUpdate | None = None
-        self._scheduler: Any = None
+        self._update: Update | None = None
         self._flushed_before = False
         # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
         self._compiled = False
@@ -152,22 +131,15 @@ class DQN(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the policy net, on one flat vector if it treats all entries alike, and its schedule."""
-        optimizer = self._make_optimizer(self.policy_net.parameters())
-        self._flat = None
-        if can_be_flat(self.policy_net, optimizer):
-            self._flat = FlatParameters(self.policy_net), FlatParameters(self.target_net)
-            optimizer = self._make_optimizer([self._flat[0].vector])
-        prefer_fused(optimizer)
+        optimizer, self._flat = make_optimizer(self._make_optimizer, self.policy_net, self.target_net)
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     def move_target(self, tau: float) -> None:
-        """Move the target net the share tau of the way to the policy net."""
-        if self._flat is None:
-            move_towards(list(self.target_net.parameters()), list(self.policy_net.parameters()), tau)
-        else:
-            self._flat[1].values.lerp_(self._flat[0].values, tau)
+        """Move the target net, if there is one, the share tau of the way to the policy net."""
+        if self.target_net is not None:
+            move_net(self.target_net, self.policy_net, self._flat, tau)
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
@@ -183,7 +155,8 @@ class DQN(pl.LightningModule):
         # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
         self._known_epsilon = (epsilon, buffer._version)
 
-    def _read_epsilon(self) -> float:
+    def read_epsilon(self) -> float:
+        """The share of random actions."""
         buffer = self._buffers["epsilon"]
         known, version = self._known_epsilon
         return known if version == buffer._version else float(buffer)  # type: ignore[union-attr, arg-type]
@@ -204,22 +177,13 @@ class DQN(pl.LightningModule):
         Returns:
             (N,) actions as the environment takes them.
         """
-        action = choose_actions(
-            lambda: judge(self, observation, noisy=rng is not None),
-            len(observation),
-            self.num_actions,
-            epsilon=0.0 if rng is None else self._read_epsilon(),
-            temperature=self.boltzmann_temperature,
-            action_mask=action_mask,
-            rng=rng,
-        )
-        return action + self.first_action
+        return act(self, observation, rng, action_mask)
 
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
         self._update = None
         self._flushed_before = denormals_are_flushed()
-        self._after_update = find_schedules(self.trainer)
+        self._after_update = find_schedules(self.trainer, has_target=self.target_net is not None)
 
     def on_train_start(self) -> None:
         """Put the generators back where a run that goes on left them, at the last moment before they are drawn from."""
@@ -227,7 +191,7 @@ class DQN(pl.LightningModule):
             set_generators(self._generators, self.device)
             self._generators = None
 
-    def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor] | None:
+    def training_step(self, batch: AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
         """Make U updates, one a minibatch.
 
         Args:
@@ -242,18 +206,17 @@ class DQN(pl.LightningModule):
         if self._update is None:
             # what was compiled before a stop stays so: it rounds otherwise
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
-            limits: Limits = {"value": self.clip_grad_value, "norm": self.clip_grad_norm}
-            self._update = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=limits)
+            self._update = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=self._limits)
             self._compiled = self._update.compiled
-            self._scheduler = self.lr_schedulers()
+            schedule: Any = self.lr_schedulers()
+            if schedule is not None:
+                self._after_update.insert(0, lambda _: schedule.step())
         results = []
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
             for minibatch in zip(*(part.unbind() for part in batch), strict=True):
-                results.append(self._update(Transition(*minibatch)))
-                if self._scheduler is not None:
-                    self._scheduler.step()
+                results.append(self._update(type(batch)(*minibatch)))
                 for callback in self._after_update:
                     callback(self)
         finally:
@@ -265,22 +228,21 @@ class DQN(pl.LightningModule):
     # Lightning asks for it in every iteration, and Python builds it anew unless it is there
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """The equations of one update, for a minibatch and two networks."""
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+        """The equations of one update, for a minibatch and two networks; without a target net the first is both."""
         action = batch.action - self.first_action
         q_value = chosen(policy_net(batch.observation), action)
         with torch.no_grad():
-            reward, discount = batch.reward, batch.discount
-            next_q = target_net(batch.next_observation)
+            next_q = allowed(target_net(batch.next_observation), batch.next_action_mask)
+            known = batch.reward, batch.discount, next_q
             if self.munchausen_temperature is not None:
-                temperature = self.munchausen_temperature
-                bonus = munchausen_bonus(target_net(batch.observation), action, temperature=temperature)
-                # y = r + alpha T ln pi(a | s) + gamma^k (1 - terminated) V(s')
-                target = reward + bonus + discount * soft_value(next_q, next_q, temperature=temperature)
+                target_q = allowed(target_net(batch.observation), batch.action_mask)
+                target = munchausen_target(*known, target_q, action, temperature=self.munchausen_temperature)
             elif self.double_q:
-                target = double_q_target(reward, discount, next_q, policy_net(batch.next_observation))
+                next_policy_q = allowed(policy_net(batch.next_observation), batch.next_action_mask)
+                target = double_q_target(*known, next_policy_q)
             else:
-                target = q_target(reward, discount, next_q)
+                target = q_target(*known)
         td_error = q_value - target
         return TDLoss(self.weighted_loss(q_value, target, batch.weight), q_value, td_error, td_error.abs())
 
@@ -307,12 +269,8 @@ class DQN(pl.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One greedy episode: observation (T, ...), action (T,), reward (T,) and q_values (T, A)."""
-        return {
-            "observation": batch.observation,
-            "action": batch.action,
-            "reward": batch.reward,
-            "q_values": self(batch.observation),
-        }
+        played = {"observation": batch.observation, "action": batch.action, "reward": batch.reward}
+        return {**played, "q_values": self(batch.observation)}
 
     def _log_episodes(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.episode_metrics.compute().items()})

@@ -31,7 +31,8 @@ class ObservationEncoder(nn.Module):
     def __init__(self, space: spaces.Space[object]) -> None:
         super().__init__()
         self.num_features: int
-        starts: list[int] = []
+        # numbers, not a tensor: what is compiled may close over no other tensors than its inputs
+        self.starts: list[int] = []
         self.num_categories: list[int] = []
         if isinstance(space, spaces.Box):
             if space.dtype == np.uint8 and len(space.shape) >= 2:
@@ -41,10 +42,10 @@ class ObservationEncoder(nn.Module):
                 )
             self.num_features = int(np.prod(space.shape))
         elif isinstance(space, spaces.Discrete):
-            starts, self.num_categories = [int(space.start)], [int(space.n)]
+            self.starts, self.num_categories = [int(space.start)], [int(space.n)]
             self.num_features = int(space.n)
         elif isinstance(space, spaces.MultiDiscrete):
-            starts = np.asarray(space.start).ravel().tolist()
+            self.starts = np.asarray(space.start).ravel().tolist()
             self.num_categories = np.asarray(space.nvec).ravel().tolist()
             self.num_features = sum(self.num_categories)
         else:
@@ -52,15 +53,21 @@ class ObservationEncoder(nn.Module):
                 f"observation_space {space} is not supported: use a Box, Discrete or MultiDiscrete space, "
                 "or wrap the environment so that it gives one"
             )
-        self.register_buffer("starts", torch.tensor(starts), persistent=False)
-        self.starts: Tensor
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, num_features) rows; boxes keep their type, one-hot rows are integers."""
         if not self.num_categories:
             return observation.flatten(1)
-        category = observation.reshape(len(observation), -1) - self.starts
-        return torch.cat([F.one_hot(category[:, i], n) for i, n in enumerate(self.num_categories)], dim=1)
+        columns = observation.reshape(len(observation), -1).long().unbind(1)
+        blocks = zip(columns, self.starts, self.num_categories, strict=True)
+        # not F.one_hot: it looks at the values, which what is compiled can't
+        return torch.cat(
+            [
+                category.new_zeros(len(category), n).scatter(1, (category - start).unsqueeze(1), 1)
+                for category, start, n in blocks
+            ],
+            dim=1,
+        )
 
 
 class NoisyLinear(nn.Linear):
@@ -162,7 +169,8 @@ class MLP(nn.Module):
         values: Tensor = features
         for layer in self._head:
             values = layer(values)
-        values = values.reshape(-1, *self.shape)
+        if len(self.shape) > 1:
+            values = values.reshape(-1, *self.shape)
         if self.dueling:
             # Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a')  (Wang et al. 2016, eq. 9)
             state = self.value(features)

@@ -9,19 +9,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-# action 8, reward 4, three flags, and 8 for the sampler's ring
-BYTES_OF_A_ROW = 23
+# action 8, reward 4, three flags
+BYTES_OF_A_ROW = 15
 
 
-def memory_bytes(capacity: int, observation_space: gym.Space[Any]) -> int:
+def memory_bytes(capacity: int, observation_space: gym.Space[Any], other_bytes: int) -> int:
     """Bytes that a full `ReplayMemory` takes; one observation a row, float64 as float32.
 
     Args:
         capacity: transitions, over all environments.
         observation_space: space of one observation.
+        other_bytes: that its sampler, and masks, take a row.
     """
     dtype = np.dtype(np.float32 if observation_space.dtype == np.float64 else observation_space.dtype)
-    return capacity * (math.prod(observation_space.shape or ()) * dtype.itemsize + BYTES_OF_A_ROW)
+    return capacity * (math.prod(observation_space.shape or ()) * dtype.itemsize + BYTES_OF_A_ROW + other_bytes)
 
 
 def available_ram(root: Path = Path("/")) -> int | None:

@@ -1,9 +1,8 @@
-"""The hot path of an update: flat parameters, and no more calls than needed. Clever, and only here.
+"""The hot path of an update: no more calls than needed. Clever, and only here.
 
-`module.DQN` owns the equations; this file makes them cheap. Parameters lie as views in one vector, so that clipping,
-optimizer, soft target and gradient are one operation each instead of one a layer; where nobody watches the steps of an
-update, they follow each other without Lightning's calls between them. `optimizers` makes its last step cheaper still,
-`compilation` its first.
+`module.DQN` owns the equations; this file makes them cheap. Parameters lie in one vector, see `flat`; where nobody
+watches the steps of an update, they follow each other without Lightning's calls between them. `optimizers` makes its
+last step cheaper still, `compilation` its first.
 """
 
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_dqn.compilation import Change, Gradient, Loss, QFunction, compiling_pays, try_to_compile
+from lightning_dqn.compilation import Change, Gradient, Loss, compiling_pays, try_to_compile
+from lightning_dqn.flat import FlatParameters
 from lightning_dqn.optimizers import lean_step
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
@@ -39,50 +39,6 @@ class Limits(TypedDict):
 
     value: float | None
     norm: float | None
-
-
-class FlatParameters:
-    """The parameters of a network as views of one vector; their gradients likewise, if they have any.
-
-    The network keeps its parameters, their names and shapes; whoever writes to one writes to the other. Moving the
-    network to another device ends that, so this is made after it has moved.
-
-    Args:
-        net: a network whose parameters share one type and one device, and are all trained or all held still.
-
-    Attributes:
-        vector: what an optimizer takes, (number of parameters,).
-        values: the same memory, outside of autograd.
-        gradient: where backward passes lay the gradient, (number of parameters,).
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        named = dict(net.named_parameters())
-        self.net = net
-        self._shapes = {name: p.shape for name, p in named.items()}
-        values = torch.cat([p.detach().reshape(-1) for p in named.values()])
-        self.vector = nn.Parameter(values, requires_grad=all(p.requires_grad for p in named.values()))
-        self.values = self.vector.detach()
-        for name, part in self._split(values).items():
-            named[name].data = part
-        self.gradient = torch.zeros_like(values)
-        self._gradients = [(named[name], part) for name, part in self._split(self.gradient).items()]
-
-    def zero_grad(self) -> None:
-        """Set all gradients to 0, and lay them in one vector again if somebody set them to None."""
-        self.gradient.zero_()
-        self.vector.grad = self.gradient
-        for parameter, part in self._gradients:
-            parameter.grad = part
-
-    def _split(self, vector: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(vector, [shape.numel() for shape in self._shapes.values()])
-        return {name: part.view(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
-
-    def function(self, vector: Tensor) -> QFunction:
-        """The network as a function of its input alone, with its parameters taken from a vector like ours."""
-        parameters = self._split(vector)
-        return lambda *inputs: torch.func.functional_call(self.net, parameters, inputs)
 
 
 class LeanUpdate:
@@ -112,7 +68,7 @@ class LeanUpdate:
         self._step = lean_step(optimizer.optimizer)
         self._finish = finish
 
-    def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, batch: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
         gradient, *results = self._gradient(self._values, self._target_values, *batch)
         for change in self._finish:
@@ -145,7 +101,8 @@ class LightningUpdate:
     def __call__(self, batch: Any) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
         module = self._module
-        loss, *others = self._loss(batch, module.policy_net, module.target_net)
+        target_net = module.policy_net if module.target_net is None else module.target_net
+        loss, *others = self._loss(batch, module.policy_net, target_net)
         optimizer = module.optimizers()
         if self._flat is None:
             optimizer.zero_grad()
@@ -159,6 +116,9 @@ class LightningUpdate:
         return loss.detach(), *(part.detach() for part in others)
 
 
+Update = LeanUpdate | LightningUpdate
+
+
 def choose_update(
     module: LightningModule,
     loss: Loss,
@@ -167,7 +127,7 @@ def choose_update(
     *,
     compile: bool | Literal["auto"],
     limits: Limits,
-) -> LeanUpdate | LightningUpdate:
+) -> Update:
     """The leanest update that does what Lightning's own calls would do.
 
     Args:
@@ -217,18 +177,26 @@ def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor
     return gradient
 
 
-def find_schedules(trainer: Trainer) -> list[Callable[[Any], None]]:
+def find_schedules(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any], None]]:
     """What the callbacks of a trainer do after each update.
 
+    Args:
+        trainer: of the fit.
+        has_target: whether there is a target net, which somebody has to move.
+
     Raises:
-        MisconfigurationException: if nothing moves the target net or sets epsilon.
+        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
-    if not after_update:
+    if has_target and not after_update:
         raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
     if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
         raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
+    memory: Any = getattr(getattr(trainer.datamodule, "train_dataset", None), "memory", None)  # type: ignore[attr-defined]
+    learns_from_errors = hasattr(getattr(memory, "sampler", None), "write")
+    if learns_from_errors and not any(hasattr(callback, "beta_at") for callback in callbacks):
+        raise MisconfigurationException("Nothing writes priorities: Trainer(callbacks=...) needs PriorityUpdate()")
     return after_update
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.envs import make_vector_env
 from lightning_dqn.snapshots import restore
@@ -36,18 +36,20 @@ class Dropout(nn.Module):
         return self.layers(observation)
 
 
-def make_pair(*, network=small_mlp, compile=False, double=False, lr=1e-3, data=DQNDataModule, **knobs):
-    """A learner and its data side."""
+def make_pair(*, network=small_mlp, compile=False, lr=1e-3, model=DQN, learner=(), data=DQNDataModule, **knobs):
+    """A learner, with the knobs `learner`, and its data side."""
     data = data(**{**SMALL, **knobs})
 
     def adam(parameters):
         return torch.optim.AdamW(parameters, lr=lr, amsgrad=True)
 
     spaces = data.observation_space, data.action_space
-    return DQN(*spaces, network=network, optimizer=adam, compile=compile, double=double), data
+    return model(*spaces, network=network, optimizer=adam, compile=compile, **dict(learner)), data
 
 
-def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, show=False, **knobs):
+def fit(
+    folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, target=(), show=False, **knobs
+):
     """A fit with a checkpoint at every epoch's end, and one every so many updates; its trainer."""
     pl.seed_everything(seed, verbose=False)
     epochs = ModelCheckpoint(folder, "epoch{epoch}", save_top_k=-1, auto_insert_metric_name=False)
@@ -58,7 +60,14 @@ def fit(folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_up
         accelerator="cpu",
         logger=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[SoftTargetUpdate(), EpsilonDecay(), *callbacks, epochs, updates],
+        callbacks=[
+            SoftTargetUpdate(**dict(target)),
+            EpsilonDecay(),
+            PriorityUpdate(anneal_env_steps=900),
+            *callbacks,
+            epochs,
+            updates,
+        ],
         enable_progress_bar=show,
         enable_model_summary=False,
         num_sanity_val_steps=0,

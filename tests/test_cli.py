@@ -22,6 +22,7 @@ from lightning_dqn.cli.runs import new_run_folder
 # 200 env steps make 200 - 127 = 73 updates: one after each env step from the 128th on
 QUIET = ("--video.episodes", "0", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 SMALL = ("--data.epoch_env_steps", "200", "--trainer.max_epochs", "1", "--data.eval_episodes", "2", *QUIET)
+PRIORITIZED = "lightning_dqn.PrioritizedSampler"
 NO_LOGGER = ("--trainer.logger", "false")
 CSV = ("--trainer.logger", "CSVLogger")
 METRICS = {
@@ -368,6 +369,70 @@ def test_an_environment_of_ones_own_is_learnt(toys, tmp_path, capfd, name, actio
     assert episodes[0]["observation"].shape == (10, 2 + 3)
 
 
+def test_prioritised_replay_runs_from_the_command_line_and_again_from_its_configuration(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    flags = "--data.sampler", PRIORITIZED, "--data.sampler.alpha", "0.5", "--priorities.anneal_env_steps", "150"
+    main(["fit", *SMALL, *NO_LOGGER, *flags])
+    [run] = Path("runs").glob("*/*")
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["data"]["sampler"] == {"class_path": PRIORITIZED, "init_args": {"alpha": 0.5, "epsilon": 1e-6}}
+    assert kept["priorities"] == {"beta_start": 0.4, "beta_end": 1.0, "anneal_env_steps": 150}
+    main(["fit", "--config", str(run / "config.yaml")])
+    one, other = (torch.load(path, weights_only=True) for path in Path("runs").glob("*/*/checkpoints/last.ckpt"))
+    samplers = [each["DQNDataModule"]["train"]["memory"]["sampler"] for each in (one, other)]
+    assert torch.equal(samplers[0]["priorities"], samplers[1]["priorities"])
+    assert samplers[0]["beta"] == 1.0
+    # at a resume, what it was made with stays
+    last = str(run / "checkpoints" / "last.ckpt")
+    for flag, value in (("data.sampler.alpha", "0.6"), ("priorities.beta_start", "0.5")):
+        line = refusal(capfd, "fit", "--ckpt_path", last, f"--{flag}", value)
+        assert f"--{flag}={value} contradicts" in line
+
+
+FAMILY = {
+    "C51": ("--model.v_max", "200", "--model.network.dueling", "true", "--model.network.noisy", "true"),
+    "QRDQN": ("--model.num_quantiles", "8", "--model.munchausen", "true", "--model.clip_grad_norm", "10"),
+    "IQN": (
+        *("--model.lr_scheduler", "torch.optim.lr_scheduler.LinearLR", "--model.lr_scheduler.total_iters", "100"),
+        *("--model.boltzmann_temperature", "1", "--target_update.tau", "1", "--target_update.every_n_env_steps", "50"),
+    ),
+}
+
+
+@pytest.mark.parametrize("model", FAMILY)
+def test_models_go_by_their_short_names_and_come_back_from_their_configuration(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", *SMALL, *CSV, "--model", model, *FAMILY[model]])
+    (first,) = runs_in(tmp_path)
+    saved = yaml.safe_load((first / "config.yaml").read_text())
+    assert saved["model"]["class_path"] == f"lightning_dqn.{model}"
+    arguments = saved["model"]["init_args"]
+    if model == "C51":
+        network = arguments["network"]["init_args"]
+        assert (arguments["v_max"], network["dueling"], network["noisy"], network["layer_norm"]) == (
+            200,
+            True,
+            True,
+            False,
+        )
+    if model == "QRDQN":
+        assert (arguments["num_quantiles"], arguments["munchausen"], arguments["clip_grad_norm"]) == (8, True, 10)
+    if model == "IQN":
+        assert arguments["lr_scheduler"]["init_args"]["total_iters"] == 100
+        assert saved["target_update"]["every_n_env_steps"] == 50
+        state = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+        # a third of the rate at the start, 73 hundredths of the rest later
+        assert state["lr_schedulers"][0]["_last_lr"] == [pytest.approx(1e-4 * (1 / 3 + 2 / 3 * 0.73))]
+    main(["fit", "--config", str(first / "config.yaml")])
+    second = runs_in(tmp_path)[1]
+    assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
+    one, other = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (first, second)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    main(["validate", "--ckpt_path", "best", *QUIET])
+
+
 # what is refused
 
 OUT_OF_RANGE = [
@@ -388,12 +453,19 @@ OUT_OF_RANGE = [
     ("model.optimizer.lr", "0", "0"),
     ("model.optimizer.lr", "-1", "-1"),
     ("model.clip_grad_value", "0", "0"),
+    ("model.clip_grad_norm", "-1", "-1"),
+    ("model.boltzmann_temperature", "0", "0"),
+    ("model.munchausen_temperature", "0", "0"),
+    ("target_update.every_n_env_steps", "0", "0"),
     ("target_update.tau", "0", "0"),
     ("target_update.tau", "1.1", "1.1"),
     ("target_update.every_n_updates", "0", "0"),
     ("epsilon.start", "1.1", "1.1"),
     ("epsilon.end", "-0.1", "-0.1"),
     ("epsilon.decay_env_steps", "0", "0"),
+    ("priorities.beta_start", "1.1", "1.1"),
+    ("priorities.beta_end", "-0.1", "-0.1"),
+    ("priorities.anneal_env_steps", "0", "0"),
     ("plot.window", "0", "0"),
     ("video.episodes", "-1", "-1"),
     ("trainer.max_epochs", "-2", "-2"),
@@ -404,10 +476,14 @@ WRONG_TYPE = [
     ("data.num_envs", "many"),
     ("data.batch_size", "1.5"),
     ("data.gamma", "many"),
+    ("data.sampler", "many"),
+    ("data.sampler", "lightning_dqn.MLP"),
     ("model.network.hidden_sizes", "many"),
     ("model.optimizer.lr", "many"),
     ("model.clip_grad_value", "many"),
     ("model.double", "many"),
+    ("model.loss", "mae"),
+    ("model.network.noisy", "many"),
     ("target_update.tau", "many"),
     ("target_update.every_n_updates", "1.5"),
     ("epsilon.start", "many"),
@@ -420,9 +496,12 @@ UNKNOWN = [
     ("data.gama", "--data.gamma"),
     ("gamma", "--data.gamma"),
     ("model.gamma", "--data.gamma"),
-    ("model.clip_grad", "--model.clip_grad_value"),
+    ("model.clip_grad_val", "--model.clip_grad_value"),
     ("model.network.hiden_sizes", "--model.network.hidden_sizes"),
     ("lr", "--model.optimizer.lr"),
+    ("model.network.duelling", "--model.network.dueling"),
+    ("model.boltzmann", "--model.boltzmann_temperature"),
+    ("target_update.every_n_env", "--target_update.every_n_env_steps"),
     ("target_update.ta", "--target_update.tau"),
     ("epsilon.st", "--epsilon.start"),
     ("trainer.max_epoch", "--trainer.max_epochs"),
@@ -453,6 +532,14 @@ def test_case_17_a_value_out_of_its_range_is_refused_by_key_and_value(empty, cap
     assert shown in line
 
 
+@pytest.mark.parametrize(("setting", "value"), [("alpha", "1.5"), ("alpha", "-1.0"), ("epsilon", "0.0")])
+def test_case_17_a_setting_of_the_sampler_out_of_its_range_is_refused(empty, capfd, setting, value):
+    flags = "--data.sampler", PRIORITIZED, f"--data.sampler.{setting}", value, "--data.env_id", "NoSuch-v0"
+    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
+    # before the environment is made, which there isn't
+    assert f"data.sampler.{setting}={value}: must be" in line
+
+
 @pytest.mark.parametrize(("key", "value"), WRONG_TYPE, ids=[f"{k}={v}" for k, v in WRONG_TYPE])
 def test_case_18_a_value_of_the_wrong_type_is_refused_by_key_and_value(empty, capfd, key, value):
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
@@ -467,6 +554,48 @@ def test_case_18_unknown_and_shortened_keys_are_refused_with_what_was_meant(empt
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", "3")
     assert key.rpartition(".")[2] in line
     assert line.endswith(f"did you mean {meant}?")
+
+
+OF_A_MODEL = {
+    "wrong-type": (["--model.clip_grad_norm", "many"], "model.clip_grad_norm=many: must be of type float"),
+    "no-such-choice": (
+        ["--model", "DQN", "--model.loss", "mae"],
+        "model.loss=mae: must be of type Literal['huber', 'mse']",
+    ),
+    "no-munchausen": (["--model.munchausen", "true"], "model=lightning_dqn.C51: Option 'munchausen' is not accepted; "),
+    "no-loss": (["--model.loss", "mse"], "model=lightning_dqn.C51: Option 'loss' is not accepted; "),
+    "misspelt": (["--model.vmax", "3"], "'vmax' is not accepted; did you mean --model.v_max?"),
+    "out-of-range": (["--model.v_min", "300"], "model.v_min=300.0, model.v_max=100.0: v_min must be below v_max"),
+    "contradiction": (
+        ["--model", "QRDQN", "--model.double", "true", "--model.munchausen", "true"],
+        "model.double=true, model.munchausen=true: soft values pick no action; choose one of them",
+    ),
+    "no-such-argument": (["--model.lr_scheduler", "LinearLR", "--model.lr_scheduler.nonsense", "1"], "'nonsense'"),
+    "misspelt-schedule": (
+        ["--model.lr_scheduler", "LinarLR"],
+        "model.lr_scheduler=LinarLR: must be of type dot import path string: LinarLR",
+    ),
+    "ambiguous-schedule": (
+        ["--model.lr_scheduler", "ReduceLROnPlateau"],
+        "Give the full class path to avoid ambiguity: torch.optim.lr_scheduler.ReduceLROnPlateau",
+    ),
+    "schedule-of-a-metric": (
+        ["--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"],
+        "ReduceLROnPlateau: waits for a metric",
+    ),
+    "two-clocks": (
+        ["--target_update.every_n_env_steps", "9", "--target_update.every_n_updates", "2"],
+        "every_n_updates=2, every_n_env_steps=9: two clocks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), OF_A_MODEL.values(), ids=OF_A_MODEL)
+def test_case_17_and_18_what_a_model_does_not_take_is_refused_in_its_name(empty, capfd, flags, said):
+    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, "--model", "C51", *flags)
+    assert said in line
+    if said.endswith("; "):
+        assert line.endswith("fit --model.help C51 lists all there are"), "and not the knobs of another model"
 
 
 @pytest.mark.parametrize(
@@ -574,7 +703,9 @@ KNOBS = """
     data.env_id data.env_kwargs data.num_envs data.steps_per_iteration data.updates_per_iteration data.batch_size
     data.memory_capacity data.warmup_env_steps data.gamma data.n_step data.epoch_env_steps data.eval_episodes
     model model.network model.network.hidden_sizes model.optimizer model.clip_grad_value model.double
-    target_update.tau target_update.every_n_updates
+    model.lr_scheduler model.clip_grad_norm model.loss model.munchausen model.munchausen_temperature
+    model.boltzmann_temperature model.network.dueling model.network.noisy model.network.layer_norm
+    target_update.tau target_update.every_n_updates target_update.every_n_env_steps
     epsilon.start epsilon.end epsilon.decay_env_steps epsilon.schedule
     checkpoint.monitor trainer.max_epochs seed_everything
 """

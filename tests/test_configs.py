@@ -25,6 +25,13 @@ def resolved(capsys, *arguments):
     return yaml.safe_load(capsys.readouterr().out)
 
 
+def holds(whole, part):
+    """Whether a configuration says everything that another says."""
+    if isinstance(part, dict):
+        return all(name in whole and holds(whole[name], value) for name, value in part.items())
+    return whole == part
+
+
 @pytest.mark.parametrize("path", every())
 def test_every_configuration_runs_for_a_short_epoch(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -34,7 +41,7 @@ def test_every_configuration_runs_for_a_short_epoch(path, tmp_path, monkeypatch)
     [run] = Path("runs").glob("*/*")
     given, kept = yaml.safe_load(path.read_text()), yaml.safe_load((run / "config.yaml").read_text())
     shorter = {"epoch_env_steps": 300, "eval_episodes": 2, "warmup_env_steps": 200}
-    assert kept["data"] == {**kept["data"], **given["data"], **shorter}
+    assert holds(kept["data"], {**given["data"], **shorter})
     assert kept["model"]["class_path"] == given["model"]["class_path"]
     assert (run / "checkpoints" / "best.ckpt").is_file()
 

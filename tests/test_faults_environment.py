@@ -316,9 +316,9 @@ def test_case_19_a_memory_larger_than_the_ram_is_refused_with_the_bytes():
 @pytest.mark.parametrize("space", [PIXELS, spaces.Box(-1, 1, (5,), np.float64), spaces.Discrete(7)], ids=str)
 def test_case_19_the_bytes_are_those_that_the_memory_takes(space):
     memory = ReplayMemory(capacity=1000, num_envs=1, observation_space=space, gamma=0.99)
-    arrays = [*memory._written.values(), memory.sampler._ring]
+    arrays = [*memory._written.values(), memory.sampler._queue.rows]
     # one row more, which waits for its action
-    assert memory_bytes(1001, space) == sum(array.nbytes for array in arrays)
+    assert memory_bytes(1001, space, memory.sampler.bytes_of_a_row()) == sum(array.nbytes for array in arrays)
 
 
 def machine(root, meminfo_kb, cgroup="", **files):

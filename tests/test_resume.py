@@ -4,6 +4,7 @@ A run of 600 iterations is compared, to the bit, with one of 300, another seed i
 """
 
 import random
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -25,28 +26,53 @@ from test_replay_dataset import (
     written_by,
 )
 
-from lightning_dqn import DQNDataModule
+from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler
 from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
 from lightning_dqn.envs import make_vector_env
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TAXI = max((env_id for env_id in gym.registry if env_id.startswith("Taxi-v")), key=lambda i: int(i[6:]))
+
+
+def falling(optimizer):
+    """A rate that goes down all the time."""
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+
+
 RUNS = {
     "one-environment": {},
     "four-one-after-the-other": {"num_envs": 4, "vectorization": "sync", "epoch_env_steps": 1200},
     "four-in-their-own-vector-form": {"num_envs": 4, "epoch_env_steps": 1200},
     "three-step-returns": {"num_envs": 2, "n_step": 3, "epoch_env_steps": 600},
     "several-updates": {
-        **{"num_envs": 3, "steps_per_iteration": 2, "updates_per_iteration": 3, "double": True},
+        **{"num_envs": 3, "steps_per_iteration": 2, "updates_per_iteration": 3, "learner": {"double": True}},
         **{"epoch_env_steps": 1800, "every_n_updates": 999},
     },
     "frozen-lake": {"env_id": "FrozenLake-v1"},
     "taxi": {"env_id": TAXI},
     "acrobot": {"env_id": "Acrobot-v1"},
     "dropout": {"network": Dropout},
+    "prioritised": {"num_envs": 3, "n_step": 3, "sampler": PrioritizedSampler, "epoch_env_steps": 900},
+    "c51-noisy-dueling": {
+        "model": C51,
+        "learner": {"num_atoms": 11},
+        "network": lambda space, outputs: MLP(space, outputs, hidden_sizes=[16, 16], noisy=True, dueling=True),
+    },
+    "qrdqn-munchausen": {"model": QRDQN, "learner": {"munchausen": True, "num_quantiles": 8}},
+    "iqn-double": {"model": IQN, "learner": {"double": True, "num_cosines": 8}},
+    "boltzmann": {"learner": {"boltzmann_temperature": 1.0}},
+    "falling-rate-and-clipped-norm": {"learner": {"lr_scheduler": falling, "clip_grad_norm": 0.5}},
+    "hard-target-by-env-steps": {
+        "num_envs": 4,
+        "epoch_env_steps": 1200,
+        "target": {"tau": 1.0, "every_n_env_steps": 70},
+    },
 }
 # the others take their time
-QUICK = {"one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout"}
+QUICK = {
+    *("one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"),
+    *("c51-noisy-dueling", "iqn-double", "falling-rate-and-clipped-norm", "hard-target-by-env-steps"),
+}
 
 
 def slow(value):
@@ -83,6 +109,17 @@ def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compi
     fit(tmp_path / "resumed", compile=compile, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert load(tmp_path / "resumed" / "epoch1.ckpt")["compiled"] is True
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("name", ["c51-noisy-dueling", "iqn-double", "frozen-lake"])
+def test_case_01_a_compiled_run_that_draws_numbers_goes_on_exactly_from_mid_run(tmp_path, name):
+    knobs = {**RUNS[name], "compile": True}
+    fit(tmp_path / "whole", **knobs)
+    for part in ("mid222", "epoch0"):
+        fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
+        assert load(tmp_path / part / "epoch1.ckpt")["compiled"] is True
+        assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
 
 
 class Dice(pl.Callback):
@@ -173,6 +210,18 @@ def test_case_02_an_evaluation_that_a_checkpoint_lies_before_is_not_left_out(tmp
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "again" / "epoch1.ckpt")
 
 
+def test_case_02_priorities_go_on_from_the_middle_of_an_epoch(tmp_path):
+    knobs = {"num_envs": 2, "n_step": 3, "updates_per_iteration": 2, "epoch_env_steps": 600, "every_n_updates": 334}
+    knobs["sampler"] = PrioritizedSampler
+    fit(tmp_path / "whole", **knobs)
+    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "mid334.ckpt", seed=77)
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+    sampler = load(tmp_path / "whole" / "epoch1.ckpt")["DQNDataModule"]["train"]["memory"]["sampler"]
+    # neither of a run whose priorities or beta stayed as they were
+    assert sampler["beta"] == 1.0
+    assert len(sampler["priorities"].unique()) > 50
+
+
 def test_case_02_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_path, whole):
     # nothing is left to do: none are put back, and none may be lost
     trainer = fit(tmp_path, ckpt_path=whole / "epoch1.ckpt", seed=77)
@@ -209,11 +258,29 @@ def test_the_memory_is_saved_once(whole):
     assert load(whole / "epoch0.ckpt")["loops"]["fit_loop"]["state_dict"] == {}
 
 
+@pytest.fixture(scope="module")
+def prioritized(tmp_path_factory):
+    """A checkpoint of a prioritised run."""
+    folder = tmp_path_factory.mktemp("prioritized")
+    fit(folder, sampler=PrioritizedSampler, limits={"max_epochs": 1})
+    return folder / "epoch0.ckpt"
+
+
 OTHER_RUNS = {
     "num_envs": ({"num_envs": 2}, r"data\.num_envs=1, this run has 2"),
     "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.99, this run has 0\.5"),
     "batch_size": ({"batch_size": 17}, r"data\.batch_size=16, this run has 17"),
-    "double": ({"double": True}, r"model\.double=False, this run has True"),
+    "sampler": (
+        {"sampler": PrioritizedSampler},
+        r"data\.sampler=UniformSampler, this run has PrioritizedSampler: use the same",
+    ),
+    "double": ({"learner": {"double": True}}, r"model\.double=False, this run has True"),
+    "model": ({"model": QRDQN}, "has shape|knobs|model"),
+    "munchausen": ({"learner": {"munchausen": True}}, r"model\.munchausen=False, this run has True"),
+    "loss": ({"learner": {"loss": "mse"}}, r"model\.loss=huber, this run has mse"),
+    "clip_grad_norm": ({"learner": {"clip_grad_norm": 1.0}}, r"model\.clip_grad_norm=None, this run has 1\.0"),
+    "boltzmann": ({"learner": {"boltzmann_temperature": 1.0}}, r"model\.boltzmann_temperature=None, this run has 1\.0"),
+    "lr_scheduler": ({"learner": {"lr_scheduler": falling}}, r"model\.lr_scheduler=None, this run has ExponentialLR"),
     "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.001, this run has 0\.5"),
     "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, "use the model.network that it was made with"),
     "environment": ({"env_id": "Acrobot-v1"}, "use the env_id that it was made with"),
@@ -224,6 +291,29 @@ OTHER_RUNS = {
 def test_case_09_a_trainer_of_ones_own_refuses_to_go_on_with_other_knobs(tmp_path, whole, knobs, words):
     with pytest.raises(MisconfigurationException, match=words):
         fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", **knobs)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        (partial(PrioritizedSampler, alpha=0.5), r"data\.sampler\.alpha=0\.6, this run has 0\.5"),
+        (partial(PrioritizedSampler, epsilon=0.1), r"data\.sampler\.epsilon=1e-06, this run has 0\.1"),
+        (UniformSampler, r"data\.sampler=PrioritizedSampler, this run has UniformSampler: use the same"),
+    ],
+)
+def test_case_09_prioritised_replay_goes_on_with_its_own_settings_or_not_at_all(tmp_path, prioritized, sampler, words):
+    with pytest.raises(MisconfigurationException, match=words):
+        fit(tmp_path, ckpt_path=prioritized, sampler=sampler)
+
+
+def test_case_09_a_checkpoint_from_before_there_were_samplers_was_uniform(tmp_path, whole):
+    checkpoint = load(whole / "epoch0.ckpt")
+    del checkpoint["DQNDataModule"]["knobs"]["sampler"]
+    torch.save(checkpoint, tmp_path / "uniform.ckpt")
+    fit(tmp_path / "on", ckpt_path=tmp_path / "uniform.ckpt", seed=77)
+    assert_same_run(whole / "epoch1.ckpt", tmp_path / "on" / "epoch1.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"data\.sampler=UniformSampler"):
+        fit(tmp_path, ckpt_path=tmp_path / "uniform.ckpt", sampler=PrioritizedSampler)
 
 
 def test_case_09_what_only_watches_may_change(tmp_path, whole):
@@ -298,7 +388,7 @@ def test_case_12_environments_that_cannot_be_snapshotted_are_announced_and_cut(t
     assert len(said) == 1
     assert "generator" in said[0], "which says why"
     assert "under_way" not in load(tmp_path / "epoch0.ckpt")["DQNDataModule"]["train"]
-    assert first.datamodule.train_dataset._lengths[0] > 0, "an episode is under way"
+    assert first.datamodule.train_dataset.player._lengths[0] > 0, "an episode is under way"
     fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt", limits={"max_epochs": 2})
     (said,) = [line for line in notes if line.startswith("Resumed")]
     assert "kept as truncated" in said
@@ -308,7 +398,7 @@ def test_case_12_environments_that_cannot_be_snapshotted_are_announced_and_cut(t
 def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp_path):
     played, fresh = countdown(), countdown(seed=5)
     # an episode under way, one step old
-    while played._lengths[0] != 1:
+    while played.player._lengths[0] != 1:
         take(played, 1)
     cut = written_by(played)[0][-1]
     torch.save(played.state_dict(with_envs=False), tmp_path / "state")
@@ -363,8 +453,8 @@ def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path
     for seed in range(40):
         take(dataset, 3)
         torch.save(dataset.state_dict(), tmp_path / "state")
-        resetting += int(dataset._resetting.sum())
-        under_way += int((dataset._lengths > 0).sum())
+        resetting += int(dataset.player.resetting.sum())
+        under_way += int((dataset.player._lengths > 0).sum())
         dataset = ledger(num_envs, seed=seed)
         dataset.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert min(under_way, resetting) > 5, "stopped in mid-episode and before a reset"

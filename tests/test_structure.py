@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import C51, DQN, IQN, MLP, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import (
+    C51,
+    DQN,
+    IQN,
+    MLP,
+    PQN,
+    QRDQN,
+    DQNDataModule,
+    EpsilonDecay,
+    PrioritizedSampler,
+    PriorityUpdate,
+    SoftTargetUpdate,
+    UniformSampler,
+)
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
@@ -24,29 +37,33 @@ ALLOWED = {
     "optimizers": set(),
     "acting": {"networks"},
     "evaluation": set(),
+    "flat": {"compilation", "losses", "optimizers"},
     "fingerprint": set(),
     "continuing": set(),
-    "update": {"compilation", "optimizers"},
+    "update": {"compilation", "flat", "optimizers"},
     "module": {
         "losses",
         "networks",
         "replay",
         "acting",
         "evaluation",
+        "flat",
         "compilation",
         "optimizers",
         "update",
         "fingerprint",
         "continuing",
     },
-    "distributional": {"module", "losses", "networks", "replay", "compilation"},
+    "distributional": {"module", "losses", "networks", "replay", "compilation", "fingerprint"},
+    # of the data side it knows the rollout, as a type only
+    "pqn": {"module", "losses", "networks", "replay", "compilation"},
     "snapshots": set(),
     "checkpoint_io": set(),
     "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
-    "cli": {"callbacks", "data", "module", "networks", "checkpoint_io", "secrets"},
-    "__init__": {"callbacks", "data", "module", "distributional", "networks"},
+    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "secrets"},
+    "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
 }
 
@@ -104,10 +121,14 @@ def kept_as(owner, knob):
         C51,
         QRDQN,
         IQN,
+        PQN,
         MLP,
         DQNDataModule,
         EpsilonDecay,
+        PrioritizedSampler,
+        PriorityUpdate,
         SoftTargetUpdate,
+        UniformSampler,
         AgentVideo,
         EpisodePlot,
         EpisodeStatistics,

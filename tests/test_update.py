@@ -16,8 +16,9 @@ from gymnasium import spaces
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.compilation import compiling_pays
+from lightning_dqn.flat import FlatParameters
 from lightning_dqn.optimizers import can_be_flat, lean_step, prefer_fused
-from lightning_dqn.update import FlatParameters, denormals_are_flushed
+from lightning_dqn.update import denormals_are_flushed
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -90,10 +91,9 @@ def test_auto_compiles_where_a_run_is_long_enough(max_steps, compiles):
 
 def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
-    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
+    nowhere = torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",), "fx_graph_cache": False})
     # a network of its own shape, whose kernels no cache has
-    with caplog.at_level(logging.INFO):
+    with nowhere, caplog.at_level(logging.INFO):
         model, _ = trained(8, compile=True, network=lambda s, n: MLP(s, n, hidden_sizes=[13, 17]))
     assert not model._update.compiled
     lines = [record.getMessage() for record in caplog.records if "not compiled" in record.getMessage()]

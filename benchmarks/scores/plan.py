@@ -85,20 +85,40 @@ ATOMS = {
     "lunarlander": "--model.v_min -200 --model.v_max 300",
 }
 
+# from the first env step to the last
+ANNEALED = {
+    "cartpole": "--priorities.anneal_env_steps 50000",
+    "acrobot": "--priorities.anneal_env_steps 100000",
+    "mountaincar": "--priorities.anneal_env_steps 120000",
+    "lunarlander": "--priorities.anneal_env_steps 100000",
+}
+
+# an update for every 8 env steps, of rollouts of 128; the learning rate falls over all of them
+ROLLOUTS = "--data.num_envs 8 --data.steps_per_iteration 16 --data.updates_per_iteration 16 --data.batch_size 32"
+ROLLOUTS += " --data.n_step 1 --model PQN --model.network.layer_norm true --model.clip_grad_norm 10"
+ROLLOUTS += " --model.td_lambda 0.9 --model.optimizer torch.optim.RAdam --model.optimizer.lr 1e-3"
+UPDATES = {
+    "cartpole": "--model.lr_scheduler.total_iters 6250",
+    "acrobot": "--model.lr_scheduler.total_iters 12500",
+    "mountaincar": "--model.lr_scheduler.total_iters 15000",
+    "lunarlander": "--model.lr_scheduler.total_iters 12500",
+}
+
 # A later --config is merged into an earlier one; another --model keeps those of its init_args that the new class has.
 VARIANTS = (
-    Variant("dqn"),
+    Variant("dqn", "--model.double false"),
     Variant("double", "--model.double true"),
     Variant("dueling", "--model.network.dueling true"),
-    Variant("per", "--data.sampler lightning_dqn.PrioritizedSampler"),
+    Variant("per", "--data.sampler lightning_dqn.PrioritizedSampler", ANNEALED),
     # where DQN itself sums three rewards already, five
-    Variant("n-step", "--data.n_step 3", {"mountaincar": "--data.n_step 5"}),
+    Variant("n-step", "--data.n_step 3", {"mountaincar": "--data.n_step 5", "lunarlander": "--data.n_step 5"}),
     Variant("qrdqn", "--model QRDQN"),
     Variant("c51", "--model C51", ATOMS),
-    Variant("iqn", "--model IQN"),
-    Variant("munchausen", "--model.munchausen true"),
-    Variant("rainbow", "--config configs/rainbow.yaml", ATOMS),
-    Variant("pqn", "--model PQN"),
+    # a quarter of the paper's quantiles to choose by: they cost most of an update
+    Variant("iqn", "--model IQN --model.num_policy_quantiles 8"),
+    Variant("munchausen", "--model.double false --model.munchausen true"),
+    Variant("rainbow", "--config configs/rainbow.yaml", {name: f"{ATOMS[name]} {ANNEALED[name]}" for name in ATOMS}),
+    Variant("pqn", ROLLOUTS, UPDATES),
 )
 
 

@@ -64,7 +64,9 @@ class AgentVideo(Callback):
         try:
             with _no_display(), closing(make_env(data.env_id, data.env_kwargs, render_mode="rgb_array")) as env:
                 for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
-                    self.paths.append(self._film(env, dqn(pl_module), folder / f"agent-{seed}.mp4", seed))
+                    path = folder / f"agent-{seed}.mp4"
+                    self._film(env, dqn(pl_module), path, seed, action_masks=data.action_masks)
+                    self.paths.append(str(path))
         except Exception as error:  # whatever ails an environment's renderer, the run's results are worth more
             rank_zero_info(f"No video: {data.env_id}: {type(error).__name__}: {error}")
             return
@@ -72,21 +74,23 @@ class AgentVideo(Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_video("agent", self.paths, format=["mp4"] * len(self.paths))
 
-    def _film(self, env: "gym.Env[object, object]", module: "DQN", path: Path, seed: int) -> str:
-        """Play one greedy episode before the camera; the path of the film."""
+    def _film(
+        self, env: "gym.Env[object, object]", module: "DQN", path: Path, seed: int, *, action_masks: bool
+    ) -> None:
+        """Play one greedy episode before the camera."""
         # a second that only the end of a run need wait
         imageio: Any = importlib.import_module("imageio.v2")
-        observation, _ = env.reset(seed=seed)
+        observation, info = env.reset(seed=seed)
         # yuv420 wants even sides, imageio's default of 16 would rescale most environments
         with imageio.get_writer(path, fps=env.metadata.get("render_fps", 30), macro_block_size=2) as film:
             film.append_data(env.render())
             for _ in range(self.max_env_steps):
-                action = module.act(np.expand_dims(np.asarray(observation), 0))[0]
-                observation, _, terminated, truncated, _ = env.step(action)
+                mask = np.asarray(info["action_mask"], np.bool_)[None] if action_masks else None
+                [action] = module.act(np.expand_dims(np.asarray(observation), 0), action_mask=mask)
+                observation, _, terminated, truncated, info = env.step(action)
                 film.append_data(env.render())
                 if terminated or truncated:
                     break
-        return str(path)
 
 
 @contextmanager

@@ -57,7 +57,8 @@ class SoftTargetUpdate(Callback):
         if self.every_n_env_steps is None:
             return
         periods = data_of(trainer).env_steps // self.every_n_env_steps
-        if periods > self._periods:
+        # a run may go on with another period: fewer of them have passed
+        if periods != self._periods:
             self._periods = periods
             dqn(pl_module).move_target(self.tau)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
 
 PROBE_BYTES = 2**20
 
@@ -22,6 +22,7 @@ def check_knobs(run: Namespace) -> None:
     for owner, key in (
         (SoftTargetUpdate, "target_update"),
         (EpsilonDecay, "epsilon"),
+        (PriorityUpdate, "priorities"),
         (EpisodePlot, "plot"),
         (AgentVideo, "video"),
     ):

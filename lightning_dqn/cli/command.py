@@ -27,6 +27,7 @@ from lightning_dqn.callbacks import (
     EpisodeWriter,
     EpsilonDecay,
     FiniteCheck,
+    PriorityUpdate,
     RunProgressBar,
     RunSummary,
     SoftTargetUpdate,
@@ -49,6 +50,7 @@ from lightning_dqn.cli.runs import (
 )
 from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, prepare_logger, start_wandb
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
+from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
 from lightning_dqn.secrets import hide_secrets
 
@@ -125,6 +127,7 @@ class DQNCLI(LightningCLI):
         parser.set_defaults({f"checkpoint.{name}": value for name, value in BEST.items()})
         parser.add_lightning_class_args(SoftTargetUpdate, "target_update")
         parser.add_lightning_class_args(EpsilonDecay, "epsilon")
+        parser.add_lightning_class_args(PriorityUpdate, "priorities")
         parser.add_lightning_class_args(RunProgressBar, "progress_bar")
         parser.add_lightning_class_args(EpisodePlot, "plot")
         parser.add_lightning_class_args(AgentVideo, "video")
@@ -190,6 +193,7 @@ class DQNCLI(LightningCLI):
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
         try:
             super().instantiate_classes()
+            check_learner(self.datamodule, on_policy=self.model.on_policy)
             if self.checkpoint is not None:
                 goes_on = self.subcommand == "fit"
                 self.model.check_checkpoint(self.checkpoint, goes_on=goes_on)

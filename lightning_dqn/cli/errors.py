@@ -6,15 +6,17 @@ import os
 import re
 import sys
 from argparse import HelpFormatter
+from pydoc import locate
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
 
+# whose knobs are meant by a flag that nobody knows
 LINKED = {"observation_space", "action_space", "outputs", "params"}
 
 
@@ -23,6 +25,13 @@ class DQNArgumentParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
+        """Of the default model its class alone: jsonargparse would hand its knobs on to whatever model is asked for."""
+        defaults = super().get_defaults(skip_validation, **kwargs)
+        if "model.init_args" in defaults:
+            del defaults["model.init_args"]
+        return defaults
 
     def format_usage(self) -> str:
         """Not every option there is."""
@@ -38,7 +47,8 @@ class DQNArgumentParser(LightningArgumentParser):
             for owner, key in ((DQN, "model"), (MLP, "model.network"))
         )
         title = "The default model, lightning_dqn.DQN (--model.optimizer.help names the optimizer's knobs)"
-        return f"{text}\n{title}:\n{knobs}"
+        others = "Other models: --model PQN (learns from rollouts, without a memory; --model.help PQN names its knobs)"
+        return f"{text}\n{title}:\n{knobs}\n{others}\n"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with one line and exit code 2."""
@@ -48,7 +58,8 @@ class DQNArgumentParser(LightningArgumentParser):
         text = one_line(message)
         unknown = re.search(r"(?:unrecognized arguments: -*|option '|Option ')([\w.]+)", message)
         if unknown:
-            text += _suggestion(parser, unknown[1])
+            named = re.search(r"class_path '([\w.]+)'", message)
+            text += _suggestion(parser, unknown[1], (named and locate(named[1])) or DQN)
         sys.stderr.write(f"error: {text}\n")
         sys.exit(2)
 
@@ -69,10 +80,10 @@ def _knobs(prog: str, owner: type, key: str) -> ArgumentParser:
     return parser
 
 
-def _suggestion(parser: ArgumentParser, unknown: str) -> str:
-    """The knob that was probably meant."""
+def _suggestion(parser: ArgumentParser, unknown: str, model: Any) -> str:
+    """The knob that was probably meant, of those that the chosen model has."""
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
-    for prefix, owner in (("model", DQN), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
+    for prefix, owner in (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
         known |= {f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in LINKED}
     last = unknown.rpartition(".")[2]
     # a whole group is no knob
@@ -81,7 +92,8 @@ def _suggestion(parser: ArgumentParser, unknown: str) -> str:
     near += difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
     near += [name for name in sorted(known) if len(last) > 2 and name.rpartition(".")[2].startswith(last)]
     near += [name for name in sorted(known) if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.8)]
-    return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} --help lists all there are"
+    option = "--help" if model is DQN else f"--model.help {model.__name__}"
+    return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} {option} lists all there are"
 
 
 def debugging() -> bool:
@@ -91,6 +103,16 @@ def debugging() -> bool:
 
 def one_line(message: str) -> str:
     """What jsonargparse says of a value, without its tree of types."""
+    # a knob of the model: its union may stand within that of model and null, which knows the whole key
+    inner = re.search(
+        r"Parser key \"model\":.*Problem with given class_path '[\w.]+':\s+Parser key \"([\w.]+)\":(.*)"
+        r"\s+- Expected a <class 'NoneType'>\s+Given value type: <class 'jsonargparse\.\S+\s+Given value: (.*)",
+        message,
+        re.DOTALL,
+    )
+    if inner:
+        whole = re.match(r"NestedArg\(key='([\w.]+)'", inner[3])
+        message = f'Parser key "model.{whole[1] if whole else inner[1]}":{inner[2]}'
     # of a union's complaints, those that are not about null
     union = re.search(r"Errors:(.*?)Given value type:.*?Given value: (.*)", message, re.DOTALL)
     if union:
@@ -99,9 +121,12 @@ def one_line(message: str) -> str:
         value = f". Got value: {union[2]}" if "Namespace(" not in union[2] and "Got value" not in complaints[0] else ""
         message = f"{key[0] if key else ''} {' or '.join(complaints)}{value}"
     message = re.sub(r"Type \S*Callable\[.*? expects a function or a callable class: ", "", message)
-    message = re.sub(r"\. Got value: Namespace\(.*", "", message, flags=re.DOTALL)
+    message = re.sub(r"\. Got value: (?:Namespace|NestedArg)\(.*", "", message, flags=re.DOTALL)
+    message = re.sub(r"Parser key \"model\":\s+Problem with given class_path '([\w.]+)':", r"model=\1:", message)
     message = re.sub(r"<class '([\w.]+)'>|typing\.(Literal\[[^\]]*\])", lambda match: match[1] or match[2], message)
     message = " ".join(message.split())
+    # files that nobody meant
+    message = re.sub(r": or Expected a path but \S+ either not accessible or invalid or ", ": ", message)
     # Parser key "data.num_envs": Expected a int. Got value: x
     refused = re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', message)
     return f"{refused[1]}={refused[3]}: must be of type {refused[2]}" if refused else message

@@ -17,7 +17,7 @@ from lightning_dqn.cli.errors import refuse
 
 DEFAULT_ROOT = "runs"
 # sections of a configuration that decide on what is learnt, and what in them does not
-LEARNING = ("seed_everything", "data", "model", "target_update", "epsilon")
+LEARNING = ("seed_everything", "data", "model", "target_update", "epsilon", "priorities")
 FREE = ("data.eval_episodes", "data.eval_max_steps", "data.save_memory", "data.env_kwargs", "model.init_args.compile")
 
 
@@ -86,8 +86,8 @@ def read_checkpoint(plugin: AtomicCheckpointIO, path: str) -> dict[str, Any]:
 def refuse_contradictions(config: dict[str, Any], saved: Path) -> None:
     """Let a run go on with the knobs that it was made with, or not at all.
 
-    What decides on learning must be the same: the seed and all of data, model, target_update and epsilon but for
-    FREE. What only watches, saves or ends the run may differ: trainer, checkpoint, plot, video, progress_bar.
+    What decides on learning must be the same: the seed and all of data, model, target_update, epsilon and priorities
+    but for FREE. What only watches, saves or ends the run may differ: trainer, checkpoint, plot, video, progress_bar.
     Arguments of the environment may be secret; the checkpoint has a hash of them, which is compared later.
 
     Args:

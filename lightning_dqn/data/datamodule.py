@@ -9,14 +9,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
+from lightning_dqn.data.knobs import check_knobs, check_learner, check_masks, check_ram
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
-from lightning_dqn.data.replay_dataset import EpisodeHistory, Policy, ReplayDataset
+from lightning_dqn.data.player import EpisodeHistory, Policy
+from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
+from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import Vectorization, make_env, make_vector_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
-from lightning_dqn.ram import available_ram, memory_bytes
-from lightning_dqn.replay import ReplayMemory, Transition
-from lightning_dqn.secrets import hide_secrets, paths_of_left_out
+from lightning_dqn.replay import MaskedTransition, ReplayMemory, SamplerCallable, Transition, UniformSampler, try_out
+from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotSnapshotError
 
 # what another value of would make another run of it; evaluation may change at a resume
@@ -31,13 +33,14 @@ LEARNING_KNOBS = (
     "gamma",
     "n_step",
     "epoch_env_steps",
+    "action_masks",
 )
-# the largest part of the available RAM that a memory may ask for
-RAM_SHARE = 0.8
 
 
 class DQNDataModule(pl.LightningDataModule):
     """The environment, the memory and the evaluation episodes of one run.
+
+    For a learner of rollouts (PQN) there is no memory: the knobs of one are not used.
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
@@ -48,6 +51,7 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: updates per iteration, U.
         batch_size: transitions per update and device.
         memory_capacity: transitions kept, over all environments.
+        sampler: what chooses among them: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
         warmup_env_steps: env steps before the first update.
         gamma: discount of one env step, in [0, 1].
         n_step: rewards summed before the value is trusted.
@@ -55,6 +59,7 @@ class DQNDataModule(pl.LightningDataModule):
         eval_episodes: greedy episodes of one evaluation.
         eval_max_steps: env steps after which an evaluation episode is cut.
         save_memory: whether checkpoints hold the memory; without it a resumed run warms up an empty one.
+        action_masks: whether actions are left out that the environment rules out by info["action_mask"].
 
     Raises:
         ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
@@ -71,6 +76,7 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: int = 1,
         batch_size: int = 128,
         memory_capacity: int = 10_000,
+        sampler: SamplerCallable = UniformSampler,
         warmup_env_steps: int = 128,
         gamma: float = 0.99,
         n_step: int = 1,
@@ -78,6 +84,7 @@ class DQNDataModule(pl.LightningDataModule):
         eval_episodes: int = 20,
         eval_max_steps: int = 27_000,
         save_memory: bool = True,
+        action_masks: bool = False,
     ) -> None:
         super().__init__()
         self.env_id = env_id
@@ -88,6 +95,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size
         self.memory_capacity = memory_capacity
+        self.sampler = sampler
         self.warmup_env_steps = warmup_env_steps
         self.gamma = gamma
         self.n_step = n_step
@@ -95,58 +103,20 @@ class DQNDataModule(pl.LightningDataModule):
         self.eval_episodes = eval_episodes
         self.eval_max_steps = eval_max_steps
         self.save_memory = save_memory
-        self._check_knobs()
+        self.action_masks = action_masks
+        check_knobs(self)
+        self._sampler_words, sampler_bytes = try_out(sampler)
         env = make_env(env_id, self.env_kwargs)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
+        self._mask_size = check_masks(env) if action_masks else 0
         self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
         env.close()
-        self._check_ram()
+        check_ram(self, sampler_bytes + self._mask_size)
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
-        self.train_dataset: ReplayDataset | None = None
+        self.train_dataset: ReplayDataset | RolloutDataset | None = None
         self.eval_dataset: EpisodeDataset | None = None
-
-    def _check_knobs(self) -> None:
-        """Refuse what can't work before any environment is made."""
-        at_least_one = (
-            "num_envs",
-            "steps_per_iteration",
-            "updates_per_iteration",
-            "batch_size",
-            "n_step",
-            "epoch_env_steps",
-            "eval_episodes",
-            "eval_max_steps",
-        )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
-        if self.warmup_env_steps < 0:
-            raise ValueError(f"data.warmup_env_steps={self.warmup_env_steps}: must be 0 or more")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"data.gamma={self.gamma}: must be in [0, 1]")
-        least = max(self.batch_size, self.num_envs)
-        if self.memory_capacity < least:
-            raise ValueError(
-                f"data.memory_capacity={self.memory_capacity}: must hold a batch and a step of every environment, "
-                f"at least {least}; raise it or lower batch_size={self.batch_size} and num_envs={self.num_envs}"
-            )
-        for path in paths_of_left_out(self.env_kwargs):
-            raise ValueError(
-                f"data.env_kwargs{path}: a secret, which no file of a run holds; give it again: "
-                f"--data.env_kwargs{path} ..."
-            )
-
-    def _check_ram(self) -> None:
-        """Refuse a memory that would be granted now, and get this process killed when it fills."""
-        needed = memory_bytes(self.memory_capacity, self.observation_space)
-        available = available_ram()
-        if available is not None and needed > RAM_SHARE * available:
-            raise ValueError(
-                f"data.memory_capacity={self.memory_capacity}: needs {needed:,} bytes, more than {RAM_SHARE:.0%} of "
-                f"the {available:,} that are available; lower it"
-            )
 
     @property
     def env_steps(self) -> int:
@@ -159,36 +129,26 @@ class DQNDataModule(pl.LightningDataModule):
         return self.train_dataset.episodes if self.train_dataset else EpisodeHistory()
 
     def setup(self, stage: str) -> None:
-        """Make environments and memory; their seeds come from torch's, as `seed_everything` sets it, and the rank."""
+        """Make environments and memory; their seeds come from torch's, as `seed_everything` sets it, and the rank.
+
+        Raises:
+            ValueError: if the learner can't use a knob.
+        """
         assert self.trainer is not None
-        policy = cast(Policy, self.trainer.lightning_module.act)
+        learner: Any = self.trainer.lightning_module
+        check_learner(self, on_policy=learner.on_policy)
+        policy = cast(Policy, learner.act)
         root = np.random.SeedSequence([torch.initial_seed(), self.trainer.global_rank])
         play_seed, sample_seed, eval_seed, test_seed = root.spawn(4)
         self.close()
         if stage == "fit":
-            memory = ReplayMemory(
-                capacity=self.memory_capacity,
-                num_envs=self.num_envs,
-                observation_space=self.observation_space,
-                gamma=self.gamma,
-                n_step=self.n_step,
-                seed=sample_seed,
-            )
-            # of many environments two show as much as all; without a memory none are saved
+            # of many environments two show as much as all; where a memory is left out, so are they
+            prove_it = self.save_memory or learner.on_policy
             self._inexact = find_obstacle(
-                self.env_id, min(self.num_envs, 2), self.env_kwargs, self.vectorization, prove_it=self.save_memory
+                self.env_id, min(self.num_envs, 2), self.env_kwargs, self.vectorization, prove_it=prove_it
             )
-            self.train_dataset = ReplayDataset(
-                envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
-                memory=memory,
-                policy=policy,
-                seed=play_seed,
-                steps_per_iteration=self.steps_per_iteration,
-                updates_per_iteration=self.updates_per_iteration,
-                batch_size=self.batch_size,
-                warmup_env_steps=self.warmup_env_steps,
-                epoch_env_steps=self.epoch_env_steps,
-            )
+            make = self._make_rollouts if learner.on_policy else self._make_replay
+            self.train_dataset = make(policy, play_seed, sample_seed)
         # the episodes that chose the best checkpoint don't judge it
         seed = eval_seed if stage in ("fit", "validate") else test_seed
         self.eval_dataset = EpisodeDataset(
@@ -199,11 +159,55 @@ class DQNDataModule(pl.LightningDataModule):
             seed=int(seed.generate_state(1)[0]) >> 1,
             max_episode_steps=self.eval_max_steps,
             keep_steps=stage == "predict",
+            action_masks=self.action_masks,
+        )
+
+    def _make_replay(
+        self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+    ) -> ReplayDataset:
+        memory = ReplayMemory(
+            capacity=self.memory_capacity,
+            num_envs=self.num_envs,
+            observation_space=self.observation_space,
+            gamma=self.gamma,
+            n_step=self.n_step,
+            sampler=self.sampler,
+            mask_size=self._mask_size,
+            seed=sample_seed,
+        )
+        return ReplayDataset(
+            envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
+            memory=memory,
+            policy=policy,
+            seed=seed,
+            steps_per_iteration=self.steps_per_iteration,
+            updates_per_iteration=self.updates_per_iteration,
+            batch_size=self.batch_size,
+            warmup_env_steps=self.warmup_env_steps,
+            epoch_env_steps=self.epoch_env_steps,
+            save_memory=self.save_memory,
+            action_masks=self.action_masks,
+        )
+
+    def _make_rollouts(
+        self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+    ) -> RolloutDataset:
+        return RolloutDataset(
+            envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
+            policy=policy,
+            gamma=self.gamma,
+            seed=seed,
+            sample_seed=sample_seed,
+            steps_per_iteration=self.steps_per_iteration,
+            updates_per_iteration=self.updates_per_iteration,
+            batch_size=self.batch_size,
+            epoch_env_steps=self.epoch_env_steps,
+            action_masks=self.action_masks,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches that are where they shall be are not taken apart to find that out."""
-        if isinstance(batch, Transition) and batch.reward.device == device:
+        if isinstance(batch, (Transition, MaskedTransition, Rollout)) and batch.reward.device == device:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -226,18 +230,17 @@ class DQNDataModule(pl.LightningDataModule):
         return in_this_process(self.eval_dataset)
 
     def state_dict(self) -> dict[str, Any]:
-        """The data side of the run, see `ReplayDataset.state_dict`, and its knobs; nothing outside training."""
+        """The data side of the run, see `state_dict` of its dataset, and its knobs; nothing outside training."""
         if self.train_dataset is None:
             return {}
-        with_envs = self._inexact is None and self.save_memory
         try:
-            train = self.train_dataset.state_dict(with_envs=with_envs, with_memory=self.save_memory)
+            train = self.train_dataset.state_dict(with_envs=self._inexact is None)
         except CannotSnapshotError as refusal:
             # they could at first, and have changed
             self._inexact = str(refusal)
             announce_inexact(self._inexact)
-            train = self.train_dataset.state_dict(with_envs=False, with_memory=self.save_memory)
-        return {"knobs": self._knobs(), "save_memory": self.save_memory, "train": train}
+            train = self.train_dataset.state_dict(with_envs=False)
+        return {"knobs": self._knobs(), "save_memory": "memory" in train, "train": train}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue another run than this one, or one whose memory has got lost.
@@ -255,10 +258,11 @@ class DQNDataModule(pl.LightningDataModule):
                 f"The checkpoint has no memory of a {name}, so this run can't go on from it: use the data module that "
                 "it was made with, or start anew from its weights by DQN.load_from_checkpoint"
             )
-        refuse_other_knobs(state["knobs"], self._knobs())
+        # before there was a choice, draws were uniform
+        refuse_other_knobs({"sampler": "UniformSampler", **state["knobs"]}, self._knobs())
 
     def _knobs(self) -> dict[str, Any]:
-        return {**self._environment, **{name: getattr(self, name) for name in LEARNING_KNOBS}}
+        return {**self._environment, **self._sampler_words, **{name: getattr(self, name) for name in LEARNING_KNOBS}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from lightning_dqn.data.faults import BrokenEnvironmentError
-from lightning_dqn.data.replay_dataset import Policy
+from lightning_dqn.data.player import Policy
 from lightning_dqn.envs import make_env
 
 PARALLEL_ENVS = 16
@@ -48,6 +49,7 @@ class EpisodeDataset(IterableDataset[Episode]):
         seed: of the first episode.
         max_episode_steps: env steps after which an episode is cut.
         keep_steps: whether the episodes carry their observations, actions and rewards.
+        action_masks: whether the environments say which actions they allow.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class EpisodeDataset(IterableDataset[Episode]):
         seed: int,
         max_episode_steps: int,
         keep_steps: bool = False,
+        action_masks: bool = False,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -67,6 +70,7 @@ class EpisodeDataset(IterableDataset[Episode]):
         self.seed = seed
         self.max_episode_steps = max_episode_steps
         self.keep_steps = keep_steps
+        self.action_masks = action_masks
         self.envs = [make_env(env_id, env_kwargs) for _ in range(min(num_episodes, PARALLEL_ENVS))]
 
     def __len__(self) -> int:
@@ -77,7 +81,9 @@ class EpisodeDataset(IterableDataset[Episode]):
         waiting = iter(range(self.num_episodes))
         tables = [_Table(env, self.seed + i) for env, i in zip(self.envs, waiting, strict=False)]
         while tables:
-            actions = self.policy(np.stack([table.observation for table in tables]))
+            seen = np.stack([table.observation for table in tables])
+            masks = (None, np.stack([table.mask() for table in tables])) if self.action_masks else ()
+            actions = self.policy(seen, *masks)
             for table, action in zip(list(tables), actions, strict=True):
                 over = table.step(action)
                 if not over and len(table.rewards) < self.max_episode_steps:
@@ -104,17 +110,21 @@ class _Table:
 
     def start(self, seed: int) -> None:
         self.seed = seed
-        self.observation, _ = self.env.reset(seed=seed)
+        self.observation, self.info = self.env.reset(seed=seed)
         self.observations: list[Any] = []
         self.actions: list[int] = []
         self.rewards: list[float] = []
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Which actions are allowed."""
+        return np.asarray(self.info["action_mask"], np.bool_)
 
     def step(self, action: np.int64) -> bool:
         """Play on; whether the episode is over."""
         self.observations.append(self.observation)
         self.actions.append(int(action))
         try:
-            self.observation, reward, terminated, truncated, _ = self.env.step(action)
+            self.observation, reward, terminated, truncated, self.info = self.env.step(action)
         except Exception as error:
             env_id = self.env.spec.id if self.env.spec is not None else type(self.env).__name__
             where = f"{env_id}, evaluation episode of seed {self.seed}, step {len(self.actions)}"

@@ -63,6 +63,23 @@ def not_finite(
     raise AssertionError("all values are finite")
 
 
+def no_action(
+    envs: VectorEnv[Any, Any, Any], index: int, given: bool, env_steps: int, lengths: NDArray[np.int64]
+) -> Exception:
+    """What to raise where an episode goes on, but no action is said to be allowed.
+
+    Args:
+        envs: the environments.
+        index: which of them.
+        given: whether it said anything.
+        env_steps: played so far.
+        lengths: (N,) env steps of the episodes under way.
+    """
+    what = 'info["action_mask"] allows no action' if given else 'there is no info["action_mask"]'
+    where = _where(envs, index, env_steps, lengths)
+    return BrokenEnvironmentError(f"{where}: {what}. Mend the environment, or leave data.action_masks out")
+
+
 def _where(envs: VectorEnv[Any, Any, Any], index: int | None, env_steps: int, lengths: NDArray[np.int64]) -> str:
     env_id = envs.spec.id if envs.spec is not None else type(envs).__name__
     which = f"environment {index} of {envs.num_envs}" if index is not None else f"one of {envs.num_envs} environments"

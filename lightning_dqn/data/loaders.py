@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.replay import Transition
+from lightning_dqn.data.rollout_dataset import RolloutDataset
 
 
 class TrainLoader:
@@ -19,14 +19,14 @@ class TrainLoader:
         dataset: with a length.
     """
 
-    def __init__(self, dataset: ReplayDataset) -> None:
+    def __init__(self, dataset: ReplayDataset | RolloutDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         """Iterations in an epoch."""
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[Transition]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.dataset)
 
 

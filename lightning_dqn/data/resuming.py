@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.data.rollout_dataset import RolloutDataset
 from lightning_dqn.envs import Vectorization, make_vector_env
 from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotRestoreError, prove
@@ -47,7 +48,7 @@ def announce_inexact(obstacle: str) -> None:
     )
 
 
-def put_back(dataset: ReplayDataset, state: Mapping[str, Any], *, with_envs: bool) -> None:
+def put_back(dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], *, with_envs: bool) -> None:
     """Let a dataset go on from a checkpoint, and say how exactly.
 
     Args:
@@ -63,8 +64,9 @@ def put_back(dataset: ReplayDataset, state: Mapping[str, Any], *, with_envs: boo
         dataset.load_state_dict(content)
     except CannotRestoreError as error:
         raise MisconfigurationException(f"The checkpoint is of other environments: {error}") from error
-    resumed = f"Resumed at {dataset.env_steps} env steps with {len(dataset.memory)} transitions."
-    if "memory" not in content:
+    resumed = f"Resumed at {dataset.env_steps} env steps"
+    resumed += f" with {len(dataset.memory)} transitions." if isinstance(dataset, ReplayDataset) else "."
+    if isinstance(dataset, ReplayDataset) and "memory" not in content:
         resumed += (
             f" The checkpoint leaves the memory out (data.save_memory=false): an empty one warms up for "
             f"{dataset.warmup_env_steps} env steps before updates go on, and environments start new episodes."

@@ -51,19 +51,20 @@ def prove(make: Callable[[], Envs], seed: int, steps: int = 128) -> str | None:
 
 def _try(first: Envs, second: Envs, seed: int, steps: int) -> str | None:
     try:
-        actions = copy.deepcopy(first.action_space)
-        actions.seed(seed)
-        first.reset(seed=seed)
+        actions = _Actions(first, seed)
+        actions.look(first.reset(seed=seed)[-1])
         for _ in range(8):
-            first.step(actions.sample())
+            actions.look(first.step(actions.draw())[-1])
         if difference := _compare(first, second, actions, steps):
             return difference
         for _ in range(steps):
-            _, _, terminated, truncated, _ = first.step(actions.sample())
+            _, _, terminated, truncated, info = first.step(actions.draw())
+            actions.look(info)
             if (terminated | truncated).any():
                 break
-        second.reset(seed=seed + 1)
-        second.step(actions.sample())
+        elsewhere = _Actions(second, seed)
+        elsewhere.look(second.reset(seed=seed + 1)[-1])
+        second.step(elsewhere.draw())
         return _compare(first, second, actions, steps)
     except (CannotSnapshotError, CannotRestoreError) as refusal:
         return str(refusal)
@@ -72,7 +73,30 @@ def _try(first: Envs, second: Envs, seed: int, steps: int) -> str | None:
         return f"a copy of the environments failed: {type(error).__name__}: {error}"
 
 
-def _compare(first: Envs, second: Envs, actions: Any, steps: int) -> str | None:
+class _Actions:
+    """Random actions that the environments allow, if they say so in `info["action_mask"]`."""
+
+    def __init__(self, envs: Envs, seed: int) -> None:
+        self._space = copy.deepcopy(envs.action_space)
+        self._space.seed(seed)
+        self._first = int(getattr(envs.single_action_space, "start", 0))
+        self._masks: Any = ()
+
+    def look(self, info: dict[str, Any]) -> None:
+        """See what the environments said last."""
+        self._masks = info.get("action_mask", ())
+
+    def draw(self) -> Any:
+        """One action an environment."""
+        actions = self._space.sample()
+        for i, mask in enumerate(self._masks):
+            allowed = np.flatnonzero(mask)
+            if len(allowed):
+                actions[i] = self._first + allowed[actions[i] % len(allowed)]
+        return actions
+
+
+def _compare(first: Envs, second: Envs, actions: _Actions, steps: int) -> str | None:
     """Give the second the first's snapshot and let both play on; what is not the same, if anything."""
     checkpoint = io.BytesIO()
     torch.save(snapshot(first), checkpoint)
@@ -80,8 +104,9 @@ def _compare(first: Envs, second: Envs, actions: Any, steps: int) -> str | None:
     restore(second, torch.load(checkpoint, weights_only=True))
     ended = np.zeros(first.num_envs, dtype=np.int64)
     for step in range(1, steps + 1):
-        action = actions.sample()
+        action = actions.draw()
         expected, outcome = first.step(action), second.step(copy.deepcopy(action))
+        actions.look(expected[-1])
         for name, ours, theirs in zip(_OUTCOME, outcome, expected, strict=False):
             if not _identical(ours, theirs):
                 return f"{step} steps after it was put back, {name} differ from those without the interruption"

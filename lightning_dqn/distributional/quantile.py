@@ -1,8 +1,4 @@
-"""Learners of the whole distribution of the return: C51, QR-DQN and IQN, each `DQN` with a loss and a head of its own.
-
-What `module.DQN` says of acting, updates and checkpoints holds for them.
-Legend: B batch, A actions, Z atoms or quantiles.
-"""
+"""Learns quantiles of the return: QR-DQN at fixed levels, IQN at any. Legend: B batch, A actions, Z quantiles."""
 
 from typing import Any, Literal
 
@@ -11,106 +7,11 @@ import torch
 from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.losses import (
-    TDLoss,
-    categorical_projection,
-    chosen,
-    munchausen_bonus,
-    quantile_huber,
-    soft_value,
-)
+from lightning_dqn.fingerprint import check_positive
+from lightning_dqn.losses import TDLoss, allowed, chosen, munchausen_bonus, quantile_huber, soft_value
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP, ImplicitQuantiles
-from lightning_dqn.replay import Transition
-
-
-class C51(DQN):
-    """Categorical DQN: chances of fixed returns (Bellemare et al. 2017).
-
-    Args:
-        observation_space: space of one observation; the CLI takes it from the environment.
-        action_space: discrete space of actions; the CLI takes it from the environment.
-        network: what maps observations to num_atoms logits an action.
-        optimizer: what moves the parameters of policy_net.
-        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
-        clip_grad_value: largest absolute value of a gradient entry; null leaves them as they are.
-        clip_grad_norm: largest norm of the whole gradient, taken after its entries are clipped; null for any.
-        double: whether the policy net picks the action that the target net judges.
-        boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
-        compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
-        num_atoms: returns that have a chance, Z.
-        v_min: the lowest of them; no discounted return should lie below.
-        v_max: the highest of them; no discounted return should lie above.
-
-    Raises:
-        ValueError: if there are less than 2 atoms, or v_min is not below v_max.
-    """
-
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        *,
-        network: NetworkCallable = MLP,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
-        lr_scheduler: SchedulerCallable | None = None,
-        clip_grad_value: float | None = 100.0,
-        clip_grad_norm: float | None = None,
-        double: bool = False,
-        boltzmann_temperature: float | None = None,
-        compile: bool | Literal["auto"] = "auto",
-        num_atoms: int = 51,
-        v_min: float = -100.0,
-        v_max: float = 100.0,
-    ) -> None:
-        if num_atoms < 2:
-            raise ValueError(f"model.num_atoms={num_atoms}: must be at least 2")
-        if not v_min < v_max:
-            raise ValueError(f"model.v_min={v_min}, model.v_max={v_max}: v_min must be below v_max")
-        super().__init__(
-            observation_space,
-            action_space,
-            network=lambda space, num_actions: network(space, (num_actions, num_atoms)),
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            clip_grad_value=clip_grad_value,
-            clip_grad_norm=clip_grad_norm,
-            double=double,
-            boltzmann_temperature=boltzmann_temperature,
-            compile=compile,
-        )
-        self.num_atoms, self.v_min, self.v_max = num_atoms, v_min, v_max
-        self.add_knobs(v_min=v_min, v_max=v_max)
-
-    def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
-        """Means of the distributions, (B, A)."""
-        return self._means(net(observation))
-
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """Cross-entropy to the projected target (Algorithm 1); the priority is the divergence, as in Rainbow."""
-        support = self._support(batch.reward)
-        log_chance = chosen(policy_net(batch.observation), batch.action - self.first_action).log_softmax(1)
-        with torch.no_grad():
-            next_logits = target_net(batch.next_observation)
-            picks = policy_net(batch.next_observation) if self.double_q else next_logits
-            next_chance = chosen(next_logits, self._means(picks).argmax(1)).softmax(1)
-            # T z = r + gamma^k (1 - terminated) z
-            atoms = batch.reward.unsqueeze(1) + batch.discount.unsqueeze(1) * support
-            target = categorical_projection(atoms, next_chance, support)
-            entropy = -torch.xlogy(target, target).sum(1)
-        # L = -sum_i m_i ln p_i(s, a)
-        rows = -(target * log_chance).sum(1)
-        q_value = (log_chance.exp() * support).sum(1)
-        td_error = q_value - (target * support).sum(1)
-        return TDLoss((batch.weight * rows).mean(), q_value, td_error, (rows - entropy).clamp(min=0))
-
-    def _means(self, logits: Tensor) -> Tensor:
-        """(B, A, Z) logits to (B, A)."""
-        # Q(s, a) = sum_i z_i p_i(s, a)
-        return (logits.softmax(2) * self._support(logits)).sum(2)
-
-    def _support(self, like: Tensor) -> Tensor:
-        return torch.linspace(self.v_min, self.v_max, self.num_atoms, dtype=like.dtype, device=like.device)
+from lightning_dqn.replay import AnyTransition
 
 
 class QRDQN(DQN):
@@ -154,7 +55,7 @@ class QRDQN(DQN):
         num_quantiles: int = 50,
         kappa: float = 1.0,
     ) -> None:
-        _check_positive(num_quantiles=num_quantiles, kappa=kappa)
+        check_positive(num_quantiles=num_quantiles, kappa=kappa)
         super().__init__(
             observation_space,
             action_space,
@@ -176,7 +77,7 @@ class QRDQN(DQN):
         """Means over the quantiles, (B, A)."""
         return net(observation).mean(2)
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """Quantile regression on the quantiles of the target (Algorithm 1)."""
         quantiles = chosen(policy_net(batch.observation), batch.action - self.first_action)
         with torch.no_grad():
@@ -240,7 +141,7 @@ class IQN(DQN):
             "num_target_quantiles": num_target_quantiles,
             "num_policy_quantiles": num_policy_quantiles,
         }
-        _check_positive(**counts, num_cosines=num_cosines, kappa=kappa)
+        check_positive(**counts, num_cosines=num_cosines, kappa=kappa)
         super().__init__(
             observation_space,
             action_space,
@@ -264,7 +165,7 @@ class IQN(DQN):
         levels = midpoints(self.num_policy_quantiles, self.epsilon)
         return net(observation, levels.expand(len(observation), -1)).mean(2)
 
-    def td_loss(self, batch: Transition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """Quantile regression between two drawn sets of levels (eq. 3)."""
         size, like = len(batch.reward), batch.reward
         levels = torch.rand(size, self.num_quantiles, dtype=like.dtype, device=like.device)
@@ -283,7 +184,7 @@ def midpoints(count: int, like: Tensor) -> Tensor:
 
 
 def quantile_target(
-    module: DQN, batch: Transition, next_quantiles: Tensor, policy_net: QFunction, target_net: QFunction
+    module: DQN, batch: AnyTransition, next_quantiles: Tensor, policy_net: QFunction, target_net: QFunction
 ) -> Tensor:
     """Quantiles of the target, (B, Z).
 
@@ -296,10 +197,11 @@ def quantile_target(
     """
     reward, temperature = batch.reward, module.munchausen_temperature
     next_q = module.action_values(policy_net if module.double_q else target_net, batch.next_observation)
+    next_q = allowed(next_q, batch.next_action_mask)
     if temperature is None:
         value = chosen(next_quantiles, next_q.argmax(1))
     else:
-        q_values = module.action_values(target_net, batch.observation)
+        q_values = allowed(module.action_values(target_net, batch.observation), batch.action_mask)
         reward = reward + munchausen_bonus(q_values, batch.action - module.first_action, temperature=temperature)
         value = soft_value(next_quantiles, next_q, temperature=temperature)
     return reward.unsqueeze(1) + batch.discount.unsqueeze(1) * value
@@ -309,9 +211,3 @@ def _regression(quantiles: Tensor, levels: Tensor, target: Tensor, weight: Tenso
     rows = quantile_huber(quantiles, levels, target, kappa=kappa)
     q_value = quantiles.mean(1)
     return TDLoss((weight * rows).mean(), q_value, q_value - target.mean(1), rows)
-
-
-def _check_positive(**knobs: float) -> None:
-    for name, value in knobs.items():
-        if value <= 0:
-            raise ValueError(f"model.{name}={value}: must be positive")

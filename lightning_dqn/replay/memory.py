@@ -1,94 +1,18 @@
-"""The memory that learning draws from: a stream of env steps, and the sampler that picks from it.
+"""The memory that learning draws from: a stream of env steps.
 
-Second station in the way of the data: `data.ReplayDataset` appends, `ReplayMemory.sample` yields `Transition`s.
-Legend: U updates, B batch, N envs, n rewards summed.
+Second station in the way of the data: `data.ReplayDataset` appends, `ReplayMemory.sample` yields `Transition`s; which
+rows they are made of is a sampler's choice. Legend: U updates, B batch, N envs, n rewards summed.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-
-class Transition(NamedTuple):
-    """One batch, or U of them with a leading dimension: what the learner needs, and nothing it must look up.
-
-    Attributes:
-        observation: (U, B, ...) s.
-        action: (U, B) a, as the environment takes it, int64.
-        reward: (U, B) r_1 + gamma r_2 + ... of the k <= n rewards up to the episode's end.
-        discount: (U, B) gamma^k (1 - terminated), the weight of the value of next_observation.
-        next_observation: (U, B, ...) s' after those k steps.
-        weight: (U, B) importance weight of the row in the loss.
-        index: (U, B) row in the memory, for samplers that learn from the error.
-    """
-
-    observation: Tensor
-    action: Tensor
-    reward: Tensor
-    discount: Tensor
-    next_observation: Tensor
-    weight: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
-
-
-class UniformSampler:
-    """Every row of the memory with the same chance, with replacement, in constant time.
-
-    The rows that may be drawn stand in a ring, oldest first: rows enter and leave in the order of time.
-
-    Args:
-        capacity: rows that may be eligible at once.
-        seed: of the draws.
-    """
-
-    def __init__(self, capacity: int, seed: int | np.random.SeedSequence) -> None:
-        self._ring = np.zeros(capacity, dtype=np.int64)
-        self._first = 0
-        self._count = 0
-        self._rng = np.random.default_rng(seed)
-        self._ones = torch.ones(0)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, rows: NDArray[np.int64]) -> None:
-        """Make these rows eligible; they are newer than all before."""
-        start = (self._first + self._count) % len(self._ring)
-        room = len(self._ring) - start
-        self._ring[start : start + len(rows)] = rows[:room]
-        self._ring[: max(0, len(rows) - room)] = rows[room:]
-        self._count += len(rows)
-
-    def drop_oldest(self, count: int) -> None:
-        """Forget the `count` rows that entered first."""
-        self._first = (self._first + count) % len(self._ring)
-        self._count -= count
-
-    def draw(self, size: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Rows, (size,), and their importance weights, (size,)."""
-        picks = self._rng.integers(self._count, size=size)
-        if len(self._ones) != size:
-            self._ones = torch.ones(size)
-        return self._ring.take(self._first + picks, mode="wrap"), self._ones
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next draws depend on, as tensors and plain values."""
-        return {
-            "ring": torch.from_numpy(self._ring.copy()),
-            "first": self._first,
-            "count": self._count,
-            "rng": self._rng.bit_generator.state,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self._ring[:] = state["ring"].numpy()
-        self._first, self._count = state["first"], state["count"]
-        self._rng.bit_generator.state = state["rng"]
+from lightning_dqn.replay.samplers import SamplerCallable, UniformSampler
+from lightning_dqn.replay.transition import AnyTransition, MaskedTransition, Transition
 
 
 class ReplayMemory:
@@ -104,6 +28,8 @@ class ReplayMemory:
         observation_space: space of one observation.
         gamma: discount of one step.
         n_step: rewards summed before the value is trusted, n >= 1.
+        mask_size: actions of which the environments say which are allowed, A; 0 where all always are.
+        sampler: makes what chooses the rows, of the number of rows and the seed.
         seed: of the sampler.
     """
 
@@ -115,6 +41,8 @@ class ReplayMemory:
         observation_space: gym.Space[Any],
         gamma: float,
         n_step: int = 1,
+        mask_size: int = 0,
+        sampler: SamplerCallable = UniformSampler,
         seed: int | np.random.SeedSequence = 0,
     ) -> None:
         self.num_envs = num_envs
@@ -132,6 +60,8 @@ class ReplayMemory:
             "truncated": np.zeros(slots, np.bool_),
             "playable": np.zeros(slots, np.bool_),
         }
+        if mask_size:
+            self._written["action_mask"] = np.zeros((*slots, mask_size), np.bool_)
         # the same memory row by row, for reading: numpy's calls cost a fraction of torch's
         self._rows = {name: array.reshape(-1, *array.shape[2:]) for name, array in self._written.items()}
         self._cursor = 0
@@ -139,35 +69,37 @@ class ReplayMemory:
         self._after_end = np.zeros(num_envs, dtype=np.bool_)
         self._drawable = np.zeros(self._slots, dtype=np.int64)
         self._gamma_power = np.array([gamma**k for k in range(n_step + 1)], np.float32)
-        self.sampler = UniformSampler(self._slots * num_envs, seed)
+        self.sampler = sampler(self._slots * num_envs, seed)
 
     def __len__(self) -> int:
         """Transitions that can be drawn now."""
         return len(self.sampler)
 
-    def begin(self, observation: NDArray[Any]) -> None:
+    def begin(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None = None) -> None:
         """Start the stream, or start it anew after an interruption.
 
         Episodes that were under way are kept as truncated, never as terminated: their values still bootstrap.
 
         Args:
             observation: (N, ...) first observations.
+            action_mask: (N, A) which actions they allow, if the memory keeps that.
         """
         if self._steps:
             last = (self._cursor - 1) % self._slots
             running = self._written["playable"][last] & ~self._ended(last)
             self._written["truncated"][last] |= running
             self._advance(np.zeros(self.num_envs, dtype=np.bool_))
-        self._written["observation"][self._cursor] = observation
+        self._see(observation, action_mask)
         self._after_end[:] = False
 
-    def append(
+    def append(  # noqa: PLR0917  what an environment gives, in its order
         self,
         action: NDArray[np.int64],
         reward: NDArray[Any],
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
         next_observation: NDArray[Any],
+        next_action_mask: NDArray[np.bool_] | None = None,
     ) -> None:
         """Store one step of all environments, taken from the observations stored last.
 
@@ -177,6 +109,7 @@ class ReplayMemory:
             terminated: (N,) whether the episode reached its end.
             truncated: (N,) whether it was cut off.
             next_observation: (N, ...) what was seen next; the true last observation where an episode ended.
+            next_action_mask: (N, A) which actions it allows, if the memory keeps that.
         """
         slot = self._cursor
         self._written["action"][slot] = action
@@ -184,8 +117,14 @@ class ReplayMemory:
         self._written["terminated"][slot] = terminated
         self._written["truncated"][slot] = truncated
         self._advance(~self._after_end)
-        self._written["observation"][self._cursor] = next_observation
+        self._see(next_observation, next_action_mask)
         self._after_end = terminated | truncated
+
+    def _see(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None) -> None:
+        """Lay what was seen where the next step begins."""
+        self._written["observation"][self._cursor] = observation
+        if action_mask is not None:
+            self._written["action_mask"][self._cursor] = action_mask
 
     def _advance(self, playable: NDArray[np.bool_]) -> None:
         """Close the slot at the cursor, let the start n - 1 slots before it be drawn, and free the next slot."""
@@ -204,7 +143,7 @@ class ReplayMemory:
         ended: NDArray[np.bool_] = self._written["terminated"][slot] | self._written["truncated"][slot]
         return ended
 
-    def sample(self, num_updates: int, batch_size: int) -> Transition:
+    def sample(self, num_updates: int, batch_size: int) -> AnyTransition:
         """Draw minibatches.
 
         Args:
@@ -212,16 +151,17 @@ class ReplayMemory:
             batch_size: rows of each, B.
 
         Returns:
-            A `Transition` of leading shape (U, B).
+            A `Transition` of leading shape (U, B), or a `MaskedTransition` where not all actions are always allowed.
         """
-        rows, weight = self.sampler.draw(num_updates * batch_size) if num_updates else (np.zeros(0, int), torch.ones(0))
-        shape = (num_updates, batch_size)
+        shape, size = (num_updates, batch_size), num_updates * batch_size
+        rows, weight = self.sampler.draw(size, num_updates) if num_updates else (np.zeros(0, int), torch.ones(0))
         reward, discount, last = self._returns(rows)
         observation = self._rows["observation"]
         # one row on stands the next time step of the same environment
-        next_observation = observation.take(last + self.num_envs, 0, mode="wrap")
+        following = last + self.num_envs
+        next_observation = observation.take(following, 0, mode="wrap")
         with_features = (*shape, *observation.shape[1:])
-        return Transition(
+        batch = Transition(
             observation=torch.from_numpy(observation.take(rows, 0).reshape(with_features)),
             action=torch.from_numpy(self._rows["action"].take(rows).reshape(shape)),
             reward=torch.from_numpy(reward.reshape(shape)),
@@ -230,6 +170,11 @@ class ReplayMemory:
             weight=weight.view(shape),
             index=torch.from_numpy(rows.reshape(shape)),
         )
+        mask = self._rows.get("action_mask")
+        if mask is None:
+            return batch
+        masks = (mask.take(rows, 0), mask.take(following, 0, mode="wrap"))
+        return MaskedTransition(*batch, *(torch.from_numpy(each.reshape(*shape, mask.shape[1])) for each in masks))
 
     def _returns(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Rewards summed from each row on, the discount behind them, and the row of the last reward."""
@@ -271,12 +216,17 @@ class ReplayMemory:
 
         Raises:
             ValueError: if the rows are of another shape or type, as with another capacity or number of environments, or
-                were meant for another number of steps.
+                were meant for another number of steps or another sampler.
         """
         if state["n_step"] != self.n_step:
             raise ValueError(
                 f"the checkpoint's memory was filled for data.n_step={state['n_step']}, this run has {self.n_step}: "
                 "use the value that the checkpoint was made with"
+            )
+        if state["sampler"].keys() != self.sampler.state_dict().keys():
+            raise ValueError(
+                f"the checkpoint's memory had another kind of sampler, this run has {type(self.sampler).__name__}: "
+                "use the data.sampler that the checkpoint was made with"
             )
         for name, array in self._written.items():
             stored = state["rows"][name].numpy()

@@ -1,0 +1,109 @@
+"""What of the knobs of `DQNDataModule` can be refused before anything is played."""
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+
+from lightning_dqn.ram import available_ram, memory_bytes
+from lightning_dqn.replay import try_out
+from lightning_dqn.secrets import paths_of_left_out
+
+if TYPE_CHECKING:
+    from lightning_dqn.data.datamodule import DQNDataModule
+
+AT_LEAST_ONE = (
+    "num_envs",
+    "steps_per_iteration",
+    "updates_per_iteration",
+    "batch_size",
+    "n_step",
+    "epoch_env_steps",
+    "eval_episodes",
+    "eval_max_steps",
+)
+# the largest part of the available RAM that a memory may ask for
+RAM_SHARE = 0.8
+
+
+def check_knobs(data: "DQNDataModule") -> None:
+    """Refuse what can't work before any environment is made.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    for name in AT_LEAST_ONE:
+        if getattr(data, name) < 1:
+            raise ValueError(f"data.{name}={getattr(data, name)}: must be at least 1")
+    if data.warmup_env_steps < 0:
+        raise ValueError(f"data.warmup_env_steps={data.warmup_env_steps}: must be 0 or more")
+    if not 0 <= data.gamma <= 1:
+        raise ValueError(f"data.gamma={data.gamma}: must be in [0, 1]")
+    least = max(data.batch_size, data.num_envs)
+    if data.memory_capacity < least:
+        raise ValueError(
+            f"data.memory_capacity={data.memory_capacity}: must hold a batch and a step of every environment, "
+            f"at least {least}; raise it or lower batch_size={data.batch_size} and num_envs={data.num_envs}"
+        )
+    for path in paths_of_left_out(data.env_kwargs):
+        raise ValueError(
+            f"data.env_kwargs{path}: a secret, which no file of a run holds; give it again: --data.env_kwargs{path} ..."
+        )
+
+
+def check_learner(data: "DQNDataModule", *, on_policy: bool) -> None:
+    """Refuse what can't work with this learner.
+
+    Args:
+        data: whose knobs they are.
+        on_policy: whether it learns from rollouts.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    rows, sampler = data.num_envs * data.steps_per_iteration, try_out(data.sampler)[0]["sampler"]
+    if on_policy and sampler != "UniformSampler":
+        raise ValueError(f"data.sampler={sampler}: chooses from a memory, which this learner has none of; leave it out")
+    if on_policy and data.n_step > 1:
+        raise ValueError(f"data.n_step={data.n_step}: model.td_lambda says how far returns of rollouts reach; use 1")
+    if on_policy and data.batch_size > rows:
+        raise ValueError(
+            f"data.batch_size={data.batch_size}: a rollout has num_envs={data.num_envs} x "
+            f"steps_per_iteration={data.steps_per_iteration} = {rows} steps; lower it or raise one of them"
+        )
+
+
+def check_masks(env: gym.Env[Any, Any]) -> int:
+    """See that an environment says which actions it allows, and of how many.
+
+    Raises:
+        ValueError: if it does not, or of another number of actions.
+    """
+    _, info = env.reset(seed=0)
+    num_actions = int(getattr(env.action_space, "n", 0))
+    shape = np.asarray(info.get("action_mask")).shape
+    if shape != (num_actions,):
+        raise ValueError(
+            f'data.action_masks=true: reset() gives info["action_mask"] of shape {shape}, {(num_actions,)} is needed; '
+            "wrap the environment, or leave it out"
+        )
+    return num_actions
+
+
+def check_ram(data: "DQNDataModule", other_bytes: int) -> None:
+    """Refuse a memory that would be granted now, and get this process killed when it fills.
+
+    Args:
+        data: whose memory it will be.
+        other_bytes: that a row takes besides what every memory keeps.
+
+    Raises:
+        ValueError: naming what it needs and what there is.
+    """
+    needed = memory_bytes(data.memory_capacity, data.observation_space, other_bytes)
+    available = available_ram()
+    if available is not None and needed > RAM_SHARE * available:
+        raise ValueError(
+            f"data.memory_capacity={data.memory_capacity}: needs {needed:,} bytes, more than {RAM_SHARE:.0%} of "
+            f"the {available:,} that are available; lower it"
+        )

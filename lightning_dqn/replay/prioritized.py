@@ -1,0 +1,147 @@
+"""Prioritised replay: rows from which there is more to learn are drawn more often (Schaul et al. 2016)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_dqn.replay.compiled_tree import CompiledTree, make_tree
+from lightning_dqn.replay.row_queue import RowQueue
+from lightning_dqn.replay.sum_tree import SumTree
+
+
+class PrioritizedSampler:
+    """Rows with chances in proportion to their priorities, with importance weights that make up for it.
+
+    `callbacks.PriorityUpdate` writes the priorities and sets `beta`. The numbers of the tree are p_i^alpha, so the
+    first row of all enters with 1, and every later one with the largest that was ever written.
+
+    Args:
+        capacity: rows of the memory, all of which may be eligible at once.
+        seed: of the draws.
+        alpha: how far the error decides, in [0, 1]; 0 is uniform replay.
+        epsilon: added to every error, positive, so that none keeps a row from being drawn again.
+
+    Attributes:
+        beta: how far the weights make up for the chances, in [0, 1]; 1 is in full.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    def __init__(
+        self, capacity: int, seed: int | np.random.SeedSequence, *, alpha: float = 0.6, epsilon: float = 1e-6
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"data.sampler.alpha={alpha}: must be in [0, 1]; 0 is uniform replay")
+        if not 0 < epsilon < np.inf:
+            raise ValueError(f"data.sampler.epsilon={epsilon}: must be positive")
+        self.alpha = alpha
+        self.epsilon = epsilon
+        self.beta = 1.0
+        self._capacity = capacity
+        self._queue = RowQueue(capacity)
+        # made when the first row enters: who only looks at a sampler need not wait for a compiler
+        self._tree: SumTree | CompiledTree | None = None
+        self._largest = 1.0
+        self._rng = np.random.default_rng(seed)
+        self._strata = np.zeros((1, 0))
+
+    def __len__(self) -> int:
+        return self._queue.count
+
+    def settings(self) -> Mapping[str, float]:
+        """What decides on the draws, but for the seed and the priorities."""
+        return {"alpha": self.alpha, "epsilon": self.epsilon}
+
+    def bytes_of_a_row(self) -> int:
+        """RAM that each row of the memory takes here: its place in the queue, its leaf, its share of inner nodes."""
+        return 18
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Make these rows eligible, with the largest priority so far; they are newer than all before."""
+        if self._tree is None:
+            self._tree = make_tree(self._capacity)
+        self._queue.add(rows)
+        self._tree.fill(rows, self._largest)
+
+    def drop_oldest(self, count: int) -> None:
+        """Forget the `count` rows that entered first."""
+        if count and self._tree is not None:
+            self._tree.fill(self._queue.oldest(count), 0.0)
+            self._queue.drop_oldest(count)
+
+    def draw(self, size: int, minibatches: int = 1) -> tuple[NDArray[np.int64], Tensor]:
+        """Draw rows, stratified: one from each of B equal stretches of the priorities' sum, for each minibatch anew.
+
+        So a row's chance in a minibatch varies less than in B independent draws, and its mean is the same (B.2.1).
+
+        Args:
+            size: rows, of all minibatches together.
+            minibatches: that they are for, of B = size / minibatches rows each.
+
+        Returns:
+            rows (size,) and their importance weights (size,), the largest of which is 1 in each minibatch.
+
+        Raises:
+            ValueError: if no row is eligible.
+        """
+        if self._tree is None or not self._queue.count:
+            raise ValueError("no row is eligible yet: add some before drawing")
+        if self._strata.shape != (minibatches, size // minibatches):
+            self._strata = np.tile(np.arange(size / minibatches), (minibatches, 1))
+        points = self._rng.random(self._strata.shape)
+        points += self._strata
+        points *= self._tree.total() / self._strata.shape[1]
+        rows, chances = self._tree.find(points.ravel())
+        # w_i = (N P(i))^-beta / max_j w_j = (min_j P(j) / P(i))^beta, over the minibatch (section 3.4); N and the sum
+        # of the priorities cancel
+        chances = chances.reshape(self._strata.shape)
+        ratio: NDArray[np.float64] = np.minimum.reduce(chances, axis=1, keepdims=True) / chances
+        return rows, torch.from_numpy((ratio.astype(np.float32) ** self.beta).ravel())
+
+    def write(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:
+        """Give rows new priorities; the last of several for one row counts, and rows that have left stay away.
+
+        Args:
+            rows: (n,) as drawn.
+            priorities: (n,) absolute TD errors.
+
+        Raises:
+            FloatingPointError: if one is no number or infinite.
+            IndexError: if the memory has no such row.
+        """
+        if self._tree is None or not len(rows):
+            return
+        # P(i) ~ p_i^alpha with p_i = |delta_i| + epsilon (section 3.3)
+        powers = (priorities.astype(np.float64) + self.epsilon) ** self.alpha
+        largest = float(np.maximum.reduce(powers))
+        # also false for NaN
+        if not largest < np.inf:
+            raise FloatingPointError(
+                "a TD error is not finite: lower model.optimizer.lr or model.clip_grad_value, or scale the rewards"
+            )
+        self._tree.change(rows, powers)
+        self._largest = max(self._largest, largest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next draws depend on, as tensors and plain values."""
+        leaves = np.zeros(self._capacity) if self._tree is None else self._tree.leaves.copy()
+        return {
+            **self._queue.state_dict(),
+            "priorities": torch.from_numpy(leaves),
+            "largest": self._largest,
+            "beta": self.beta,
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._queue.load_state_dict(state)
+        self._tree = make_tree(self._capacity)
+        self._tree.load(state["priorities"].numpy())
+        self._largest, self.beta = state["largest"], state["beta"]
+        self._rng.bit_generator.state = state["rng"]
