@@ -53,13 +53,15 @@ def judge(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[A
     silenced = module.is_noisy and net.training and not noisy
     if silenced:
         net.eval()
-    few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
-    values: NDArray[Any] | None = net.forward_numpy(observation) if few and type(net) is MLP else None
-    if values is None:
-        with torch.no_grad():
-            values = module(torch.as_tensor(observation, device=module.device)).float().cpu().numpy()
-    if silenced:
-        net.train()
+    try:
+        few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
+        values: NDArray[Any] | None = net.forward_numpy(observation) if few and type(net) is MLP else None
+        if values is None:
+            with torch.no_grad():
+                values = module(torch.as_tensor(observation, device=module.device)).float().cpu().numpy()
+    finally:
+        if silenced:
+            net.train()
     return values
 
 

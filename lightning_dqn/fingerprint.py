@@ -62,7 +62,8 @@ def check_positive(**knobs: float | None) -> None:
         ValueError: naming the knob and its value.
     """
     for name, value in knobs.items():
-        if value is not None and value <= 0:
+        # no number is not positive either
+        if value is not None and not value > 0:
             raise ValueError(f"model.{name}={value}: must be positive")
 
 

@@ -105,7 +105,7 @@ class DQN(pl.LightningModule):
         self._limits = Limits(value=clip_grad_value, norm=clip_grad_norm)
         self.weighted_loss = LOSSES[loss]
         self.double_q = double
-        self.munchausen_temperature = munchausen_temperature if munchausen else None
+        self.munchausen, self.munchausen_temperature = munchausen, munchausen_temperature if munchausen else None
         self.boltzmann_temperature = boltzmann_temperature
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         knobs = {"model": type(self).__qualname__, "loss": loss, "double": double, "munchausen": munchausen, **positive}

@@ -17,22 +17,26 @@ class Chain(gym.Env):
 
     Args:
         numbered: whether observations are numbers.
+        masked: whether nobody may go to the left of the first state.
     """
 
     action_space = spaces.Discrete(2)
 
-    def __init__(self, numbered=False):
-        self.numbered = numbered
+    def __init__(self, numbered=False, masked=False):
+        self.numbered, self.masked = numbered, masked
         self.observation_space = spaces.Discrete(STATES) if numbered else spaces.Box(0, 1, (STATES,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.state = int(self.np_random.integers(STATES))
-        return self._see(), {}
+        return self._see(), self._say()
 
     def step(self, action):
         self.state, reward, ended = follow(self.state, int(action))
-        return self._see(), reward, ended, False, {}
+        return self._see(), reward, ended, False, self._say()
+
+    def _say(self):
+        return {"action_mask": np.array([self.state > 0, True])} if self.masked else {}
 
     def _see(self):
         # beyond an end there is nothing to see
@@ -93,5 +97,6 @@ def munchausen_values(temperature, alpha=0.9):
     return fixed_point(backup)
 
 
-for name, knobs in (("Chain-v0", {}), ("NumberedChain-v0", {"numbered": True})):
-    gym.register(name, Chain, kwargs=knobs)
+gym.register("Chain-v0", Chain)
+gym.register("NumberedChain-v0", Chain, kwargs={"numbered": True})
+gym.register("MaskedChain-v0", Chain, kwargs={"masked": True})

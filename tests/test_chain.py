@@ -7,7 +7,18 @@ import pytest
 import torch
 from conftest import quiet_trainer
 
-from lightning_dqn import C51, DQN, IQN, MLP, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import (
+    C51,
+    DQN,
+    IQN,
+    MLP,
+    QRDQN,
+    DQNDataModule,
+    EpsilonDecay,
+    PrioritizedSampler,
+    PriorityUpdate,
+    SoftTargetUpdate,
+)
 
 # 10 environments, and 10 updates from each of their steps
 DATA = {"num_envs": 10, "updates_per_iteration": 10, "batch_size": 64, "warmup_env_steps": 500}
@@ -43,7 +54,7 @@ def learnt(make=DQN, *, network=linear, updates=1000, lr=0.03, tau=0.1, data=(),
 
     spaces = side.observation_space, side.action_space
     model = make(*spaces, network=network, optimizer=adam, lr_scheduler=falling, compile=False, **knobs)
-    schedules = [SoftTargetUpdate(tau=tau), EpsilonDecay(start=1.0, end=1.0)]
+    schedules = [SoftTargetUpdate(tau=tau), EpsilonDecay(start=1.0, end=1.0), PriorityUpdate()]
     trainer = quiet_trainer(callbacks=schedules, limit_val_batches=0)
     trainer.fit(model, side)
     assert abs(trainer.global_step - updates) <= updates // 10
@@ -73,6 +84,7 @@ FAMILY = {
     "layer-norm": (DQN, {"network": lambda s, n: MLP(s, n, hidden_sizes=[32], layer_norm=True)}, BEST, 0.03),
     "noisy": (DQN, {"network": lambda s, n: MLP(s, n, hidden_sizes=[], noisy=True), "updates": 2000}, BEST, 0.05),
     "boltzmann": (DQN, {"boltzmann_temperature": 1.0}, BEST, 0.01),
+    "prioritised": (DQN, {"data": {"sampler": PrioritizedSampler}}, BEST, 0.01),
     "three-step": (DQN, {"data": {"n_step": 3, "num_envs": 40}}, chain.n_step_values(3), 0.05),
     "c51": (C51, {**ATOMS, "lr": 0.1}, BEST, 0.02),
     "c51-double": (C51, {**ATOMS, "lr": 0.1, "double": True}, BEST, 0.02),

@@ -540,6 +540,18 @@ def test_case_17_a_setting_of_the_sampler_out_of_its_range_is_refused(empty, cap
     assert f"data.sampler.{setting}={value}: must be" in line
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("data.sampler", "PrioritizedSampler", "did you mean lightning_dqn.PrioritizedSampler?"),
+        ("model", "Rainbow", "give its whole path, module.Class"),
+    ],
+)
+def test_case_18_a_class_that_is_not_found_is_named(empty, capfd, key, value, hint):
+    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
+    assert line == f"error: {key}={value}: no such class; {hint}"
+
+
 @pytest.mark.parametrize(("key", "value"), WRONG_TYPE, ids=[f"{k}={v}" for k, v in WRONG_TYPE])
 def test_case_18_a_value_of_the_wrong_type_is_refused_by_key_and_value(empty, capfd, key, value):
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
@@ -569,6 +581,10 @@ OF_A_MODEL = {
     "contradiction": (
         ["--model", "QRDQN", "--model.double", "true", "--model.munchausen", "true"],
         "model.double=true, model.munchausen=true: soft values pick no action; choose one of them",
+    ),
+    "munchausen-of-three-steps": (
+        ["--model", "IQN", "--model.munchausen", "true", "--data.n_step", "3"],
+        "data.n_step=3: model.munchausen adds to the reward of every step",
     ),
     "no-such-argument": (["--model.lr_scheduler", "LinearLR", "--model.lr_scheduler.nonsense", "1"], "'nonsense'"),
     "misspelt-schedule": (

@@ -14,7 +14,18 @@ from runs import small_mlp
 from test_module import Batches, batch_of, linear_dqn
 from test_update import StepCounter, trained
 
-from lightning_dqn import C51, DQN, IQN, MLP, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import (
+    C51,
+    DQN,
+    IQN,
+    MLP,
+    QRDQN,
+    DQNDataModule,
+    EpsilonDecay,
+    PrioritizedSampler,
+    PriorityUpdate,
+    SoftTargetUpdate,
+)
 from lightning_dqn.losses import TDLoss
 
 MODELS = {
@@ -52,11 +63,13 @@ SWITCHES = {
     "hard-by-env-steps": ({}, {}, {"tau": 1.0, "every_n_env_steps": 40}),
     "four-at-once": ({}, {"num_envs": 4, "updates_per_iteration": 4}, {}),
     "numbered": ({}, {"env_id": "NumberedChain-v0"}, {}),
+    "prioritised": ({}, {"sampler": PrioritizedSampler}, {}),
+    "masked": ({}, {"env_id": "MaskedChain-v0", "action_masks": True}, {}),
 }
 # C51 has neither
 NONSENSE = {("c51", "munchausen"), ("c51", "mse"), ("qrdqn", "mse"), ("iqn", "mse")}
 # the same calls for every learner
-SHARED = {"layer-norm", "three-step", "schedule", "clipped-norm", "hard-by-env-steps", "four-at-once"}
+SHARED = {"layer-norm", "three-step", "schedule", "clipped-norm", "hard-by-env-steps", "four-at-once", "prioritised"}
 PAIRS = [(model, switch) for model in MODELS for switch in SWITCHES if (model, switch) not in NONSENSE]
 
 
@@ -74,15 +87,22 @@ class Look(pl.Callback):
             assert all(part.isfinite().all() for part in outputs.values())
 
 
-def make(model, switch):
+def knobs_of(model, *switches):
+    """What is given to the learner, to the data side, and to the target's callback."""
+    learner, side, target = ({}, {}, {})
+    for switch in switches:
+        for whole, part in zip((learner, side, target), SWITCHES[switch], strict=True):
+            whole.update(part)
+    return {"network": network(), "compile": False, **MODELS[model][1], **learner}, side, target
+
+
+def make(model, *switches):
     """A learner and its data side."""
-    owner, knobs = MODELS[model]
-    learner, side, _ = SWITCHES[switch]
+    learner, side, _ = knobs_of(model, *switches)
     pl.seed_everything(0, verbose=False)
     sizes = {"warmup_env_steps": 40, "batch_size": 16, "memory_capacity": 500, "epoch_env_steps": 120}
     data = DQNDataModule(**{"env_id": "Chain-v0", "gamma": chain.GAMMA, "eval_episodes": 2, **sizes, **side})
-    given = {"network": network(), "compile": False, **knobs, **learner}
-    return owner(data.observation_space, data.action_space, **given), data
+    return MODELS[model][0](data.observation_space, data.action_space, **learner), data
 
 
 @pytest.mark.parametrize(
@@ -98,10 +118,37 @@ def make(model, switch):
     ],
 )
 def test_a_short_fit_learns_explores_as_it_says_and_comes_back_from_its_checkpoint(tmp_path, model, switch):
-    learner, data = make(model, switch)
+    look_at_a_short_fit(tmp_path, model, switch)
+
+
+def pairs_of_switches():
+    """Every two switches that say something together, each with one of the models, in turn."""
+    models = itertools.cycle(MODELS)
+    for one, other in itertools.combinations([name for name in SWITCHES if name != "nothing"], 2):
+        # two networks, or two environments, are one too many
+        said_twice = any(a.keys() & b.keys() for a, b in zip(SWITCHES[one], SWITCHES[other], strict=True))
+        said = {name for switch in (one, other) for part in SWITCHES[switch] for name in part}
+        # soft values pick no action, and the bonus belongs to one step
+        if said_twice or {"munchausen", "double"} <= said or {"munchausen", "n_step"} <= said:
+            continue
+        yield next(model for model in models if not {(model, one), (model, other)} & NONSENSE), one, other
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize(
+    ("model", "one", "other"), [pytest.param(*each, id="-".join(each)) for each in pairs_of_switches()]
+)
+def test_any_two_switches_that_make_sense_work_together(tmp_path, model, one, other):
+    look_at_a_short_fit(tmp_path, model, one, other)
+
+
+def look_at_a_short_fit(tmp_path, model, *switches):
+    """What must hold behind a fit of 120 env steps."""
+    learner, data = make(model, *switches)
     start = {name: p.clone() for name, p in learner.named_parameters()}
     look, decay = Look(), EpsilonDecay()
-    callbacks = [SoftTargetUpdate(**SWITCHES[switch][2]), decay, look]
+    given, _, target = knobs_of(model, *switches)
+    callbacks = [SoftTargetUpdate(**target), decay, PriorityUpdate(), look]
     # an episode that goes to and fro ends at last
     data.eval_max_steps = 50
     trainer = quiet_trainer(callbacks=callbacks)
@@ -109,18 +156,14 @@ def test_a_short_fit_learns_explores_as_it_says_and_comes_back_from_its_checkpoi
     assert len(look.losses) == trainer.global_step > 70
     for name, p in learner.named_parameters():
         assert not torch.equal(p, start[name]), name
-    by_itself = switch in ("noisy", "all-networks", "boltzmann")
+    by_itself = bool({"noisy", "all-networks", "boltzmann"} & set(switches))
     assert learner.epsilon.item() == pytest.approx(0.0 if by_itself else decay.epsilon_at(data.env_steps), abs=1e-7)
     assert (max(look.epsilons) == 0) is by_itself
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    owner, knobs = MODELS[model]
-    fresh = owner.load_from_checkpoint(
-        tmp_path / "a.ckpt",
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        **{"network": network(), **knobs, **SWITCHES[switch][0]},
+    fresh = MODELS[model][0].load_from_checkpoint(
+        tmp_path / "a.ckpt", observation_space=data.observation_space, action_space=data.action_space, **given
     )
-    states = torch.arange(chain.STATES) if switch == "numbered" else torch.eye(chain.STATES)
+    states = torch.arange(chain.STATES) if "numbered" in switches else torch.eye(chain.STATES)
     for net in (learner.eval(), fresh.eval()):
         assert net(states).shape == (chain.STATES, 2)
     assert torch.equal(fresh(states), learner(states))

@@ -116,7 +116,7 @@ VARIANTS = (
     Variant("c51", "--model C51", ATOMS),
     # a quarter of the paper's quantiles to choose by: they cost most of an update
     Variant("iqn", "--model IQN --model.num_policy_quantiles 8"),
-    Variant("munchausen", "--model.double false --model.munchausen true"),
+    Variant("munchausen", "--model.double false --model.munchausen true --data.n_step 1"),
     Variant("rainbow", "--config configs/rainbow.yaml", {name: f"{ATOMS[name]} {ANNEALED[name]}" for name in ATOMS}),
     Variant("pqn", ROLLOUTS, UPDATES),
 )

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_dqn.callbacks import (
     AgentVideo,
@@ -182,7 +182,9 @@ class DQNCLI(LightningCLI):
         folder = None
         try:
             folder = new_run_folder(root, env_id)
-            check_writable(folder)
+            # which the first rank makes, and later than the others look
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                check_writable(folder)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.removedirs(folder or root)
@@ -193,7 +195,7 @@ class DQNCLI(LightningCLI):
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
         try:
             super().instantiate_classes()
-            check_learner(self.datamodule, on_policy=self.model.on_policy)
+            check_learner(self.datamodule, on_policy=self.model.on_policy, munchausen=self.model.munchausen)
             if self.checkpoint is not None:
                 goes_on = self.subcommand == "fit"
                 self.model.check_checkpoint(self.checkpoint, goes_on=goes_on)

@@ -47,7 +47,7 @@ class DQNArgumentParser(LightningArgumentParser):
             for owner, key in ((DQN, "model"), (MLP, "model.network"))
         )
         title = "The default model, lightning_dqn.DQN (--model.optimizer.help names the optimizer's knobs)"
-        others = "Other models: --model PQN (learns from rollouts, without a memory; --model.help PQN names its knobs)"
+        others = "Other models: --model C51, QRDQN, IQN or PQN (--model.help C51 names its knobs)"
         return f"{text}\n{title}:\n{knobs}\n{others}\n"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -127,6 +127,12 @@ def one_line(message: str) -> str:
     message = " ".join(message.split())
     # files that nobody meant
     message = re.sub(r": or Expected a path but \S+ either not accessible or invalid or ", ": ", message)
+    # a class whose whole path was not given
+    short = re.match(r'Parser key "([\w.]+)":.* Expected a dot import path string: (\w+)(?:\. Got|$)', message)
+    if short:
+        ours = hasattr(sys.modules["lightning_dqn"], short[2])
+        hint = f"did you mean lightning_dqn.{short[2]}?" if ours else "give its whole path, module.Class"
+        return f"{short[1]}={short[2]}: no such class; {hint}"
     # Parser key "data.num_envs": Expected a int. Got value: x
     refused = re.fullmatch(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', message)
     return f"{refused[1]}={refused[3]}: must be of type {refused[2]}" if refused else message

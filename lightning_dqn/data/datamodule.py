@@ -136,7 +136,7 @@ class DQNDataModule(pl.LightningDataModule):
         """
         assert self.trainer is not None
         learner: Any = self.trainer.lightning_module
-        check_learner(self, on_policy=learner.on_policy)
+        check_learner(self, on_policy=learner.on_policy, munchausen=learner.munchausen)
         policy = cast(Policy, learner.act)
         root = np.random.SeedSequence([torch.initial_seed(), self.trainer.global_rank])
         play_seed, sample_seed, eval_seed, test_seed = root.spawn(4)

@@ -51,12 +51,13 @@ def check_knobs(data: "DQNDataModule") -> None:
         )
 
 
-def check_learner(data: "DQNDataModule", *, on_policy: bool) -> None:
+def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -> None:
     """Refuse what can't work with this learner.
 
     Args:
         data: whose knobs they are.
         on_policy: whether it learns from rollouts.
+        munchausen: whether it adds to each reward.
 
     Raises:
         ValueError: naming the knob and its value.
@@ -66,6 +67,11 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool) -> None:
         raise ValueError(f"data.sampler={sampler}: chooses from a memory, which this learner has none of; leave it out")
     if on_policy and data.n_step > 1:
         raise ValueError(f"data.n_step={data.n_step}: model.td_lambda says how far returns of rollouts reach; use 1")
+    if munchausen and data.n_step > 1:
+        raise ValueError(
+            f"data.n_step={data.n_step}: model.munchausen adds to the reward of every step, n-step returns know of the "
+            "first alone; use 1"
+        )
     if on_policy and data.batch_size > rows:
         raise ValueError(
             f"data.batch_size={data.batch_size}: a rollout has num_envs={data.num_envs} x "

@@ -81,7 +81,9 @@ class QRDQN(DQN):
         """Quantile regression on the quantiles of the target (Algorithm 1)."""
         quantiles = chosen(policy_net(batch.observation), batch.action - self.first_action)
         with torch.no_grad():
-            target = quantile_target(self, batch, target_net(batch.next_observation), policy_net, target_net)
+            next_quantiles = target_net(batch.next_observation)
+            next_q = (policy_net(batch.next_observation) if self.double_q else next_quantiles).mean(2)
+            target = quantile_target(self, batch, next_quantiles, next_q, target_net)
         levels = midpoints(self.num_quantiles, quantiles)
         return _regression(quantiles, levels, target, batch.weight, self.kappa)
 
@@ -173,7 +175,8 @@ class IQN(DQN):
         with torch.no_grad():
             next_levels = torch.rand(size, self.num_target_quantiles, dtype=like.dtype, device=like.device)
             next_quantiles = target_net(batch.next_observation, next_levels)
-            target = quantile_target(self, batch, next_quantiles, policy_net, target_net)
+            next_q = self.action_values(policy_net if self.double_q else target_net, batch.next_observation)
+            target = quantile_target(self, batch, next_quantiles, next_q, target_net)
         return _regression(quantiles, levels, target, batch.weight, self.kappa)
 
 
@@ -184,7 +187,7 @@ def midpoints(count: int, like: Tensor) -> Tensor:
 
 
 def quantile_target(
-    module: DQN, batch: AnyTransition, next_quantiles: Tensor, policy_net: QFunction, target_net: QFunction
+    module: DQN, batch: AnyTransition, next_quantiles: Tensor, next_q: Tensor, target_net: QFunction
 ) -> Tensor:
     """Quantiles of the target, (B, Z).
 
@@ -192,11 +195,10 @@ def quantile_target(
         module: whose switches count.
         batch: (B, ...) transitions.
         next_quantiles: (B, A, Z) of the target net for the next observation.
-        policy_net: what picks the action, if double.
-        target_net: what picks it else, and what munchausen's policy follows.
+        next_q: (B, A) values that the next action is chosen by.
+        target_net: what munchausen's policy follows.
     """
     reward, temperature = batch.reward, module.munchausen_temperature
-    next_q = module.action_values(policy_net if module.double_q else target_net, batch.next_observation)
     next_q = allowed(next_q, batch.next_action_mask)
     if temperature is None:
         value = chosen(next_quantiles, next_q.argmax(1))
