@@ -101,7 +101,7 @@ UPDATES = {
     "cartpole": "--model.lr_scheduler.total_iters 6250",
     "acrobot": "--model.lr_scheduler.total_iters 12500",
     "mountaincar": "--model.lr_scheduler.total_iters 15000",
-    "lunarlander": "--model.lr_scheduler.total_iters 12500",
+    "lunarlander": "--model.lr_scheduler.total_iters 12500 --model.lr_scheduler.end_factor 0.05",
 }
 
 # A later --config is merged into an earlier one; another --model keeps those of its init_args that the new class has.
