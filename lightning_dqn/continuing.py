@@ -5,6 +5,7 @@ torch's, an environment may draw from Python's or NumPy's), and two gaps in Ligh
 """
 
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,16 @@ def prepare_to_go_on(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     if hasattr(data, "check_checkpoint"):
         data.check_checkpoint(checkpoint)
     _mend_epoch(checkpoint["loops"]["fit_loop"])
+
+
+def make_plain(checkpoint: dict[str, Any]) -> None:
+    """Let a checkpoint hold schedules as plain values: MultiStepLR keeps a Counter, and a dict serves it as well.
+
+    Args:
+        checkpoint: changed in place.
+    """
+    for state in checkpoint.get("lr_schedulers", []):
+        state |= {name: dict(value) for name, value in state.items() if isinstance(value, Counter)}
 
 
 def _mend_epoch(fit_loop: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def make(model, *switches):
             model,
             switch,
             id=f"{model}-{switch}",
-            marks=[pytest.mark.learning] * (switch in SHARED and model in ("c51", "qrdqn")),
+            marks=[pytest.mark.learning] * (switch in SHARED and model != "dqn"),
         )
         for model, switch in PAIRS
     ],
@@ -281,6 +281,7 @@ def test_each_update_goes_by_the_rate_of_its_own_time(path):
         linear_schedule,
         halving,
         lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100),
+        lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 8, 12]),
         lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=200),
         lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda count: 1 / (1 + count)),
         lambda optimizer: torch.optim.lr_scheduler.SequentialLR(

@@ -150,6 +150,7 @@ def test_denormals_are_flushed_in_updates_only_even_where_one_fails(before):
     assert denormals_are_flushed() == before
 
 
+@pytest.mark.learning  # a compilation without a cache
 def test_a_compiler_older_than_the_cpu_is_good_enough(tmp_path):
     old = tmp_path / "old_g++"
     old.write_text('#!/bin/sh\ncase "$*" in *-mamx-tile*|*-mavx512f*) exit 1;; esac\nexec g++ "$@"\n')
