@@ -26,6 +26,7 @@ from lightning_dqn import (
     PriorityUpdate,
     SoftTargetUpdate,
 )
+from lightning_dqn.checkpoint_io.plain import check_plain
 from lightning_dqn.losses import TDLoss
 
 MODELS = {
@@ -297,7 +298,9 @@ def test_the_state_of_a_schedule_goes_through_a_checkpoint(tmp_path, make_schedu
         trainer = quiet_trainer(callbacks=[SoftTargetUpdate(), EpsilonDecay(), rates], max_epochs=2 if ckpt_path else 1)
         trainer.fit(learner, datamodule=Batches([batch_of(1)] * batches), ckpt_path=ckpt_path)
         trainer.save_checkpoint(tmp_path / folder)
-        assert torch.load(tmp_path / folder, weights_only=True)["lr_schedulers"][0]["last_epoch"] == trainer.global_step
+        content = torch.load(tmp_path / folder, weights_only=True)
+        assert content["lr_schedulers"][0]["last_epoch"] == trainer.global_step
+        check_plain(content)
         return rates.seen
 
     whole = run("whole", 30)
