@@ -289,7 +289,7 @@ def test_each_update_goes_by_the_rate_of_its_own_time(path):
             optimizer, [linear_schedule(optimizer), halving(optimizer)], milestones=[10]
         ),
     ],
-    ids=["linear", "step", "cosine", "one-cycle", "lambda", "sequential"],
+    ids=["linear", "step", "cosine", "multi-step", "one-cycle", "lambda", "sequential"],
 )
 def test_the_state_of_a_schedule_goes_through_a_checkpoint(tmp_path, make_scheduler):
     def run(folder, batches, ckpt_path=None):
