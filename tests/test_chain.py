@@ -94,7 +94,7 @@ FAMILY = {
     "iqn-munchausen": (IQN, {**COSINES, **SOFT, "updates": 3000}, SOFT_VALUES, 0.03),
 }
 # said nearly as well by others
-SELDOM = {"mse", "layer-norm", "boltzmann", "c51", "qrdqn", "iqn-munchausen"}
+SELDOM = {"mse", "layer-norm", "boltzmann", "c51", "qrdqn", "iqn-munchausen", "iqn", "noisy", "qrdqn-munchausen"}
 
 
 def test_the_values_of_the_chain_are_what_one_works_out_by_hand():

@@ -71,7 +71,7 @@ RUNS = {
 # the others take their time
 QUICK = {
     *("one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"),
-    *("c51-noisy-dueling", "falling-rate-and-clipped-norm"),
+    "falling-rate-and-clipped-norm",
 }
 
 
