@@ -1,7 +1,7 @@
 """What a fit needs, beside what Lightning notes of it, to go on from a checkpoint as if it had never stopped.
 
 Asked by `module.DQN`: the random generators that the whole process shares (dropout and noisy networks draw from
-torch's, an environment may draw from Python's or NumPy's), and two gaps in Lightning's own account.
+torch's, an environment may draw from Python's or NumPy's), and the gaps in Lightning's own account.
 """
 
 import random

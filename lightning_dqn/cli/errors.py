@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
 
-# whose knobs are meant by a flag that nobody knows
+# arguments that nobody gives on the command line
 LINKED = {"observation_space", "action_space", "outputs", "params"}
 
 
