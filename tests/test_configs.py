@@ -58,3 +58,40 @@ def test_the_textbook_configuration_says_the_defaults_in_full(capsys):
     for group in ("data", "target_update", "epsilon"):
         assert said[group].keys() == by_default[group].keys()
     assert said["model"]["init_args"].keys() == by_default["model"]["init_args"].keys()
+
+
+@pytest.mark.parametrize("words", ["--model.optimizer Adam", "--model.optimizer=torch.optim.Adam"])
+def test_another_optimizer_starts_from_its_own_defaults(words, capsys):
+    knobs = resolved(capsys, *words.split())["model"]["init_args"]["optimizer"]
+    assert knobs["class_path"] == "torch.optim.Adam"
+    # AdamW of the default model: lr 1e-4, weight_decay 0.01, amsgrad true
+    assert (knobs["init_args"]["lr"], knobs["init_args"]["weight_decay"]) == (1e-3, 0.0)
+    assert knobs["init_args"]["amsgrad"] is False
+
+
+def test_another_optimizer_in_a_file_starts_from_its_own_defaults_and_what_follows_counts(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {momentum: 0.9}}}}\n")
+    words = ["--config", str(CONFIGS / "acrobot.yaml"), "--config", str(file), "--model.optimizer.lr", "0.5"]
+    knobs = resolved(capsys, *words)["model"]["init_args"]["optimizer"]["init_args"]
+    assert (knobs["lr"], knobs["momentum"], knobs["weight_decay"]) == (0.5, 0.9, 0.0)
+
+
+def test_the_same_optimizer_keeps_what_was_said_of_it(capsys):
+    knobs = resolved(capsys, "--model.optimizer.lr", "3e-4", "--model.optimizer.weight_decay", "0.1")
+    knobs = knobs["model"]["init_args"]["optimizer"]["init_args"]
+    assert (knobs["lr"], knobs["weight_decay"], knobs["amsgrad"]) == (3e-4, 0.1, True)
+
+
+def test_another_schedule_starts_from_its_own_defaults(capsys):
+    words = "--model.lr_scheduler ExponentialLR --model.lr_scheduler.gamma 0.9 --model.lr_scheduler.last_epoch 3"
+    words += " --model.lr_scheduler StepLR --model.lr_scheduler.step_size 2"
+    knobs = resolved(capsys, *words.split())["model"]["init_args"]["lr_scheduler"]["init_args"]
+    assert (knobs["step_size"], knobs["gamma"], knobs["last_epoch"]) == (2, 0.1, -1)
+
+
+def test_a_knob_before_the_optimizer_that_it_would_be_lost_with_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.optimizer.lr", "1", "--model.optimizer", "SGD"])
+    said = "error: --model.optimizer.lr stands before --model.optimizer, which starts anew; name the class first\n"
+    assert capsys.readouterr().err == said

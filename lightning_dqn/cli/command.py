@@ -38,6 +38,7 @@ from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
 from lightning_dqn.cli.checks import check_knobs, check_writable
 from lightning_dqn.cli.errors import DQNArgumentParser, refuse
+from lightning_dqn.cli.optimizers import own_defaults, refuse_knobs_before_class
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
     new_run_folder,
@@ -136,7 +137,9 @@ class DQNCLI(LightningCLI):
         """Find the run that `--ckpt_path` means, and take its configuration where no other is given."""
         words = list(sys.argv[1:] if args is None else args)
         self.asked_for_logger = any(word.startswith("--trainer.logger") for word in words)
-        self.config = parser.parse_args(with_run_config(words))
+        refuse_knobs_before_class(words)
+        with own_defaults():
+            self.config = parser.parse_args(with_run_config(words))
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
             refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
