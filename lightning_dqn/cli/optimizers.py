@@ -30,7 +30,7 @@ def own_defaults() -> Iterator[None]:
             kind = locate(before["class_path"])
             if inspect.isclass(kind) and issubclass(kind, KINDS):
                 before["init_args"].__dict__.clear()
-        hand_on(parser_or_action, before, now)
+        hand_on(parser_or_action, before, now)  # type: ignore[no-untyped-call]
 
     with mock.patch.object(_typehints, hand_on.__name__, discard):
         yield
