@@ -101,7 +101,7 @@ UPDATES = {
     "cartpole": "--model.lr_scheduler.total_iters 6250",
     "acrobot": "--model.lr_scheduler.total_iters 12500",
     "mountaincar": "--model.lr_scheduler.total_iters 15000",
-    "lunarlander": "--model.lr_scheduler.total_iters 12500 --model.lr_scheduler.end_factor 0.05",
+    "lunarlander": "--model.lr_scheduler.total_iters 12500",
 }
 
 # A later --config is merged into an earlier one; another --model keeps those of its init_args that the new class has.
@@ -111,7 +111,7 @@ VARIANTS = (
     Variant("dueling", "--model.network.dueling true"),
     Variant("per", "--data.sampler lightning_dqn.PrioritizedSampler", ANNEALED),
     # where DQN itself sums three rewards already, five
-    Variant("n-step", "--data.n_step 3", {"mountaincar": "--data.n_step 5", "lunarlander": "--data.n_step 5"}),
+    Variant("n-step", "--data.n_step 3", {"mountaincar": "--data.n_step 5"}),
     Variant("qrdqn", "--model QRDQN"),
     Variant("c51", "--model C51", ATOMS),
     # a quarter of the paper's quantiles to choose by: they cost most of an update
