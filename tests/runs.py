@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO
-from lightning_dqn.envs import make_vector_env
+from lightning_dqn.envs import EnvSettings, make_vector_env
 from lightning_dqn.snapshots import restore
 
 # 300 iterations an epoch of one environment; the memory of 250 is full in the first
@@ -104,7 +104,7 @@ def differences(one, other, path=""):
 def play(checkpoint, steps=50):
     """What the environments of a checkpoint show in their next steps, as bytes."""
     knobs, under_way = checkpoint["DQNDataModule"]["knobs"], checkpoint["DQNDataModule"]["train"]["under_way"]
-    envs = make_vector_env(knobs["env_id"], knobs["num_envs"], {}, knobs["vectorization"])
+    envs = make_vector_env(EnvSettings(knobs["env_id"]), knobs["num_envs"], knobs["vectorization"])
     restore(envs, under_way["envs"])
     rng = np.random.default_rng(0)
     shown = []

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
-from lightning_dqn.envs import SingleVectorEnv, make_env, make_vector_env
+from lightning_dqn.envs import EnvSettings, SingleVectorEnv, make_env, make_vector_env
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "FrozenLake-v1", "Blackjack-v1"])
 def test_a_vector_of_one_plays_as_gymnasiums_to_the_bit(env_id):
     # cut at 30 steps, so that episodes end in both ways; Blackjack's observations are flattened
-    kwargs = {"max_episode_steps": 30}
-    ours = make_vector_env(env_id, 1, kwargs)
-    theirs = make_vector_env(env_id, 1, kwargs, "sync")
+    settings = EnvSettings(env_id, {"max_episode_steps": 30})
+    ours = make_vector_env(settings, 1)
+    theirs = make_vector_env(settings, 1, "sync")
     assert isinstance(ours, SingleVectorEnv)
     assert isinstance(theirs, SyncVectorEnv)
     assert ours.observation_space == theirs.observation_space
@@ -32,7 +32,7 @@ def test_a_vector_of_one_plays_as_gymnasiums_to_the_bit(env_id):
 
 
 def test_a_reset_in_mid_episode_begins_a_new_one():
-    envs = SingleVectorEnv(make_env("CartPole-v1", {}))
+    envs = SingleVectorEnv(make_env(EnvSettings("CartPole-v1")))
     start, _ = envs.reset(seed=3)
     for _ in range(500):
         _, _, terminated, truncated, _ = envs.step(np.array([0]))
@@ -52,7 +52,7 @@ def test_closing_a_vector_of_one_closes_its_environment():
             self.is_open = False
             super().close()
 
-    door = Door(make_env("CartPole-v1", {}))
+    door = Door(make_env(EnvSettings("CartPole-v1")))
     envs = SingleVectorEnv(door)
     envs.close()
     assert not door.is_open

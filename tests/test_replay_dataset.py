@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from lightning_dqn.data import EpisodeDataset, ReplayDataset
-from lightning_dqn.envs import make_env, make_vector_env
+from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
 from lightning_dqn.replay import ReplayMemory, Transition
 
 GAMMA = 0.9
@@ -168,7 +168,7 @@ def make_dataset(envs: gym.vector.VectorEnv, policy: Any = at_random, n_step: in
 
 
 def countdown(num_envs: int = 1, **knobs: Any) -> ReplayDataset:
-    return make_dataset(make_vector_env("TestCountdown-v0", num_envs, {}, "sync"), **knobs)
+    return make_dataset(make_vector_env(EnvSettings("TestCountdown-v0"), num_envs, "sync"), **knobs)
 
 
 def written_by(dataset: ReplayDataset) -> list[list[Written]]:
@@ -232,7 +232,7 @@ def test_the_length_is_the_number_of_iterations_in_an_epoch(num_envs, steps, epo
 
 @pytest.mark.parametrize("env_id", ["TestCountdown-v0", "CartPole-v1"])
 def test_one_environment_plays_exactly_one_env_step_an_iteration(env_id):
-    envs = Recorder(make_vector_env(env_id, 1, {}))
+    envs = Recorder(make_vector_env(EnvSettings(env_id), 1))
     dataset = make_dataset(envs, at_random if env_id == "TestCountdown-v0" else lean)
     for iteration, _ in enumerate(dataset, start=1):
         assert dataset.env_steps == envs.clock == iteration
@@ -322,7 +322,7 @@ def test_the_seed_decides_what_is_played():
     ],
 )
 def test_the_history_equals_the_sums_of_recorded_rewards(env_id, num_envs, vectorization, policy):
-    envs = Recorder(make_vector_env(env_id, num_envs, {}, vectorization))
+    envs = Recorder(make_vector_env(EnvSettings(env_id), num_envs, vectorization))
     dataset = make_dataset(envs, policy, epoch_env_steps=1200)
     take(dataset, len(dataset))
     assert len(dataset.episodes) > 10
@@ -336,7 +336,7 @@ def test_the_history_equals_the_sums_of_recorded_rewards(env_id, num_envs, vecto
 
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
 def test_case_24_cartpole_bootstraps_from_the_true_last_observation_of_cut_episodes(vectorization):
-    envs = Recorder(make_vector_env("CartPole-v1", 4, {"max_episode_steps": 30}, vectorization))
+    envs = Recorder(make_vector_env(EnvSettings("CartPole-v1", {"max_episode_steps": 30}), 4, vectorization))
     dataset = make_dataset(envs, balance_or_fall, epoch_env_steps=600)
     take(dataset, len(dataset))
     # each end was seen often, so the comparison below is of both
@@ -375,7 +375,7 @@ def test_case_24_three_step_returns_stay_within_the_episodes_that_the_environmen
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_frozen_lake_transitions_follow_its_own_dynamics(num_envs):
     # cut at 6 steps, of which many walks on the ice are still under way
-    envs = make_vector_env("FrozenLake-v1", num_envs, {"max_episode_steps": 6})
+    envs = make_vector_env(EnvSettings("FrozenLake-v1", {"max_episode_steps": 6}), num_envs)
 
     def wander(observation: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         assert rng is not None
@@ -465,7 +465,7 @@ def test_the_generator_goes_on_where_it_was_saved():
     # the next draw of the generator seeds the new episodes
     rng = np.random.default_rng()
     rng.bit_generator.state = state["rng"]
-    starts, _ = make_vector_env("TestCountdown-v0", 2, {}).reset(seed=int(rng.integers(2**31)))
+    starts, _ = make_vector_env(EnvSettings("TestCountdown-v0"), 2).reset(seed=int(rng.integers(2**31)))
     first.load_state_dict(state)
     second.load_state_dict(state)
     assert_same_to_the_bit(take(first, 30), take(second, 30))
@@ -500,7 +500,7 @@ def test_interrupted_episodes_are_kept_as_truncated(n_step):
 def test_the_history_after_an_interruption_counts_new_episodes_from_zero():
     played = countdown(3)
     take(played, 21)
-    fresh = make_dataset(Recorder(make_vector_env("TestCountdown-v0", 3, {}, "sync")))
+    fresh = make_dataset(Recorder(make_vector_env(EnvSettings("TestCountdown-v0"), 3, "sync")))
     fresh.load_state_dict(played.state_dict(with_envs=False))
     before = len(fresh.episodes)
     take(fresh, 40)
@@ -519,7 +519,7 @@ def make_episodes() -> Iterator[Any]:
 
     def make(env_id: str, policy: Any, **knobs: Any) -> EpisodeDataset:
         defaults = {"num_episodes": 20, "seed": 0, "max_episode_steps": 1000}
-        made.append(EpisodeDataset(env_id, {}, policy, **(defaults | knobs)))
+        made.append(EpisodeDataset(EnvSettings(env_id), policy, **(defaults | knobs)))
         return made[-1]
 
     yield make
@@ -589,7 +589,7 @@ def test_kept_steps_are_those_that_were_played(make_episodes):
     dataset = make_episodes("TestCountdown-v0", first_action, keep_steps=True, num_episodes=23)
     starts = {}
     for seed in range(23):
-        env = make_env("TestCountdown-v0", {})
+        env = make_env(EnvSettings("TestCountdown-v0"))
         observation, _ = env.reset(seed=seed)
         starts[tuple(observation.tolist())] = env
     for episode in dataset:

@@ -28,7 +28,7 @@ from test_replay_dataset import (
 
 from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler
 from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
-from lightning_dqn.envs import make_vector_env
+from lightning_dqn.envs import EnvSettings, make_vector_env
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TAXI = max((env_id for env_id in gym.registry if env_id.startswith("Taxi-v")), key=lambda i: int(i[6:]))
@@ -442,7 +442,7 @@ gym.register("TestLedger-v0", Ledger, max_episode_steps=5)
 
 def ledger(num_envs, seed=0):
     """A dataset of ledgers."""
-    return make_dataset(make_vector_env("TestLedger-v0", num_envs, {}, "sync"), seed=seed)
+    return make_dataset(make_vector_env(EnvSettings("TestLedger-v0"), num_envs, "sync"), seed=seed)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -468,7 +468,7 @@ def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
 def test_case_24_a_time_limit_in_a_vector_form_bootstraps_after_a_resume(tmp_path, vectorization):
     def make():
-        envs = make_vector_env("CartPole-v1", 3, {"max_episode_steps": 12}, vectorization)
+        envs = make_vector_env(EnvSettings("CartPole-v1", {"max_episode_steps": 12}), 3, vectorization)
         return make_dataset(envs, lambda observation, rng: (observation[:, 2] > 0).astype(np.int64))
 
     dataset = make()
@@ -496,7 +496,7 @@ def test_case_24_other_ways_to_reset_are_refused(mode):
 
     gym.register(name, CartPoleEnv, vector_entry_point=Vector)
     with pytest.raises(ValueError, match="only NEXT_STEP is supported"):
-        make_vector_env(name, 2, {}, "vector_entry_point")
+        make_vector_env(EnvSettings(name), 2, "vector_entry_point")
 
 
 def test_a_module_made_from_a_checkpoint_starts_with_generators_of_its_own(tmp_path, whole):

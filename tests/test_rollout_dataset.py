@@ -9,7 +9,7 @@ import torch
 from test_replay_dataset import GAMMA, Recorder, at_random, balance_or_fall, lean, one_step
 
 from lightning_dqn.data import Rollout, RolloutDataset
-from lightning_dqn.envs import make_vector_env
+from lightning_dqn.envs import EnvSettings, make_vector_env
 
 
 def make_rollouts(envs, policy=at_random, seed=0, **knobs):
@@ -19,7 +19,7 @@ def make_rollouts(envs, policy=at_random, seed=0, **knobs):
 
 
 def countdown(num_envs, **knobs):
-    return make_rollouts(Recorder(make_vector_env("TestCountdown-v0", num_envs, {}, "sync")), **knobs)
+    return make_rollouts(Recorder(make_vector_env(EnvSettings("TestCountdown-v0"), num_envs, "sync")), **knobs)
 
 
 def take(dataset, iterations):
@@ -51,7 +51,7 @@ def rows(rollout, index):
     ],
 )
 def test_the_steps_learnt_from_are_what_the_environments_did(env_id, env_kwargs, vectorization, policy):
-    envs = Recorder(make_vector_env(env_id, 3, env_kwargs, vectorization))
+    envs = Recorder(make_vector_env(EnvSettings(env_id, env_kwargs), 3, vectorization))
     # 8 minibatches of 15 are all steps of a rollout four times or so
     dataset = make_rollouts(envs, policy, updates_per_iteration=8, batch_size=15, epoch_env_steps=600)
     drawn = set()
@@ -103,7 +103,9 @@ def test_a_rollout_begins_where_the_last_one_ended():
 
 
 def test_types_are_those_of_the_memory():
-    numbers = make_rollouts(make_vector_env("FrozenLake-v1", 2, {}), lambda o, rng: rng.integers(4, size=len(o)))
+    numbers = make_rollouts(
+        make_vector_env(EnvSettings("FrozenLake-v1"), 2), lambda o, rng: rng.integers(4, size=len(o))
+    )
     rollout = take(numbers, 1)[0]
     assert rollout.observation.dtype == rollout.action.dtype == rollout.index.dtype == torch.int64
     assert rollout.reward.dtype == rollout.discount.dtype == torch.float32
@@ -117,7 +119,7 @@ def test_a_second_iterator_goes_on_where_the_first_stopped():
 
 def test_a_restored_dataset_yields_the_same_rollouts_to_the_bit(tmp_path):
     def carts(seed=0):
-        return make_rollouts(make_vector_env("CartPole-v1", 3, {}), lean, seed)
+        return make_rollouts(make_vector_env(EnvSettings("CartPole-v1"), 3), lean, seed)
 
     played, fresh = carts(), carts(5)
     take(played, 7)

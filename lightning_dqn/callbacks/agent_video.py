@@ -62,7 +62,7 @@ class AgentVideo(Callback):
         folder = run_folder(trainer) / "videos"
         folder.mkdir(exist_ok=True)
         try:
-            with _no_display(), closing(make_env(data.env_id, data.env_kwargs, render_mode="rgb_array")) as env:
+            with _no_display(), closing(make_env(data.env_settings, render_mode="rgb_array")) as env:
                 for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
                     path = folder / f"agent-{seed}.mp4"
                     self._film(env, dqn(pl_module), path, seed, action_masks=data.action_masks)

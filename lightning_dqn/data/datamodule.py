@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from lightning_dqn.data.datasets import make_evaluation, make_replay, make_rollouts
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
 from lightning_dqn.data.knobs import check_knobs, check_learner, check_masks, check_ram
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
@@ -15,9 +16,9 @@ from lightning_dqn.data.player import EpisodeHistory, Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
-from lightning_dqn.envs import Vectorization, make_env, make_vector_env
+from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
-from lightning_dqn.replay import MaskedTransition, ReplayMemory, SamplerCallable, Transition, UniformSampler, try_out
+from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, try_out
 from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotSnapshotError
 
@@ -34,6 +35,8 @@ LEARNING_KNOBS = (
     "n_step",
     "epoch_env_steps",
     "action_masks",
+    "frame_stack",
+    "overlap",
 )
 
 
@@ -44,7 +47,10 @@ class DQNDataModule(pl.LightningDataModule):
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment; those named like secrets (token, key, ...) enter no file of a run.
+        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; those named like
+            secrets (token, key, ...) enter no file of a run.
+        wrappers: Gymnasium wrappers around each environment, the innermost first.
+        frame_stack: observations that the agent sees together, oldest first; 1 for each by itself.
         num_envs: environments played side by side, N.
         vectorization: how they are stepped: auto, sync, async or vector_entry_point (the environment's own).
         steps_per_iteration: env steps in each environment per iteration.
@@ -60,6 +66,7 @@ class DQNDataModule(pl.LightningDataModule):
         eval_max_steps: env steps after which an evaluation episode is cut.
         save_memory: whether checkpoints hold the memory; without it a resumed run warms up an empty one.
         action_masks: whether actions are left out that the environment rules out by info["action_mask"].
+        overlap: whether environments step while the device learns, with the actions of one iteration before.
 
     Raises:
         ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
@@ -70,6 +77,8 @@ class DQNDataModule(pl.LightningDataModule):
         *,
         env_id: str = "CartPole-v1",
         env_kwargs: dict[str, Any] | None = None,
+        wrappers: list[EnvWrapper] | None = None,
+        frame_stack: int = 1,
         num_envs: int = 1,
         vectorization: Vectorization = "auto",
         steps_per_iteration: int = 1,
@@ -85,10 +94,13 @@ class DQNDataModule(pl.LightningDataModule):
         eval_max_steps: int = 27_000,
         save_memory: bool = True,
         action_masks: bool = False,
+        overlap: bool = False,
     ) -> None:
         super().__init__()
         self.env_id = env_id
         self.env_kwargs = env_kwargs or {}
+        self.wrappers = wrappers or []
+        self.frame_stack = frame_stack
         self.num_envs = num_envs
         self.vectorization = vectorization
         self.steps_per_iteration = steps_per_iteration
@@ -104,15 +116,17 @@ class DQNDataModule(pl.LightningDataModule):
         self.eval_max_steps = eval_max_steps
         self.save_memory = save_memory
         self.action_masks = action_masks
+        self.overlap = overlap
+        self.env_settings = EnvSettings(env_id, self.env_kwargs, self.wrappers, frame_stack)
         check_knobs(self)
         self._sampler_words, sampler_bytes = try_out(sampler)
-        env = make_env(env_id, self.env_kwargs)
+        env = make_env(self.env_settings)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
-        self._mask_size = check_masks(env) if action_masks else 0
+        self.mask_size = check_masks(env) if action_masks else 0
         self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
         env.close()
-        check_ram(self, sampler_bytes + self._mask_size)
+        check_ram(self, sampler_bytes + self.mask_size)
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
         self.train_dataset: ReplayDataset | RolloutDataset | None = None
@@ -145,65 +159,17 @@ class DQNDataModule(pl.LightningDataModule):
             # of many environments two show as much as all; where a memory is left out, so are they
             prove_it = self.save_memory or learner.on_policy
             self._inexact = find_obstacle(
-                self.env_id, min(self.num_envs, 2), self.env_kwargs, self.vectorization, prove_it=prove_it
+                self.env_settings,
+                min(self.num_envs, 2),
+                self.vectorization,
+                overlap=self.overlap,
+                prove_it=prove_it,
             )
-            make = self._make_rollouts if learner.on_policy else self._make_replay
-            self.train_dataset = make(policy, play_seed, sample_seed)
+            make = make_rollouts if learner.on_policy else make_replay
+            self.train_dataset = make(self, policy, play_seed, sample_seed)
         # the episodes that chose the best checkpoint don't judge it
         seed = eval_seed if stage in ("fit", "validate") else test_seed
-        self.eval_dataset = EpisodeDataset(
-            self.env_id,
-            self.env_kwargs,
-            policy,
-            num_episodes=self.eval_episodes,
-            seed=int(seed.generate_state(1)[0]) >> 1,
-            max_episode_steps=self.eval_max_steps,
-            keep_steps=stage == "predict",
-            action_masks=self.action_masks,
-        )
-
-    def _make_replay(
-        self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
-    ) -> ReplayDataset:
-        memory = ReplayMemory(
-            capacity=self.memory_capacity,
-            num_envs=self.num_envs,
-            observation_space=self.observation_space,
-            gamma=self.gamma,
-            n_step=self.n_step,
-            sampler=self.sampler,
-            mask_size=self._mask_size,
-            seed=sample_seed,
-        )
-        return ReplayDataset(
-            envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
-            memory=memory,
-            policy=policy,
-            seed=seed,
-            steps_per_iteration=self.steps_per_iteration,
-            updates_per_iteration=self.updates_per_iteration,
-            batch_size=self.batch_size,
-            warmup_env_steps=self.warmup_env_steps,
-            epoch_env_steps=self.epoch_env_steps,
-            save_memory=self.save_memory,
-            action_masks=self.action_masks,
-        )
-
-    def _make_rollouts(
-        self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
-    ) -> RolloutDataset:
-        return RolloutDataset(
-            envs=make_vector_env(self.env_id, self.num_envs, self.env_kwargs, self.vectorization),
-            policy=policy,
-            gamma=self.gamma,
-            seed=seed,
-            sample_seed=sample_seed,
-            steps_per_iteration=self.steps_per_iteration,
-            updates_per_iteration=self.updates_per_iteration,
-            batch_size=self.batch_size,
-            epoch_env_steps=self.epoch_env_steps,
-            action_masks=self.action_masks,
-        )
+        self.eval_dataset = make_evaluation(self, policy, seed, keep_steps=stage == "predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches that are where they shall be are not taken apart to find that out."""

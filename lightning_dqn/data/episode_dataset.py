@@ -1,6 +1,6 @@
 """Plays greedy episodes: what evaluation, test and prediction draw from. Legend: T env steps, N envs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from lightning_dqn.data.faults import BrokenEnvironmentError
 from lightning_dqn.data.player import Policy
-from lightning_dqn.envs import make_env
+from lightning_dqn.envs import EnvSettings, make_env
 
 PARALLEL_ENVS = 16
 
@@ -42,8 +42,7 @@ class EpisodeDataset(IterableDataset[Episode]):
     `seed + i`, so what it shows does not depend on how many are played side by side.
 
     Args:
-        env_id: registered id.
-        env_kwargs: arguments of the environment.
+        settings: which environment.
         policy: what chooses the actions.
         num_episodes: episodes of one pass.
         seed: of the first episode.
@@ -54,8 +53,7 @@ class EpisodeDataset(IterableDataset[Episode]):
 
     def __init__(
         self,
-        env_id: str,
-        env_kwargs: Mapping[str, Any],
+        settings: EnvSettings,
         policy: Policy,
         *,
         num_episodes: int,
@@ -71,7 +69,7 @@ class EpisodeDataset(IterableDataset[Episode]):
         self.max_episode_steps = max_episode_steps
         self.keep_steps = keep_steps
         self.action_masks = action_masks
-        self.envs = [make_env(env_id, env_kwargs) for _ in range(min(num_episodes, PARALLEL_ENVS))]
+        self.envs = [make_env(settings) for _ in range(min(num_episodes, PARALLEL_ENVS))]
 
     def __len__(self) -> int:
         """Episodes of one pass."""

@@ -18,6 +18,7 @@ AT_LEAST_ONE = (
     "updates_per_iteration",
     "batch_size",
     "n_step",
+    "frame_stack",
     "epoch_env_steps",
     "eval_episodes",
     "eval_max_steps",
@@ -44,6 +45,12 @@ def check_knobs(data: "DQNDataModule") -> None:
         raise ValueError(
             f"data.memory_capacity={data.memory_capacity}: must hold a batch and a step of every environment, "
             f"at least {least}; raise it or lower batch_size={data.batch_size} and num_envs={data.num_envs}"
+        )
+    steps_by_itself = data.vectorization in ("async", "vector_entry_point") or data.env_settings.is_atari
+    if data.overlap and not steps_by_itself:
+        raise ValueError(
+            f"data.overlap=true: environments of data.vectorization={data.vectorization} don't step by themselves; use "
+            "async, or an Atari game"
         )
     for path in paths_of_left_out(data.env_kwargs):
         raise ValueError(
@@ -72,6 +79,8 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -
             f"data.n_step={data.n_step}: model.munchausen adds to the reward of every step, n-step returns know of the "
             "first alone; use 1"
         )
+    if on_policy and data.overlap:
+        raise ValueError("data.overlap=true: rollouts are played by the policy that learns from them; leave it out")
     if on_policy and data.batch_size > rows:
         raise ValueError(
             f"data.batch_size={data.batch_size}: a rollout has num_envs={data.num_envs} x "

@@ -3,7 +3,7 @@
 It sees the module only as a policy, a function from observations to actions. Legend: N envs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_dqn.data.faults import no_action, not_finite, raised, zeros_like_floats
+from lightning_dqn.envs import halves_of_step
 from lightning_dqn.snapshots import restore, snapshot
 
 Mask = NDArray[np.bool_]
@@ -69,6 +70,7 @@ class Player:
         policy: what chooses the actions.
         seed: of exploration and of the environments.
         action_masks: whether the environments say, in `info["action_mask"]`, which actions they allow.
+        overlap: whether `send` will be called, so that the environments step while others work.
 
     Attributes:
         env_steps: played so far; steps that only reset an environment are none.
@@ -85,6 +87,7 @@ class Player:
         policy: Policy,
         seed: int | np.random.SeedSequence,
         action_masks: bool = False,
+        overlap: bool = False,
     ) -> None:
         self.envs = envs
         self.policy = policy
@@ -95,6 +98,10 @@ class Player:
         self.action_mask: Mask | None = None
         self.resetting = np.zeros(envs.num_envs, dtype=np.bool_)
         self._rng = np.random.default_rng(seed)
+        self._due = 0
+        self._halves = halves_of_step(envs) if overlap else None
+        # the actions under way, if any
+        self._sent: NDArray[np.int64] | None = None
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
         self._no_reward, self._no_observation = np.zeros(envs.num_envs, np.float32), zeros_like_floats(envs)
@@ -118,19 +125,32 @@ class Player:
             self.action_mask = self._read_mask(info)
         return observation  # type: ignore[no-any-return]
 
+    def steps(self, env_steps: int) -> Iterator[Step]:
+        """Play so many env steps more, to within N.
+
+        Steps that only reset an environment are none; they are played on top, so that the clock keeps its pace.
+        """
+        self._due += env_steps
+        while self._due >= self.envs.num_envs:
+            before = self.env_steps
+            step = self.step()
+            self._due -= self.env_steps - before
+            yield step
+
     def step(self) -> Step:
         """Step every environment once, from `observation` on; action, reward, terminated, truncated and what was seen.
 
         Raises:
             BrokenEnvironmentError: if an environment raises, or gives what is no number.
         """
-        assert self.observation is not None, "start() comes first"
-        masks = () if self.action_mask is None else (self.action_mask,)
-        action = self.policy(self.observation, self._rng, *masks)
+        sent = self._sent
+        action = self._choose() if sent is None else sent
         try:
-            observation, reward, terminated, truncated, info = self.envs.step(action)
+            outcome = self.envs.step(action) if sent is None or self._halves is None else self._halves[1]()
         except Exception as error:
             raise raised(self.envs, error, self.env_steps, self._lengths) from error
+        self._sent = None
+        observation, reward, terminated, truncated, info = outcome
         self._check(observation, reward)
         self.observation = observation
         playing = ~self.resetting
@@ -144,6 +164,17 @@ class Player:
         if np.count_nonzero(self.resetting):
             self._record_episodes()
         return action, reward, terminated, truncated, observation, self.action_mask
+
+    def send(self) -> None:
+        """Choose the next actions, and let the environments go about them until `step` asks for what came of it."""
+        assert self._halves is not None, "made without overlap"
+        self._sent = self._choose()
+        self._halves[0](self._sent)
+
+    def _choose(self) -> NDArray[np.int64]:
+        assert self.observation is not None, "start() comes first"
+        masks = () if self.action_mask is None else (self.action_mask,)
+        return self.policy(self.observation, self._rng, *masks)
 
     def _read_mask(self, info: dict[str, Any]) -> Mask:
         """Which actions are allowed; at least one where the episode goes on."""
@@ -181,6 +212,7 @@ class Player:
         """
         state: dict[str, Any] = {
             "env_steps": self.env_steps,
+            "due": self._due,
             "rng": self._rng.bit_generator.state,
             "episodes": self.episodes.state_dict(),
         }
@@ -203,7 +235,7 @@ class Player:
         Raises:
             CannotRestoreError: if the environments were made in another way.
         """
-        self.env_steps = state["env_steps"]
+        self.env_steps, self._due = state["env_steps"], state["due"]
         self._rng.bit_generator.state = state["rng"]
         self.episodes.load_state_dict(state["episodes"])
         self.observation = None

@@ -19,9 +19,8 @@ class ReplayDataset(IterableDataset[AnyTransition]):
     """Plays N environments and yields minibatches from the memory: one item is one iteration.
 
     An iteration plays `steps_per_iteration` steps in each environment, then yields U minibatches of B transitions, or
-    none (U = 0) while the memory warms up. Steps that only reset an environment are no env steps; they are played on
-    top, so that the clock keeps its pace to within N. All state lies on the object: a new iterator, which Lightning
-    makes every epoch, goes on where the last one stopped.
+    none (U = 0) while the memory warms up. All state lies on the object: a new iterator, which Lightning makes every
+    epoch, goes on where the last one stopped.
 
     Args:
         envs: the environments, reset by NEXT_STEP.
@@ -35,6 +34,8 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         epoch_env_steps: env steps in an epoch.
         save_memory: whether the memory belongs to its state.
         action_masks: whether the environments say which actions they allow, and the memory keeps it.
+        overlap: whether the environments begin the next iteration's first step before the batch is learnt from, so that
+            they step in the meantime; its actions are those of a policy that is one iteration older.
     """
 
     def __init__(
@@ -51,20 +52,21 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         epoch_env_steps: int,
         save_memory: bool = True,
         action_masks: bool = False,
+        overlap: bool = False,
     ) -> None:
         super().__init__()
         self.envs = envs
-        self.player = Player(envs=envs, policy=policy, seed=seed, action_masks=action_masks)
+        self.player = Player(envs=envs, policy=policy, seed=seed, action_masks=action_masks, overlap=overlap)
         self.memory = memory
         self.episodes = self.player.episodes
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size
         self.warmup_env_steps = warmup_env_steps
         self.save_memory = save_memory
+        self.overlap = overlap
         self._warm_at = warmup_env_steps
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
         self._length = -(-epoch_env_steps // self._iteration_env_steps)
-        self._due = 0
 
     def __len__(self) -> int:
         """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
@@ -83,15 +85,14 @@ class ReplayDataset(IterableDataset[AnyTransition]):
     def __iter__(self) -> Iterator[AnyTransition]:
         if get_worker_info() is not None:
             raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
-        player, num_envs = self.player, self.envs.num_envs
+        player = self.player
         for _ in range(len(self)):
-            self._due += self._iteration_env_steps
-            while self._due >= num_envs:
-                if player.observation is None:
-                    self.memory.begin(player.start(), player.action_mask)
-                before = player.env_steps
-                self.memory.append(*player.step())
-                self._due -= player.env_steps - before
+            if player.observation is None:
+                self.memory.begin(player.start(), player.action_mask)
+            for step in player.steps(self._iteration_env_steps):
+                self.memory.append(*step)
+            if self.overlap:
+                player.send()
             ready = player.env_steps >= self._warm_at and len(self.memory) > 0
             yield self.memory.sample(self.updates_per_iteration if ready else 0, self.batch_size)
 
@@ -107,7 +108,7 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         # without the rows before it an episode can't go on in the memory
         player = self.player.state_dict(with_envs=with_envs and self.save_memory)
         memory = {"memory": self.memory.state_dict()} if self.save_memory else {}
-        return {**player, "due": self._due, "warm_at": self._warm_at, **memory}
+        return {**player, "warm_at": self._warm_at, **memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
@@ -118,7 +119,7 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         Raises:
             CannotRestoreError: if the environments were made in another way.
         """
-        self._due, self._warm_at = state["due"], state["warm_at"]
+        self._warm_at = state["warm_at"]
         if "memory" in state:
             self.memory.load_state_dict(state["memory"])
         else:

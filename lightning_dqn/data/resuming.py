@@ -11,30 +11,32 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.rollout_dataset import RolloutDataset
-from lightning_dqn.envs import Vectorization, make_vector_env
+from lightning_dqn.envs import EnvSettings, Vectorization, make_vector_env
 from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotRestoreError, prove
 
 
 def find_obstacle(
-    env_id: str, num_envs: int, env_kwargs: Mapping[str, Any], vectorization: Vectorization, *, prove_it: bool
+    settings: EnvSettings, num_envs: int, vectorization: Vectorization, *, overlap: bool, prove_it: bool
 ) -> str | None:
     """Why checkpoints can't hold these environments as they are; None if they can. What is found is announced.
 
     Args:
-        env_id: as in `make_vector_env`.
+        settings: as in `make_vector_env`.
         num_envs: in each of the two throwaway copies that are tried out.
-        env_kwargs: as in `make_vector_env`.
         vectorization: as in `make_vector_env`.
+        overlap: whether they are under way while the device learns.
         prove_it: whether to try them out at all.
     """
     obstacle = None
     if vectorization == "async":
         obstacle = "vectorization=async runs them in other processes"
-    elif hide_secrets(env_kwargs) != env_kwargs:
+    elif overlap:
+        obstacle = "overlap=true lets them step on in the meantime"
+    elif hide_secrets(settings.env_kwargs) != settings.env_kwargs:
         obstacle = "their arguments hold a secret, which they may keep in any form"
     elif prove_it:
-        obstacle = prove(lambda: make_vector_env(env_id, num_envs, env_kwargs, vectorization), seed=0)
+        obstacle = prove(lambda: make_vector_env(settings, num_envs, vectorization), seed=0)
     if obstacle is not None:
         announce_inexact(obstacle)
     return obstacle

@@ -83,7 +83,6 @@ class RolloutDataset(IterableDataset[Rollout]):
         self._sample_rng = np.random.default_rng(sample_seed)
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
         self._length = -(-epoch_env_steps // self._iteration_env_steps)
-        self._due = 0
         self._no_mask = np.zeros((envs.num_envs, 0), np.bool_)
         dtype = envs.single_observation_space.dtype
         self._dtype = np.float32 if dtype == np.float64 else dtype
@@ -109,18 +108,14 @@ class RolloutDataset(IterableDataset[Rollout]):
             yield self._play()
 
     def _play(self) -> Rollout:
-        player, steps, playable = self.player, [], []
+        player, steps = self.player, []
         observations = [player.start() if player.observation is None else player.observation]
-        masks = [self._mask()]
-        self._due += self._iteration_env_steps
-        while self._due >= self.envs.num_envs:
-            playable.append(~player.resetting)
-            before = player.env_steps
-            *step, observation, _ = player.step()
-            self._due -= player.env_steps - before
+        masks, playable = [self._mask()], [~player.resetting]
+        for *step, observation, _ in player.steps(self._iteration_env_steps):
             steps.append(step)
             observations.append(observation)
             masks.append(self._mask())
+            playable.append(~player.resetting)
         action, reward, terminated, truncated = (np.stack(parts) for parts in zip(*steps, strict=True))
         return Rollout(
             observation=torch.from_numpy(np.stack(observations).astype(self._dtype, copy=False)),
@@ -129,7 +124,7 @@ class RolloutDataset(IterableDataset[Rollout]):
             discount=torch.from_numpy(np.float32(self.gamma) * ~terminated),
             ended=torch.from_numpy(terminated | truncated),
             action_mask=torch.from_numpy(np.stack(masks)),
-            index=torch.from_numpy(self._draw(np.flatnonzero(playable))),
+            index=torch.from_numpy(self._draw(np.flatnonzero(playable[:-1]))),
         )
 
     def _mask(self) -> NDArray[np.bool_]:
@@ -151,7 +146,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         Raises:
             CannotSnapshotError: if environments that shall be in it hold what can't be written down.
         """
-        drawing = {"due": self._due, "sample_rng": self._sample_rng.bit_generator.state}
+        drawing = {"sample_rng": self._sample_rng.bit_generator.state}
         return {**self.player.state_dict(with_envs=with_envs), **drawing}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -160,6 +155,5 @@ class RolloutDataset(IterableDataset[Rollout]):
         Raises:
             CannotRestoreError: if the environments were made in another way.
         """
-        self._due = state["due"]
         self._sample_rng.bit_generator.state = state["sample_rng"]
         self.player.load_state_dict(state)

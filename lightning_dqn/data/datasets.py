@@ -1,0 +1,78 @@
+"""Makes the datasets of a data module, as its knobs say."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_dqn.data.episode_dataset import EpisodeDataset
+from lightning_dqn.data.player import Policy
+from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.data.rollout_dataset import RolloutDataset
+from lightning_dqn.envs import make_vector_env
+from lightning_dqn.replay import ReplayMemory
+
+if TYPE_CHECKING:
+    from lightning_dqn.data.datamodule import DQNDataModule
+
+
+def make_replay(
+    data: "DQNDataModule", policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+) -> ReplayDataset:
+    """Environments and an empty memory; `seed` is that of play, `sample_seed` that of the draws."""
+    memory = ReplayMemory(
+        capacity=data.memory_capacity,
+        num_envs=data.num_envs,
+        observation_space=data.observation_space,
+        gamma=data.gamma,
+        n_step=data.n_step,
+        mask_size=data.mask_size,
+        sampler=data.sampler,
+        seed=sample_seed,
+    )
+    return ReplayDataset(
+        envs=make_vector_env(data.env_settings, data.num_envs, data.vectorization),
+        memory=memory,
+        policy=policy,
+        seed=seed,
+        steps_per_iteration=data.steps_per_iteration,
+        updates_per_iteration=data.updates_per_iteration,
+        batch_size=data.batch_size,
+        warmup_env_steps=data.warmup_env_steps,
+        epoch_env_steps=data.epoch_env_steps,
+        save_memory=data.save_memory,
+        action_masks=data.action_masks,
+        overlap=data.overlap,
+    )
+
+
+def make_rollouts(
+    data: "DQNDataModule", policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+) -> RolloutDataset:
+    """Environments whose steps are learnt from once; `seed` is that of play, `sample_seed` that of the minibatches."""
+    return RolloutDataset(
+        envs=make_vector_env(data.env_settings, data.num_envs, data.vectorization),
+        policy=policy,
+        gamma=data.gamma,
+        seed=seed,
+        sample_seed=sample_seed,
+        steps_per_iteration=data.steps_per_iteration,
+        updates_per_iteration=data.updates_per_iteration,
+        batch_size=data.batch_size,
+        epoch_env_steps=data.epoch_env_steps,
+        action_masks=data.action_masks,
+    )
+
+
+def make_evaluation(
+    data: "DQNDataModule", policy: Policy, seed: np.random.SeedSequence, *, keep_steps: bool
+) -> EpisodeDataset:
+    """Greedy episodes, with their steps where these are asked for."""
+    return EpisodeDataset(
+        data.env_settings,
+        policy,
+        num_episodes=data.eval_episodes,
+        seed=int(seed.generate_state(1)[0]) >> 1,
+        max_episode_steps=data.eval_max_steps,
+        keep_steps=keep_steps,
+        action_masks=data.action_masks,
+    )

@@ -1,0 +1,206 @@
+"""Atari games: both forms of one are the same game, and only learning sees clipped rewards."""
+
+import importlib
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AsyncVectorEnv
+
+from lightning_dqn import DQNDataModule
+from lightning_dqn.data.player import Player
+from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
+from lightning_dqn.replay import ReplayMemory
+
+CLASSICAL = {"repeat_action_probability": 0.0, "noop_max": 0}
+BREAKOUT = EnvSettings("ALE/Breakout-v5", CLASSICAL, frame_stack=4)
+
+
+def play(envs, seed, actions):
+    """What many games show, one entry a step: observation, reward, terminated, truncated."""
+    seen = [envs.reset(seed=seed)[0]]
+    for action in actions:
+        seen += [np.array(part) for part in envs.step(action)[:4]]
+    envs.close()
+    return seen
+
+
+def test_a_game_is_the_same_in_both_forms_to_the_last_pixel():
+    # chance-free games: the two forms draw sticky actions and no-ops from generators of their own
+    rng = np.random.default_rng(0)
+    games, game = make_vector_env(BREAKOUT, 1), make_env(BREAKOUT)
+    shown, alone = games.reset(seed=3)[0][0], game.reset(seed=3)[0]
+    assert games.single_observation_space == game.observation_space
+    assert games.single_action_space == game.action_space
+    assert np.array_equal(shown, alone)
+    # before the first frame there is nothing
+    assert not shown[:3].any()
+    rewards, over = [], False
+    while not over:
+        action = int(rng.integers(4))
+        [shown], [reward], [ended], [cut], _ = games.step(np.array([action]))
+        alone, true_reward, over, _, _ = game.step(action)
+        assert np.array_equal(shown, alone)
+        assert (reward, ended, cut) == (np.clip(true_reward, -1, 1), over, False)
+        rewards.append(true_reward)
+        assert len(rewards) < 2000
+    assert sum(rewards) > 0
+
+
+def test_learning_sees_clipped_rewards_and_evaluation_true_ones():
+    # firing at SpaceInvaders from where one stands brings 5 to 30 points a hit
+    def rewards(settings, envs):
+        hits = [part[0] for part in play(envs(settings), 0, [np.array([1])] * 300)[2::4]]
+        return {float(hit) for hit in hits}
+
+    clipped = EnvSettings("ALE/SpaceInvaders-v5", CLASSICAL)
+    true = EnvSettings("ALE/SpaceInvaders-v5", {**CLASSICAL, "reward_clipping": False})
+    assert rewards(clipped, lambda settings: make_vector_env(settings, 1)) == {0.0, 1.0}
+    assert rewards(clipped, lambda settings: make_vector_env(settings, 1, "sync")) == {0.0, 1.0}
+    assert max(rewards(true, lambda settings: make_vector_env(settings, 1))) > 1.0
+    game = make_env(clipped)
+    game.reset(seed=0)
+    assert max(game.step(1)[1] for _ in range(300)) > 1.0
+
+
+def test_a_lost_life_ends_an_episode_to_learn_from_and_the_game_goes_on():
+    settings = EnvSettings("ALE/Breakout-v5", {**CLASSICAL, "episodic_life": True}, frame_stack=4)
+    games = make_vector_env(settings, 1)
+    shown, _ = games.reset(seed=0)
+    lives_at_an_end, frames_of_a_life = [], [shown[0, -1]]
+    over = False
+    for _ in range(400):
+        # fire, and let the ball go
+        shown, _, terminated, _, info = games.step(np.array([1]))
+        frames_of_a_life = [shown[0, -1]] if over else [*frames_of_a_life, shown[0, -1]]
+        nothing = [np.zeros((84, 84), np.uint8)] * 3
+        assert np.array_equal(shown[0], np.stack([*nothing, *frames_of_a_life][-4:]))
+        over = terminated[0]
+        if over:
+            lives_at_an_end.append(int(info["lives"][0]))
+    assert lives_at_an_end[:7] == [4, 3, 2, 1, 0, 4, 3]
+    game = make_env(settings)
+    game.reset(seed=0)
+    first_end = next(info["lives"] for *_, over, _, info in iter(lambda: game.step(1), None) if over)
+    assert first_end == 0
+    with pytest.raises(ValueError, match=r"data\.env_kwargs\.episodic_life=true: .*vectorization=auto"):
+        make_vector_env(settings, 2, "sync")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "num_actions"), [({}, 6), ({"full_action_space": False}, 6), ({"full_action_space": True}, 18)]
+)
+def test_actions_are_those_that_the_game_knows_or_all(kwargs, num_actions):
+    settings = EnvSettings("ALE/Pong-v5", kwargs)
+    assert make_env(settings).action_space.n == num_actions
+    assert make_vector_env(settings, 2).single_action_space.n == num_actions
+
+
+def test_sticky_actions_are_those_of_v5_unless_told_otherwise():
+    def frames_apart(settings):
+        games = make_vector_env(settings, 2)
+        # the same episode twice but for the generator of what sticks
+        first, second = games.reset(seed=5)[0]
+        assert np.array_equal(first, second)
+        apart = 0
+        for action in np.random.default_rng(0).integers(6, size=60):
+            first, second = games.step(np.array([action, action]))[0]
+            apart += not np.array_equal(first, second)
+        return apart
+
+    assert frames_apart(EnvSettings("ALE/Pong-v5", {"noop_max": 0})) > 0
+    assert frames_apart(EnvSettings("ALE/Pong-v5", CLASSICAL)) == 0
+
+
+def test_a_film_shows_each_step_in_colour_for_as_long_as_it_lasts():
+    game = make_env(EnvSettings("ALE/Breakout-v5", frame_stack=4), render_mode="rgb_array")
+    game.reset(seed=0)
+    picture = game.render()
+    assert picture.shape == (210, 160, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5
+    # four frames of 60 a second
+    assert game.metadata["render_fps"] == 15
+
+
+@pytest.mark.parametrize("make", [make_env, lambda settings: make_vector_env(settings, 2)])
+def test_an_argument_that_no_game_takes_is_refused_by_name(make):
+    with pytest.raises(ValueError, match=r"env_kwargs=\{'lives': 9\}: an Atari game got an unexpected .* 'lives'"):
+        make(EnvSettings("ALE/Pong-v5", {"lives": 9}))
+
+
+def test_games_that_are_not_installed_are_named_with_their_extra(monkeypatch):
+    def missing(name, *_):
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ValueError, match=r'needs ale_py: pip install "lightning_dqn\[atari\]"'):
+        make_env(EnvSettings("ALE/Pong-v5"))
+
+
+def test_minatar_registers_itself():
+    envs = make_vector_env(EnvSettings("MinAtar/Breakout-v1"), 2)
+    assert envs.single_observation_space.shape == (10, 10, 4)
+    assert envs.reset(seed=0)[0].dtype == np.bool_
+
+
+def constant_policy(observation, rng=None):
+    return np.full(len(observation), 1)
+
+
+def replay(envs, **knobs):
+    space = envs.single_observation_space
+    memory = ReplayMemory(capacity=400, num_envs=envs.num_envs, observation_space=space, gamma=0.99)
+    defaults = {"steps_per_iteration": 1, "updates_per_iteration": 1, "batch_size": 4, "warmup_env_steps": 0}
+    return ReplayDataset(
+        envs=envs, memory=memory, policy=constant_policy, seed=0, epoch_env_steps=60, **(defaults | knobs)
+    )
+
+
+@pytest.mark.parametrize("vectorization", ["auto", "async"])
+def test_steps_that_overlap_with_learning_are_the_same_steps(vectorization):
+    # a policy that never learns makes both the same, but for the step that is under way
+    settings = EnvSettings("ALE/Breakout-v5") if vectorization == "auto" else EnvSettings("CartPole-v1")
+    apart, overlapping = (
+        replay(make_vector_env(settings, 2, vectorization), overlap=overlap) for overlap in (False, True)
+    )
+    for one, other in zip(apart, overlapping, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert apart.env_steps == overlapping.env_steps
+    for dataset in (apart, overlapping):
+        dataset.envs.close()
+
+
+def test_the_environments_are_under_way_while_the_batch_is_learnt_from():
+    envs = make_vector_env(EnvSettings("CartPole-v1"), 2, "async")
+    assert isinstance(envs, AsyncVectorEnv)
+    batches = iter(replay(envs, overlap=True))
+    next(batches)
+    assert envs._state.value == "step"
+    next(batches)
+    envs.close()
+
+
+def test_overlap_with_environments_that_cannot_step_by_themselves_is_refused():
+    with pytest.raises(ValueError, match=r"data\.overlap=true: environments of data\.vectorization=auto .* use async"):
+        DQNDataModule(overlap=True)
+    envs = make_vector_env(EnvSettings("CartPole-v1"), 2)
+    with pytest.raises(ValueError, match=r"data\.overlap=true: CartPoleVectorEnv can't step by itself"):
+        Player(envs=envs, policy=constant_policy, seed=0, overlap=True)
+
+
+def test_wrappers_and_stacks_are_the_same_in_play_and_in_evaluation():
+    def wrap(env):
+        return gym.wrappers.TransformReward(env, lambda reward: 10 * reward)
+
+    settings = EnvSettings("CartPole-v1", wrappers=(wrap,), frame_stack=3)
+    env, envs = make_env(settings), make_vector_env(settings, 2, "sync")
+    assert env.observation_space.shape == envs.single_observation_space.shape == (3, 4)
+    first, _ = env.reset(seed=0)
+    assert not first[:2].any()
+    assert env.step(0)[1] == 10
+    envs.reset(seed=0)
+    assert envs.step(np.array([0, 0]))[1].tolist() == [10, 10]
+    with pytest.raises(ValueError, match="wrappers and frame_stack are for single environments; use sync or async"):
+        make_vector_env(settings, 2, "vector_entry_point")
