@@ -452,3 +452,25 @@ def test_a_run_in_python_warns_of_nothing(tmp_path, recwarn):
     # Python shows no deprecations to users
     shown = [warning for warning in recwarn if not issubclass(warning.category, DeprecationWarning)]
     assert [str(warning.message) for warning in shown] == []
+
+
+class Board(Visible):
+    """Shown as MinAtar's games are: a float a colour, and a pixel a cell."""
+
+    def render(self):
+        cells = np.zeros((10, 10, 3))
+        cells[:5] = [1.0, 0.0, 0.0]
+        return cells
+
+
+gym.register("Board-v0", Board)
+
+
+def test_a_film_of_a_board_has_cells_large_enough_to_be_seen(tmp_path):
+    train(tmp_path, AgentVideo(), env_id="Board-v0", max_epochs=1)
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    with imageio.get_reader(video) as film:
+        frame = film.get_data(0).astype(float)
+    assert frame.shape == (160, 160, 3)
+    assert abs(frame[40, 80] - [255, 0, 0]).max() < 30
+    assert abs(frame[120, 80]).max() < 30

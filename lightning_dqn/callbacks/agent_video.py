@@ -12,12 +12,16 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from numpy.typing import NDArray
 
 from lightning_dqn.callbacks.context import data_of, dqn, run_folder
 from lightning_dqn.envs import make_env
 
 if TYPE_CHECKING:
     from lightning_dqn.module import DQN
+
+# of a film, in pixels: smaller pictures are grids of cells, which are drawn with larger ones
+SMALLEST_SIDE, GOOD_SIDE = 32, 160
 
 
 class AgentVideo(Callback):
@@ -83,14 +87,25 @@ class AgentVideo(Callback):
         observation, info = env.reset(seed=seed)
         # yuv420 wants even sides, imageio's default of 16 would rescale most environments
         with imageio.get_writer(path, fps=env.metadata.get("render_fps", 30), macro_block_size=2) as film:
-            film.append_data(env.render())
+            film.append_data(_picture(env))
             for _ in range(self.max_env_steps):
                 mask = np.asarray(info["action_mask"], np.bool_)[None] if action_masks else None
                 [action] = module.act(np.expand_dims(np.asarray(observation), 0), action_mask=mask)
                 observation, _, terminated, truncated, info = env.step(action)
-                film.append_data(env.render())
+                film.append_data(_picture(env))
                 if terminated or truncated:
                     break
+
+
+def _picture(env: "gym.Env[object, object]") -> NDArray[np.uint8]:
+    """What the environment looks like, in whole numbers and large enough to be seen."""
+    shown = np.asarray(env.render())
+    if shown.dtype != np.uint8:
+        # matplotlib's way, which MinAtar's games have
+        shown = (255 * shown).astype(np.uint8)
+    smallest = min(shown.shape[:2])
+    times = GOOD_SIDE // smallest if smallest < SMALLEST_SIDE else 1
+    return shown.repeat(times, 0).repeat(times, 1)
 
 
 @contextmanager
