@@ -28,7 +28,7 @@ class ObservationEncoder(nn.Module):
             if space.dtype == np.uint8 and len(space.shape) >= 2:
                 raise TypeError(
                     f"observation_space is an image, {space}: an MLP can't see; "
-                    "choose an environment with vector observations (images need a convolutional network)"
+                    "use a network with convolutions, such as NatureCNN, or MinAtarCNN for few pixels"
                 )
             self.num_features = int(np.prod(space.shape))
         elif isinstance(space, spaces.Discrete):

@@ -38,8 +38,11 @@ class ImplicitQuantiles(nn.Module):
         """(B, ...) observations and (B, Z) levels in [0, 1] to (B, A, Z) values of these quantiles."""
         features = self.net.features(observation)
         # phi_f(tau) = ReLU(sum_{i < n} cos(pi i tau) w_if + b_f)  (eq. 4)
-        frequencies = math.pi * torch.arange(self.num_cosines, dtype=features.dtype, device=features.device)
-        phi = F.relu(self.embedding(torch.cos(levels.to(features.dtype).unsqueeze(2) * frequencies)))
+        # of half a type's digits, the fastest of these would be wrong by half a radian
+        exact = torch.promote_types(features.dtype, torch.float32)
+        frequencies = math.pi * torch.arange(self.num_cosines, dtype=exact, device=features.device)
+        cosines = torch.cos(levels.to(exact).unsqueeze(2) * frequencies)
+        phi = F.relu(self.embedding(cosines.to(self.embedding.weight.dtype)))
         # Z_tau(s, a) = f(psi(s) * phi(tau))_a
         quantiles = self.net.head((features.unsqueeze(1) * phi).flatten(0, 1))
         return quantiles.unflatten(0, levels.shape).transpose(1, 2)  # type: ignore[no-any-return]
