@@ -16,6 +16,9 @@ try:
     from lightning_dqn.distributional import QRDQN as QRDQN
     from lightning_dqn.module import DQN as DQN
     from lightning_dqn.networks import MLP as MLP
+    from lightning_dqn.networks import ImpalaCNN as ImpalaCNN
+    from lightning_dqn.networks import MinAtarCNN as MinAtarCNN
+    from lightning_dqn.networks import NatureCNN as NatureCNN
     from lightning_dqn.pqn import PQN as PQN
     from lightning_dqn.replay import PrioritizedSampler as PrioritizedSampler
     from lightning_dqn.replay import UniformSampler as UniformSampler

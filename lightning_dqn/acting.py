@@ -58,7 +58,9 @@ def judge(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[A
         values: NDArray[Any] | None = net.forward_numpy(observation) if few and type(net) is MLP else None
         if values is None:
             with torch.no_grad():
-                values = module(torch.as_tensor(observation, device=module.device)).float().cpu().numpy()
+                # torch warns of memory that it may not write to, and takes none that runs backwards; bytes stay bytes
+                shown = torch.from_numpy(np.require(observation, requirements=("C", "W"))).to(module.device)
+                values = module(shown).float().cpu().numpy()
     finally:
         if silenced:
             net.train()
