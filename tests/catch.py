@@ -15,6 +15,7 @@ class Catch(gym.Env):
     steps from each side as the ball needs at most.
     """
 
+    env_id = "Catch-v0"
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  as Gymnasium declares it
     observation_space = spaces.Box(0, 255, (PIXELS, PIXELS), np.uint8)
     action_space = spaces.Discrete(3)
@@ -48,4 +49,4 @@ class Catch(gym.Env):
         return self.show()[..., None].repeat(3, 2)
 
 
-gym.register("Catch-v0", Catch)
+gym.register(Catch.env_id, Catch)
