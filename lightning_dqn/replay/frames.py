@@ -3,6 +3,8 @@
 Legend: U updates, B batch, N envs, k frames in a stack, M = U B rows.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,8 +29,17 @@ class FrameStacks:
         # from k - 1 time steps before a row to one after it
         self._way = num_envs * np.arange(-self._before, 2)
 
-    def begin(self, slot: int) -> None:
-        """All episodes begin in this slot."""
+    def begin(self, slot: int, observation: NDArray[Any]) -> None:
+        """All episodes begin in this slot, with (N, k, ...) stacks.
+
+        Raises:
+            ValueError: if frames before the first are anything but zeros, which is what will be drawn.
+        """
+        if observation[:, :-1].any():
+            raise ValueError(
+                f"data.frame_stack={self._before + 1}: before an episode's first frame its stack must hold zeros; use "
+                'FrameStackObservation(..., padding_type="zero")'
+            )
         self._age[slot] = 0
 
     def follow(self, slot: int, next_slot: int, after_end: NDArray[np.bool_]) -> None:

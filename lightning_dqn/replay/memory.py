@@ -107,6 +107,9 @@ class ReplayMemory:
         Args:
             observation: (N, ...) first observations of episodes; (N, k, ...) stacks.
             action_mask: (N, A) which actions they allow, if the memory keeps that.
+
+        Raises:
+            ValueError: if they are stacks that do not begin with zeros.
         """
         if self._steps:
             last = (self._cursor - 1) % self._slots
@@ -115,7 +118,7 @@ class ReplayMemory:
             self._advance(np.zeros(self.num_envs, dtype=np.bool_))
         self._see(observation, action_mask)
         if self._stacks is not None:
-            self._stacks.begin(self._cursor)
+            self._stacks.begin(self._cursor, observation)
         self._after_end[:] = False
 
     def append(  # noqa: PLR0917  what an environment gives, in its order

@@ -106,9 +106,18 @@ class ArrayStorage:
         self._slots[: len(stored)] = stored.numpy()
 
 
-def _map_nameless(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> NDArray[Any]:
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        ValueError: naming it.
+    """
     if not folder.is_dir():
         raise ValueError(f"data.memory_folder={folder}: no such folder; create it, or name another")
+
+
+def _map_nameless(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> NDArray[Any]:
+    check_folder(folder)
     with tempfile.TemporaryFile(dir=folder) as file:
         # a plain array of the same bytes: memmap's own indexing is slower
         return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
