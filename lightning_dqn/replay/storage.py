@@ -81,6 +81,7 @@ class ArrayStorage:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path | None = None) -> None:
         self.shape, self.dtype = shape, dtype
+        self._form = shape[2:]
         # arrays of zeros cost no memory before they are written, and show nobody what lay there before
         self._slots: NDArray[Any] = np.zeros(shape, dtype) if folder is None else _map_nameless(shape, dtype, folder)
         # the same row by row, for reading: numpy's calls cost a fraction of torch's
@@ -95,7 +96,7 @@ class ArrayStorage:
         taken = self._rows.take(rows, 0, mode="wrap")
         if blank is not None:
             taken[blank] = 0
-        return torch.from_numpy(taken.reshape(lead + self.shape[2:]))
+        return torch.from_numpy(taken.reshape(lead + self._form))
 
     def state(self, used: int) -> Tensor:
         """The first slots, (used, N, ...), its own."""
@@ -134,24 +135,26 @@ class TensorStorage:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
         self.shape, self.dtype = shape, dtype
+        self._form = shape[2:]
         self._slots = torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype, device=device)
         self._rows = self._slots.view(math.prod(shape[:2]), *shape[2:])
+        # CUDA has read what is not pinned when a copy returns, and so need not wait for updates under way
+        self._at_once = device.type == "cuda"
 
     def write(self, slot: int, observation: NDArray[Any]) -> None:
         """Lay (N, ...) observations into a slot."""
         # a copy, since what environments hand out may be theirs, or read-only
-        self._slots[slot] = self._send(np.array(observation, self.dtype))
+        self._slots[slot].copy_(torch.from_numpy(np.array(observation, self.dtype)), non_blocking=self._at_once)
 
     def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
         """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
         taken = self._rows.index_select(0, self._send(rows % len(self._rows)))
         if blank is not None:
             taken.index_fill_(0, self._send(blank), 0)
-        return taken.view(lead + self.shape[2:])
+        return taken.view(lead + self._form)
 
     def _send(self, array: NDArray[Any]) -> Tensor:
-        # CUDA has read what is not pinned when the call returns, and so need not wait for updates under way
-        return torch.from_numpy(array).to(self._rows.device, non_blocking=self._rows.device.type == "cuda")
+        return torch.from_numpy(array).to(self._rows.device, non_blocking=self._at_once)
 
     def state(self, used: int) -> Tensor:
         """The first slots on the CPU, (used, N, ...): copies, but for a device that is the CPU."""
@@ -159,7 +162,8 @@ class TensorStorage:
 
     def load(self, stored: Tensor) -> None:
         """Put back what `state` gave."""
-        self._slots[: len(stored)] = stored.to(self._slots.device)
+        # not by way of a second tensor on the device, which may have no room for it
+        self._slots[: len(stored)].copy_(stored)
 
 
 def make_storage(
