@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.callbacks import FiniteCheck
 from lightning_dqn.data import BrokenEnvironmentError
-from lightning_dqn.ram import available_ram, memory_bytes
+from lightning_dqn.ram import MemorySize, available_ram
 from lightning_dqn.replay import ReplayMemory
 
 # 250 env steps: one epoch with its checkpoint, and a fault in the middle of the second
@@ -316,9 +316,9 @@ def test_case_19_a_memory_larger_than_the_ram_is_refused_with_the_bytes():
 @pytest.mark.parametrize("space", [PIXELS, spaces.Box(-1, 1, (5,), np.float64), spaces.Discrete(7)], ids=str)
 def test_case_19_the_bytes_are_those_that_the_memory_takes(space):
     memory = ReplayMemory(capacity=1000, num_envs=1, observation_space=space, gamma=0.99)
-    arrays = [*memory._written.values(), memory.sampler._queue.rows]
+    arrays = [memory._observations._slots, *memory._written.values(), memory.sampler._queue.rows]
     # one row more, which waits for its action
-    assert memory_bytes(1001, space, memory.sampler.bytes_of_a_row()) == sum(array.nbytes for array in arrays)
+    assert MemorySize(1001, space, memory.sampler.bytes_of_a_row()).ram == sum(array.nbytes for array in arrays)
 
 
 def machine(root, meminfo_kb, cgroup="", **files):
@@ -361,7 +361,7 @@ def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 before = resident()
 memory = ReplayMemory(capacity=10**6, num_envs=8, observation_space=spaces.Box(0, 255, (84, 84), np.uint8), gamma=0.99)
-print(resident() - before, memory._written["observation"].nbytes)
+print(resident() - before, memory._observations._slots.nbytes)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     added, allocated = map(int, done.stdout.split())

@@ -99,11 +99,15 @@ class Stream:
         self.count += 1
         return self.count
 
+    def observe(self, numbers: list[int], anew: list[bool]) -> np.ndarray:
+        """The observations of these numbers, where `anew` says which of them begin an episode."""
+        return seen(numbers)
+
     def begin(self) -> None:
         self.now = [self.number() for _ in self.resetting]
         self.resetting = [False] * len(self.now)
         self.reference.interrupt()
-        self.memory.begin(seen(self.now))
+        self.memory.begin(self.observe(self.now, [True] * len(self.now)))
 
     def step(self, outcomes: list[str]) -> None:
         following = [self.number() for _ in self.now]
@@ -120,7 +124,7 @@ class Stream:
             np.array([step.reward for step in steps]),
             np.array([step.terminated for step in steps]),
             np.array([step.truncated for step in steps]),
-            seen(following),
+            self.observe(following, self.resetting),
         )
         self.now = following
         self.resetting = [step.ends for step in steps]

@@ -33,7 +33,7 @@ ALLOWED = {
     "losses": set(),
     "networks": set(),
     "secrets": set(),
-    "ram": set(),
+    "ram": {"replay"},
     "envs": {"secrets"},
     "replay": set(),
     "compilation": set(),

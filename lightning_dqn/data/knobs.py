@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from lightning_dqn.ram import available_ram, memory_bytes
+from lightning_dqn.ram import MemorySize
 from lightning_dqn.replay import try_out
 from lightning_dqn.secrets import paths_of_left_out
 
@@ -23,8 +23,6 @@ AT_LEAST_ONE = (
     "eval_episodes",
     "eval_max_steps",
 )
-# the largest part of the available RAM that a memory may ask for
-RAM_SHARE = 0.8
 
 
 def check_knobs(data: "DQNDataModule") -> None:
@@ -115,10 +113,4 @@ def check_ram(data: "DQNDataModule", other_bytes: int) -> None:
     Raises:
         ValueError: naming what it needs and what there is.
     """
-    needed = memory_bytes(data.memory_capacity, data.observation_space, other_bytes)
-    available = available_ram()
-    if available is not None and needed > RAM_SHARE * available:
-        raise ValueError(
-            f"data.memory_capacity={data.memory_capacity}: needs {needed:,} bytes, more than {RAM_SHARE:.0%} of "
-            f"the {available:,} that are available; lower it"
-        )
+    MemorySize(data.memory_capacity, data.observation_space, other_bytes).check()

@@ -1,7 +1,8 @@
 """The memory, and how rows of it are chosen.
 
-Read `memory` (what is stored, and how transitions are made of it), then `samplers` (uniform), then `prioritized` and
-what it stands on: `sum_tree` in plain numpy, and `compiled_tree`, the same made cheap.
+Read `memory` (what is stored, and how transitions are made of it), `storage` and `frames` (where observations lie, and
+stacks of them), `samplers` (uniform), then `prioritized` and what it stands on: `sum_tree` in plain numpy, and
+`compiled_tree`, the same made cheap.
 """
 
 from lightning_dqn.replay.memory import ReplayMemory as ReplayMemory

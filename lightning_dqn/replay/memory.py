@@ -1,17 +1,22 @@
 """The memory that learning draws from: a stream of env steps.
 
 Second station in the way of the data: `data.ReplayDataset` appends, `ReplayMemory.sample` yields `Transition`s; which
-rows they are made of is a sampler's choice. Legend: U updates, B batch, N envs, n rewards summed.
+rows they are made of is a sampler's choice, where observations lie that of `storage`. Legend: U updates, B batch, N
+envs, n rewards summed, k frames in a stack.
 """
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lightning_dqn.replay.frames import FrameStacks
 from lightning_dqn.replay.samplers import SamplerCallable, UniformSampler
+from lightning_dqn.replay.storage import make_storage, stored_form
 from lightning_dqn.replay.transition import AnyTransition, MaskedTransition, Transition
 
 
@@ -22,15 +27,25 @@ class ReplayMemory:
     after an episode's end stands its last observation, whose action the environment ignores (Gymnasium's NEXT_STEP
     autoreset): that row is never drawn as a start. Rows lie time by time: row = slot * N + environment.
 
+    Of observations that are stacks of frames, oldest first, each row keeps the newest frame, and `sample` makes the
+    stacks. Before an episode's first frame they must hold zeros, as Gymnasium's `FrameStackObservation(env, k,
+    padding_type="zero")` and the native vector environments of ale_py give them.
+
     Args:
         capacity: transitions kept, over all environments; the row after each episode's end counts as one.
         num_envs: environments that write side by side, N.
-        observation_space: space of one observation.
+        observation_space: space of one observation, (k, ...) if that is a stack.
         gamma: discount of one step.
         n_step: rewards summed before the value is trusted, n >= 1.
+        frame_stack: frames in an observation, k; 1 keeps observations as they are.
+        device: where observations lie and are gathered; what else a row holds stays in RAM.
+        folder: where observations lie in a nameless file, gone with the process; by default they lie in RAM.
         mask_size: actions of which the environments say which are allowed, A; 0 where all always are.
         sampler: makes what chooses the rows, of the number of rows and the seed.
         seed: of the sampler.
+
+    Raises:
+        ValueError: if observations are no such stacks, or there is no such place for them.
     """
 
     def __init__(
@@ -41,19 +56,24 @@ class ReplayMemory:
         observation_space: gym.Space[Any],
         gamma: float,
         n_step: int = 1,
+        frame_stack: int = 1,
+        device: torch.device | None = None,
+        folder: Path | None = None,
         mask_size: int = 0,
         sampler: SamplerCallable = UniformSampler,
         seed: int | np.random.SeedSequence = 0,
     ) -> None:
         self.num_envs = num_envs
         self.n_step = n_step
-        # the newest slot waits for its action and the n - 1 before it for their rewards: none of them can be drawn
-        self._slots = -(-capacity // num_envs) + n_step
+        self.frame_stack = frame_stack
+        # the newest slot waits for its action and the n - 1 before it for their rewards: none of them can be drawn; the
+        # k - 1 oldest hold frames for those after them
+        self._slots = -(-capacity // num_envs) + n_step + frame_stack - 1
         slots = (self._slots, num_envs)
-        dtype = np.float32 if observation_space.dtype == np.float64 else observation_space.dtype
+        shape, dtype = stored_form(observation_space, frame_stack)
+        self._observations = make_storage(slots + shape, dtype, device, folder)
         # arrays of zeros cost no memory before they are written, and show nobody what lay there before
         self._written: dict[str, NDArray[Any]] = {
-            "observation": np.zeros((*slots, *(observation_space.shape or ())), dtype),
             "action": np.zeros(slots, np.int64),
             "reward": np.zeros(slots, np.float32),
             "terminated": np.zeros(slots, np.bool_),
@@ -62,6 +82,10 @@ class ReplayMemory:
         }
         if mask_size:
             self._written["action_mask"] = np.zeros((*slots, mask_size), np.bool_)
+        self._stacks: FrameStacks | None = None
+        if frame_stack > 1:
+            age = self._written["age"] = np.zeros(slots, np.uint8)
+            self._stacks = FrameStacks(frame_stack=frame_stack, num_envs=num_envs, storage=self._observations, age=age)
         # the same memory row by row, for reading: numpy's calls cost a fraction of torch's
         self._rows = {name: array.reshape(-1, *array.shape[2:]) for name, array in self._written.items()}
         self._cursor = 0
@@ -81,8 +105,11 @@ class ReplayMemory:
         Episodes that were under way are kept as truncated, never as terminated: their values still bootstrap.
 
         Args:
-            observation: (N, ...) first observations.
+            observation: (N, ...) first observations of episodes; (N, k, ...) stacks.
             action_mask: (N, A) which actions they allow, if the memory keeps that.
+
+        Raises:
+            ValueError: if they are stacks that do not begin with zeros.
         """
         if self._steps:
             last = (self._cursor - 1) % self._slots
@@ -90,6 +117,8 @@ class ReplayMemory:
             self._written["truncated"][last] |= running
             self._advance(np.zeros(self.num_envs, dtype=np.bool_))
         self._see(observation, action_mask)
+        if self._stacks is not None:
+            self._stacks.begin(self._cursor, observation)
         self._after_end[:] = False
 
     def append(  # noqa: PLR0917  what an environment gives, in its order
@@ -108,7 +137,8 @@ class ReplayMemory:
             reward: (N,) what came back.
             terminated: (N,) whether the episode reached its end.
             truncated: (N,) whether it was cut off.
-            next_observation: (N, ...) what was seen next; the true last observation where an episode ended.
+            next_observation: (N, ...) what was seen next, (N, k, ...) stacks; the true last observation where an
+                episode ended.
             next_action_mask: (N, A) which actions it allows, if the memory keeps that.
         """
         slot = self._cursor
@@ -118,11 +148,13 @@ class ReplayMemory:
         self._written["truncated"][slot] = truncated
         self._advance(~self._after_end)
         self._see(next_observation, next_action_mask)
+        if self._stacks is not None:
+            self._stacks.follow(slot, self._cursor, self._after_end)
         self._after_end = terminated | truncated
 
     def _see(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None) -> None:
         """Lay what was seen where the next step begins."""
-        self._written["observation"][self._cursor] = observation
+        self._observations.write(self._cursor, observation if self._stacks is None else observation[:, -1])
         if action_mask is not None:
             self._written["action_mask"][self._cursor] = action_mask
 
@@ -136,8 +168,10 @@ class ReplayMemory:
             self.sampler.add(rows)
             self._drawable[start] = len(rows)
         self._cursor = (self._cursor + 1) % self._slots
-        self.sampler.drop_oldest(int(self._drawable[self._cursor]))
-        self._drawable[self._cursor] = 0
+        # what lies in the freed slot is also a frame of the k - 1 slots after it
+        oldest = (self._cursor + self.frame_stack - 1) % self._slots
+        self.sampler.drop_oldest(int(self._drawable[oldest]))
+        self._drawable[oldest] = 0
 
     def _ended(self, slot: int) -> NDArray[np.bool_]:
         ended: NDArray[np.bool_] = self._written["terminated"][slot] | self._written["truncated"][slot]
@@ -156,17 +190,15 @@ class ReplayMemory:
         shape, size = (num_updates, batch_size), num_updates * batch_size
         rows, weight = self.sampler.draw(size, num_updates) if num_updates else (np.zeros(0, int), torch.ones(0))
         reward, discount, last = self._returns(rows)
-        observation = self._rows["observation"]
         # one row on stands the next time step of the same environment
         following = last + self.num_envs
-        next_observation = observation.take(following, 0, mode="wrap")
-        with_features = (*shape, *observation.shape[1:])
+        observation, next_observation = self._observed(rows, following, shape)
         batch = Transition(
-            observation=torch.from_numpy(observation.take(rows, 0).reshape(with_features)),
+            observation=observation,
             action=torch.from_numpy(self._rows["action"].take(rows).reshape(shape)),
             reward=torch.from_numpy(reward.reshape(shape)),
             discount=torch.from_numpy(discount.reshape(shape)),
-            next_observation=torch.from_numpy(next_observation.reshape(with_features)),
+            next_observation=next_observation,
             weight=weight.view(shape),
             index=torch.from_numpy(rows.reshape(shape)),
         )
@@ -175,6 +207,16 @@ class ReplayMemory:
             return batch
         masks = (mask.take(rows, 0), mask.take(following, 0, mode="wrap"))
         return MaskedTransition(*batch, *(torch.from_numpy(each.reshape(*shape, mask.shape[1])) for each in masks))
+
+    def _observed(
+        self, rows: NDArray[np.int64], following: NDArray[np.int64], shape: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """What was seen in rows and in those that follow them, (U, B, ...) each."""
+        if self._stacks is None:
+            return self._observations.take(rows, shape), self._observations.take(following, shape)
+        if self.n_step == 1:
+            return self._stacks.take_both(rows, shape)
+        return self._stacks.take(rows, shape), self._stacks.take(following, shape)
 
     def _returns(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Rewards summed from each row on, the discount behind them, and the row of the last reward."""
@@ -196,14 +238,16 @@ class ReplayMemory:
         """Stored rows and positions, as tensors and plain values.
 
         The rows are those that were written, and the memory's own, not copies, so that saving them does not take their
-        room twice: write them, or copy them, before the next `append`.
+        room twice: write them, or copy them, before the next `append`. Only from a device are observations copied.
         """
         # the slot at the cursor has an observation already
         used = min(self._steps + 1, self._slots)
+        rows = {name: torch.from_numpy(array[:used]) for name, array in self._written.items()}
         return {
-            "rows": {name: torch.from_numpy(array[:used]) for name, array in self._written.items()},
+            "rows": {"observation": self._observations.state(used), **rows},
             "slots": self._slots,
             "n_step": self.n_step,
+            "frame_stack": self.frame_stack,
             "cursor": self._cursor,
             "steps": self._steps,
             "after_end": torch.from_numpy(self._after_end.copy()),
@@ -212,33 +256,43 @@ class ReplayMemory:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was taken, wherever the observations lay then.
 
         Raises:
             ValueError: if the rows are of another shape or type, as with another capacity or number of environments, or
-                were meant for another number of steps or another sampler.
+                were meant for another number of steps or frames, or another sampler.
         """
-        if state["n_step"] != self.n_step:
-            raise ValueError(
-                f"the checkpoint's memory was filled for data.n_step={state['n_step']}, this run has {self.n_step}: "
-                "use the value that the checkpoint was made with"
-            )
+        self._refuse_other(state)
+        rows = state["rows"]
+        self._observations.load(rows["observation"])
+        for name, array in self._written.items():
+            array[: len(rows[name])] = rows[name].numpy()
+        self._cursor, self._steps = state["cursor"], state["steps"]
+        self._after_end = state["after_end"].numpy().copy()
+        self._drawable[:] = state["drawable"].numpy()
+        self.sampler.load_state_dict(state["sampler"])
+
+    def _refuse_other(self, state: dict[str, Any]) -> None:
+        """Refuse the state of another kind of memory before anything of it is taken over."""
+        # before there was a choice, observations were kept as they were
+        for knob, then in (("n_step", state["n_step"]), ("frame_stack", state.get("frame_stack", 1))):
+            if then != getattr(self, knob):
+                raise ValueError(
+                    f"the checkpoint's memory was filled for data.{knob}={then}, this run has {getattr(self, knob)}: "
+                    "use the value that the checkpoint was made with"
+                )
         if state["sampler"].keys() != self.sampler.state_dict().keys():
             raise ValueError(
                 f"the checkpoint's memory had another kind of sampler, this run has {type(self.sampler).__name__}: "
                 "use the data.sampler that the checkpoint was made with"
             )
-        for name, array in self._written.items():
+        forms = {name: (array.shape, array.dtype) for name, array in self._written.items()}
+        for name, now in {"observation": (self._observations.shape, self._observations.dtype), **forms}.items():
             stored = state["rows"][name].numpy()
-            shape = (state["slots"], *stored.shape[1:])
-            if (shape, stored.dtype) != (array.shape, array.dtype):
+            then = ((state["slots"], *stored.shape[1:]), stored.dtype)
+            if then != now:
                 raise ValueError(
-                    f"the checkpoint's memory has {name} rows of {stored.dtype} {shape} (slots, envs, ...), "
-                    f"this run's are {array.dtype} {array.shape}: use the memory_capacity and num_envs that the "
+                    f"the checkpoint's memory has {name} rows of {then[1]} {then[0]} (slots, envs, ...), "
+                    f"this run's are {now[1]} {now[0]}: use the memory_capacity and num_envs that the "
                     "checkpoint was made with"
                 )
-            array[: len(stored)] = stored
-        self._cursor, self._steps = state["cursor"], state["steps"]
-        self._after_end = state["after_end"].numpy().copy()
-        self._drawable[:] = state["drawable"].numpy()
-        self.sampler.load_state_dict(state["sampler"])

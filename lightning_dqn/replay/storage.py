@@ -1,0 +1,181 @@
+"""Where observations lie: in RAM, in a mapped file, or on an accelerator; what they mean is the memory's business.
+
+Legend: N envs, M rows asked for. A row is slot * N + environment.
+"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# how many frames came before one is kept in a byte
+MOST_FRAMES = 256
+
+
+def stored_form(observation_space: gym.Space[Any], frame_stack: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of what is kept of one observation: of a stack its newest frame, of double precision single.
+
+    Args:
+        observation_space: space of one observation.
+        frame_stack: frames in it, k.
+
+    Raises:
+        ValueError: if these are not stacks of so many frames.
+    """
+    shape = tuple(observation_space.shape or ())
+    if not 1 <= frame_stack <= MOST_FRAMES:
+        raise ValueError(f"data.frame_stack={frame_stack}: must be in [1, {MOST_FRAMES}]")
+    if frame_stack > 1 and shape[:1] != (frame_stack,):
+        raise ValueError(
+            f"data.frame_stack={frame_stack}: observations have shape {shape}, ({frame_stack}, ...) is needed; stack "
+            f'frames by FrameStackObservation(env, {frame_stack}, padding_type="zero"), or use 1'
+        )
+    dtype = np.dtype(np.float32 if observation_space.dtype == np.float64 else observation_space.dtype)
+    return shape[1:] if frame_stack > 1 else shape, dtype
+
+
+class Storage(Protocol):
+    """Room for (slots, N, ...) observations, zeros at first.
+
+    Attributes:
+        shape: (slots, N, ...).
+        dtype: of the numbers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def write(self, slot: int, observation: NDArray[Any]) -> None:
+        """Lay (N, ...) observations into a slot."""
+
+    def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
+        """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
+
+    def state(self, used: int) -> Tensor:
+        """The first slots as a CPU tensor, (used, N, ...): its own where it lies in RAM, a copy elsewhere."""
+
+    def load(self, stored: Tensor) -> None:
+        """Put back what `state` gave."""
+
+
+class ArrayStorage:
+    """In RAM, or in a file that the system pages in and out.
+
+    The file has no name: no two runs can share it, and it is gone with its process, even with one that was killed. It
+    is sparse, so it takes room on the disk as it is written.
+
+    Args:
+        shape: (slots, N, ...).
+        dtype: of the numbers.
+        folder: where the file lies; none keeps all in RAM.
+
+    Raises:
+        ValueError: if there is no such folder.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path | None = None) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._form = shape[2:]
+        # arrays of zeros cost no memory before they are written, and show nobody what lay there before
+        self._slots: NDArray[Any] = np.zeros(shape, dtype) if folder is None else _map_nameless(shape, dtype, folder)
+        # the same row by row, for reading: numpy's calls cost a fraction of torch's
+        self._rows = self._slots.reshape(-1, *shape[2:])
+
+    def write(self, slot: int, observation: NDArray[Any]) -> None:
+        """Lay (N, ...) observations into a slot."""
+        self._slots[slot] = observation
+
+    def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
+        """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
+        taken = self._rows.take(rows, 0, mode="wrap")
+        if blank is not None:
+            taken[blank] = 0
+        return torch.from_numpy(taken.reshape(lead + self._form))
+
+    def state(self, used: int) -> Tensor:
+        """The first slots, (used, N, ...), its own."""
+        return torch.from_numpy(self._slots[:used])
+
+    def load(self, stored: Tensor) -> None:
+        """Put back what `state` gave."""
+        self._slots[: len(stored)] = stored.numpy()
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"data.memory_folder={folder}: no such folder; create it, or name another")
+
+
+def _map_nameless(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> NDArray[Any]:
+    check_folder(folder)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # a plain array of the same bytes: memmap's own indexing is slower
+        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
+
+
+class TensorStorage:
+    """On a device, where rows are gathered too: batches are there already.
+
+    Args:
+        shape: (slots, N, ...).
+        dtype: of the numbers.
+        device: where they lie.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._form = shape[2:]
+        self._slots = torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype, device=device)
+        self._rows = self._slots.view(math.prod(shape[:2]), *shape[2:])
+        # CUDA has read what is not pinned when a copy returns, and so need not wait for updates under way
+        self._at_once = device.type == "cuda"
+
+    def write(self, slot: int, observation: NDArray[Any]) -> None:
+        """Lay (N, ...) observations into a slot."""
+        # a copy, since what environments hand out may be theirs, or read-only
+        self._slots[slot].copy_(torch.from_numpy(np.array(observation, self.dtype)), non_blocking=self._at_once)
+
+    def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
+        """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
+        taken = self._rows.index_select(0, self._send(rows % len(self._rows)))
+        if blank is not None:
+            taken.index_fill_(0, self._send(blank), 0)
+        return taken.view(lead + self._form)
+
+    def _send(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._rows.device, non_blocking=self._at_once)
+
+    def state(self, used: int) -> Tensor:
+        """The first slots on the CPU, (used, N, ...): copies, but for a device that is the CPU."""
+        return self._slots[:used].cpu()
+
+    def load(self, stored: Tensor) -> None:
+        """Put back what `state` gave."""
+        # not by way of a second tensor on the device, which may have no room for it
+        self._slots[: len(stored)].copy_(stored)
+
+
+def make_storage(
+    shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device | None, folder: Path | None
+) -> Storage:
+    """The storage in a place; RAM if none is named.
+
+    Raises:
+        ValueError: if two places are named, or the folder is not there.
+    """
+    if device is not None and folder is not None:
+        raise ValueError(
+            f"data.memory_device={device}, data.memory_folder={folder}: observations lie in one place; leave out one"
+        )
+    return ArrayStorage(shape, dtype, folder) if device is None else TensorStorage(shape, dtype, device)
