@@ -18,7 +18,10 @@ from lightning_dqn.cli.errors import refuse
 DEFAULT_ROOT = "runs"
 # sections of a configuration that decide on what is learnt, and what in them does not
 LEARNING = ("seed_everything", "data", "model", "target_update", "epsilon", "priorities")
-FREE = ("data.eval_episodes", "data.eval_max_steps", "data.save_memory", "data.env_kwargs", "model.init_args.compile")
+FREE = (
+    *("data.eval_episodes", "data.eval_max_steps", "data.save_memory", "data.memory_device", "data.memory_folder"),
+    *("data.env_kwargs", "model.init_args.compile"),
+)
 
 
 def with_run_config(words: list[str]) -> list[str]:

@@ -6,11 +6,12 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_dqn.data.datasets import make_evaluation, make_replay, make_rollouts
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
-from lightning_dqn.data.knobs import check_knobs, check_learner, check_masks, check_ram
+from lightning_dqn.data.knobs import MemoryDevice, check_knobs, check_learner, check_masks, check_memory
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
 from lightning_dqn.data.player import EpisodeHistory, Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
@@ -57,6 +58,9 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: updates per iteration, U.
         batch_size: transitions per update and device.
         memory_capacity: transitions kept, over all environments.
+        memory_device: where observations lie in the memory: cpu, cuda, or auto: images on the GPU that learns, if it has
+            room for them.
+        memory_folder: where a file holds them instead; null for no file.
         sampler: what chooses among them: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
         warmup_env_steps: env steps before the first update.
         gamma: discount of one env step, in [0, 1].
@@ -85,6 +89,8 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: int = 1,
         batch_size: int = 128,
         memory_capacity: int = 10_000,
+        memory_device: MemoryDevice = "auto",
+        memory_folder: str | None = None,
         sampler: SamplerCallable = UniformSampler,
         warmup_env_steps: int = 128,
         gamma: float = 0.99,
@@ -107,6 +113,8 @@ class DQNDataModule(pl.LightningDataModule):
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size
         self.memory_capacity = memory_capacity
+        self.memory_device = memory_device
+        self.memory_folder = memory_folder
         self.sampler = sampler
         self.warmup_env_steps = warmup_env_steps
         self.gamma = gamma
@@ -119,14 +127,15 @@ class DQNDataModule(pl.LightningDataModule):
         self.overlap = overlap
         self.env_settings = EnvSettings(env_id, self.env_kwargs, self.wrappers, frame_stack)
         check_knobs(self)
-        self._sampler_words, sampler_bytes = try_out(sampler)
+        self._sampler_words, self.bytes_besides = try_out(sampler)
         env = make_env(self.env_settings)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self.mask_size = check_masks(env) if action_masks else 0
         self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
         env.close()
-        check_ram(self, sampler_bytes + self.mask_size)
+        self.bytes_besides += self.mask_size
+        check_memory(self)
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
         self.train_dataset: ReplayDataset | RolloutDataset | None = None
@@ -175,6 +184,9 @@ class DQNDataModule(pl.LightningDataModule):
         """Batches that are where they shall be are not taken apart to find that out."""
         if isinstance(batch, (Transition, MaskedTransition, Rollout)) and batch.reward.device == device:
             return batch
+        if device.type == "cuda" and isinstance(batch, (Transition, MaskedTransition, Rollout)):
+            # from pinned memory the copy is under way while the device still works on the last batch
+            return type(batch)(*(part if part.is_cuda else _upload(part, device) for part in batch))
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def train_dataloader(self) -> TrainLoader:
@@ -256,3 +268,7 @@ class DQNDataModule(pl.LightningDataModule):
             self.train_dataset.envs.close()
         if self.eval_dataset is not None:
             self.eval_dataset.close()
+
+
+def _upload(part: Tensor, device: torch.device) -> Tensor:
+    return part.pin_memory().to(device, non_blocking=True)

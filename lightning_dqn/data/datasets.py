@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.data.episode_dataset import EpisodeDataset
+from lightning_dqn.data.knobs import memory_size, place_of_memory
 from lightning_dqn.data.player import Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.rollout_dataset import RolloutDataset
@@ -18,13 +20,24 @@ if TYPE_CHECKING:
 def make_replay(
     data: "DQNDataModule", policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
 ) -> ReplayDataset:
-    """Environments and an empty memory; `seed` is that of play, `sample_seed` that of the draws."""
+    """Environments and an empty memory; `seed` is that of play, `sample_seed` that of the draws.
+
+    Raises:
+        ValueError: if the memory has no room.
+    """
+    device, folder = place_of_memory(data)
+    size = memory_size(data, device, folder)
+    size.check()
+    rank_zero_info(size.in_words())
     memory = ReplayMemory(
         capacity=data.memory_capacity,
         num_envs=data.num_envs,
         observation_space=data.observation_space,
         gamma=data.gamma,
         n_step=data.n_step,
+        frame_stack=data.frame_stack,
+        device=device,
+        folder=folder,
         mask_size=data.mask_size,
         sampler=data.sampler,
         seed=sample_seed,

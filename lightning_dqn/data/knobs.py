@@ -1,9 +1,11 @@
 """What of the knobs of `DQNDataModule` can be refused before anything is played."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from lightning_dqn.ram import MemorySize
 from lightning_dqn.replay import try_out
@@ -12,6 +14,7 @@ from lightning_dqn.secrets import paths_of_left_out
 if TYPE_CHECKING:
     from lightning_dqn.data.datamodule import DQNDataModule
 
+MemoryDevice = Literal["auto", "cpu", "cuda"]
 AT_LEAST_ONE = (
     "num_envs",
     "steps_per_iteration",
@@ -49,6 +52,13 @@ def check_knobs(data: "DQNDataModule") -> None:
         raise ValueError(
             f"data.overlap=true: environments of data.vectorization={data.vectorization} don't step by themselves; use "
             "async, or an Atari game"
+        )
+    if data.memory_device not in get_args(MemoryDevice):
+        raise ValueError(f"data.memory_device={data.memory_device}: must be one of {', '.join(get_args(MemoryDevice))}")
+    if data.memory_folder is not None and data.memory_device == "cuda":
+        raise ValueError(
+            f"data.memory_device=cuda, data.memory_folder={data.memory_folder}: observations lie in one place; leave "
+            "one of them out"
         )
     for path in paths_of_left_out(data.env_kwargs):
         raise ValueError(
@@ -103,14 +113,42 @@ def check_masks(env: gym.Env[Any, Any]) -> int:
     return num_actions
 
 
-def check_ram(data: "DQNDataModule", other_bytes: int) -> None:
-    """Refuse a memory that would be granted now, and get this process killed when it fills.
-
-    Args:
-        data: whose memory it will be.
-        other_bytes: that a row takes besides what every memory keeps.
+def check_memory(data: "DQNDataModule") -> None:
+    """Refuse a memory that has no room where it will lie, as far as that is known before there is a trainer.
 
     Raises:
-        ValueError: naming what it needs and what there is.
+        ValueError: naming what it needs and what there is, or that there is no such place.
     """
-    MemorySize(data.memory_capacity, data.observation_space, other_bytes).check()
+    if data.memory_device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("data.memory_device=cuda: torch finds no such device; use auto or cpu")
+    if data.memory_device == "auto" and torch.cuda.is_available() and not data.memory_folder:
+        return
+    memory_size(data, *place_of_memory(data)).check()
+
+
+def place_of_memory(data: "DQNDataModule") -> tuple[torch.device | None, Path | None]:
+    """The device or the folder where observations will lie; neither stands for RAM."""
+    if data.memory_folder is not None:
+        return None, Path(data.memory_folder)
+    learner = data.trainer.strategy.root_device if data.trainer is not None else torch.device("cpu")
+    if data.memory_device == "cuda":
+        return learner if learner.type == "cuda" else torch.device("cuda"), None
+    if data.memory_device == "auto" and learner.type == "cuda" and data.observation_space.dtype == np.uint8:
+        try:
+            memory_size(data, learner, None).check()
+        except ValueError:
+            return None, None
+        return learner, None
+    return None, None
+
+
+def memory_size(data: "DQNDataModule", device: torch.device | None, folder: Path | None) -> MemorySize:
+    """What the memory takes in a place."""
+    return MemorySize(
+        data.memory_capacity,
+        data.observation_space,
+        data.bytes_besides,
+        frame_stack=data.frame_stack,
+        device=device,
+        folder=folder,
+    )
