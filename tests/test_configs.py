@@ -36,11 +36,12 @@ def holds(whole, part):
 def test_every_configuration_runs_for_a_short_epoch(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = "--trainer.max_epochs 1 --data.epoch_env_steps 300 --data.eval_episodes 2 --video.episodes 0"
-    short += " --data.warmup_env_steps 200"
+    short += " --data.warmup_env_steps 200 --data.memory_capacity 20000 --data.eval_max_steps 300"
     main(["fit", "--config", str(path), "--trainer.logger", "CSVLogger", *short.split()])
     [run] = Path("runs").glob("*/*")
     given, kept = yaml.safe_load(path.read_text()), yaml.safe_load((run / "config.yaml").read_text())
     shorter = {"epoch_env_steps": 300, "eval_episodes": 2, "warmup_env_steps": 200}
+    shorter |= {"memory_capacity": 20_000, "eval_max_steps": 300}
     assert holds(kept["data"], {**given["data"], **shorter})
     assert kept["model"]["class_path"] == given["model"]["class_path"]
     assert (run / "checkpoints" / "best.ckpt").is_file()

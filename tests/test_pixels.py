@@ -21,7 +21,7 @@ def test_catch_is_learnt_from_its_pixels(seed):
         memory_capacity=10_000,
         warmup_env_steps=500,
         n_step=3,
-        epoch_env_steps=8_000,
+        epoch_env_steps=20_000,
         eval_episodes=100,
     )
     model = DQN(
@@ -31,7 +31,7 @@ def test_catch_is_learnt_from_its_pixels(seed):
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-4),
         double=True,
     )
-    callbacks = [SoftTargetUpdate(tau=0.02), EpsilonDecay(start=1.0, end=0.05, decay_env_steps=5_000)]
+    callbacks = [SoftTargetUpdate(tau=0.02), EpsilonDecay(start=1.0, end=0.05, decay_env_steps=3_000)]
     trainer = quiet_trainer(callbacks=callbacks)
     trainer.fit(model, data)
     # the best return is 1 in every episode

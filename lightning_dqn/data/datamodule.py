@@ -58,8 +58,8 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: updates per iteration, U.
         batch_size: transitions per update and device.
         memory_capacity: transitions kept, over all environments.
-        memory_device: where observations lie in the memory: cpu, cuda, or auto: images on the GPU that learns, if it has
-            room for them.
+        memory_device: where observations lie in the memory: cpu, cuda, or auto: images on the GPU that learns, if it
+            has room for them.
         memory_folder: where a file holds them instead; null for no file.
         sampler: what chooses among them: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
         warmup_env_steps: env steps before the first update.
