@@ -185,6 +185,8 @@ def test_the_environments_are_under_way_while_the_batch_is_learnt_from():
 def test_overlap_with_environments_that_cannot_step_by_themselves_is_refused():
     with pytest.raises(ValueError, match=r"data\.overlap=true: environments of data\.vectorization=auto .* use async"):
         DQNDataModule(overlap=True)
+    with pytest.raises(ValueError, match=r"data\.overlap=true: environments of data\.vectorization=sync"):
+        DQNDataModule(env_id="ALE/Pong-v5", vectorization="sync", overlap=True)
     envs = make_vector_env(EnvSettings("CartPole-v1"), 2)
     with pytest.raises(ValueError, match=r"data\.overlap=true: CartPoleVectorEnv can't step by itself"):
         Player(envs=envs, policy=constant_policy, seed=0, overlap=True)

@@ -47,11 +47,12 @@ def check_knobs(data: "DQNDataModule") -> None:
             f"data.memory_capacity={data.memory_capacity}: must hold a batch and a step of every environment, "
             f"at least {least}; raise it or lower batch_size={data.batch_size} and num_envs={data.num_envs}"
         )
-    steps_by_itself = data.vectorization in ("async", "vector_entry_point") or data.env_settings.is_atari
+    steps_by_itself = data.vectorization in ("async", "vector_entry_point")
+    steps_by_itself |= data.vectorization == "auto" and data.env_settings.is_atari
     if data.overlap and not steps_by_itself:
         raise ValueError(
             f"data.overlap=true: environments of data.vectorization={data.vectorization} don't step by themselves; use "
-            "async, or an Atari game"
+            "async, or auto for an Atari game"
         )
     if data.memory_device not in get_args(MemoryDevice):
         raise ValueError(f"data.memory_device={data.memory_device}: must be one of {', '.join(get_args(MemoryDevice))}")
