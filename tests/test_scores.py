@@ -147,3 +147,12 @@ def test_a_curve_is_read_past_the_rows_of_training(tmp_path):
     rows = "env_steps,train/loss,val/episode_return\n500,0.1,\n1000.0,,21.5\n1500,0.2,\n2000.0,,80.0\n"
     (folder / "metrics.csv").write_text(rows)
     assert read_curve(tmp_path) == [(1000, 21.5), (2000, 80.0)]
+
+
+def test_training_returns_are_read_from_a_runs_own_record(tmp_path):
+    from benchmarks.curves import read_returns  # noqa: PLC0415
+
+    record = tmp_path / "version_0" / "metrics.csv"
+    record.parent.mkdir()
+    record.write_text("env_steps,train/episode_return,val/episode_return\n100,1.5,\n200,,7\n300,2.5,\n")
+    assert read_returns(tmp_path) == ([100.0, 300.0], [1.5, 2.5])

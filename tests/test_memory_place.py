@@ -1,0 +1,85 @@
+"""Where the memory of a run lies, as its knobs say, and what is said of it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from catch import Catch
+from conftest import quiet_trainer
+
+from lightning_dqn import DQN, DQNDataModule, MinAtarCNN
+from lightning_dqn.data.knobs import place_of_memory
+from lightning_dqn.ram import MemorySize
+
+
+def data_module(**knobs):
+    defaults = {"env_id": Catch.env_id, "frame_stack": 2, "memory_capacity": 500, "batch_size": 8}
+    return DQNDataModule(**(defaults | {"epoch_env_steps": 60, "warmup_env_steps": 20, "eval_episodes": 1} | knobs))
+
+
+def network(space, outputs):
+    return MinAtarCNN(space, outputs, hidden_sizes=[8])
+
+
+def trained(data):
+    """The weights after a short fit."""
+    torch.manual_seed(0)
+    model = DQN(data.observation_space, data.action_space, network=network)
+    quiet_trainer().fit(model, data)
+    return torch.cat([parameter.detach().flatten() for parameter in model.policy_net.parameters()])
+
+
+def test_what_a_memory_takes_is_said_at_the_start(notes):
+    trained(data_module())
+    # 500 frames of 7,056 bytes, and 24 more a row
+    assert "memory: 500 transitions, 3.54 MB in RAM" in notes
+
+
+def test_a_run_learns_the_same_from_a_file(tmp_path, notes):
+    in_ram, in_file = trained(data_module()), trained(data_module(memory_folder=str(tmp_path)))
+    assert torch.equal(in_ram, in_file)
+    assert f"memory: 500 transitions, 3.53 MB in a file in {tmp_path} and 12 kB in RAM" in notes
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"memory_folder": "/nowhere"}, r"data\.memory_folder=/nowhere: no such folder"),
+        ({"memory_device": "tpu"}, r"data\.memory_device=tpu: must be one of auto, cpu, cuda"),
+        ({"memory_device": "cuda", "memory_folder": "/tmp"}, "observations lie in one place"),
+        ({"memory_capacity": 10**10}, r"data\.memory_capacity=10000000000: needs 70,\d{3},000,000,000 bytes"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_at_once(knobs, said):
+    with pytest.raises(ValueError, match=said):
+        data_module(**knobs)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_a_device_that_is_not_there_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"data\.memory_device=cuda: torch finds no such device"):
+        data_module(memory_device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("learner", "knobs", "room", "place"),
+    [
+        ("cuda:1", {}, True, "cuda:1"),
+        ("cuda:1", {}, False, None),
+        ("cuda:1", {"memory_device": "cpu"}, True, None),
+        ("cuda:1", {"env_id": "CartPole-v1", "frame_stack": 1}, True, None),
+        ("cpu", {}, True, None),
+    ],
+)
+def test_images_lie_on_the_gpu_that_learns_if_it_has_room(learner, knobs, room, place, monkeypatch):
+    data = data_module(**knobs)
+    # a trainer, as far as it is asked: there may be no GPU
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(learner)))
+
+    def check(_):
+        if not room:
+            raise ValueError("no room")
+
+    monkeypatch.setattr(MemorySize, "check", check)
+    assert place_of_memory(data) == (place and torch.device(place), None)
