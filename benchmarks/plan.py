@@ -72,6 +72,26 @@ def _rates(num_envs: int) -> tuple[System, ...]:
     )
 
 
+LEAN_SB3 = "Stable-Baselines3, optimize_memory_usage"
+WRAPPED = "Gymnasium, 1 wrapped env"
+EAGER_FLOOR, COMPILED_FLOOR = "floor: a bare update, eager", "floor: a bare update, compiled"
+
+
+def _pong(*, all_cores: bool, threads: int = 1) -> tuple[System, ...]:
+    """One update every 4 env steps by all systems, and the update alone."""
+    one = Job(all_cores=all_cores, threads=threads)
+    four = replace(one, num_envs=4)
+    return (
+        System("ours, 4 envs, compiled", "benchmarks.atari.ours:rates", replace(four, compiled=True)),
+        System("ours, 4 envs, plain", "benchmarks.atari.ours:rates", four),
+        System("ours, 1 env, compiled", "benchmarks.atari.ours:rates", replace(one, compiled=True)),
+        System(SB3, "benchmarks.atari.sb3:rates", one),
+        System("Stable-Baselines3, 4 envs", "benchmarks.atari.sb3:rates", four),
+        System(EAGER_FLOOR, "benchmarks.atari.floor:eager", one),
+        System(COMPILED_FLOOR, "benchmarks.atari.floor:compiled", replace(one, compiled=True)),
+    )
+
+
 MEASUREMENTS = (
     Measurement("textbook", "textbook work, 1 env, 1 update an iteration", RATES, _rates(1), (SB3, JAX)),
     Measurement("vector", "textbook work, 16 envs, 16 updates an iteration", RATES, _rates(16), (SB3, JAX)),
@@ -157,5 +177,43 @@ MEASUREMENTS = (
         {"peak_mib": "MiB"},
         _rates(1),
         (SB3,),
+    ),
+    Measurement(
+        "atari",
+        "Pong, NatureCNN, one update of 32 every 4 env steps",
+        RATES,
+        _pong(all_cores=False),
+        (SB3, COMPILED_FLOOR),
+    ),
+    Measurement(
+        "atari_cores",
+        "the same on all cores, two threads of torch",
+        RATES,
+        _pong(all_cores=True, threads=2),
+        (SB3, COMPILED_FLOOR),
+    ),
+    Measurement(
+        "atari_memory",
+        "peak resident memory at 100,000 env steps of Pong in the memory, and the first update",
+        {"peak_mib": "MiB"},
+        (
+            System("ours, 4 envs, compiled", "benchmarks.atari.ours:fill", Job(num_envs=4, compiled=True)),
+            System("ours, 4 envs, plain", "benchmarks.atari.ours:fill", Job(num_envs=4)),
+            System(SB3, "benchmarks.atari.sb3:fill"),
+            System(LEAN_SB3, "benchmarks.atari.sb3:fill_lean"),
+        ),
+        (SB3, LEAN_SB3),
+        timeout_s=1800,
+    ),
+    Measurement(
+        "atari_stepping",
+        "Pong's frames alone, 4 a step, stacked, random actions",
+        {"env_steps_per_s": "env steps/s"},
+        (
+            System("ours, 8 envs, all cores", "benchmarks.atari.ours:stepping", Job(num_envs=8, all_cores=True)),
+            System("ours, 8 envs, one core", "benchmarks.atari.ours:stepping", Job(num_envs=8)),
+            System(WRAPPED, "benchmarks.atari.gymnasium_env:stepping"),
+        ),
+        (WRAPPED,),
     ),
 )
