@@ -81,14 +81,15 @@ def _pong(*, all_cores: bool, threads: int = 1) -> tuple[System, ...]:
     """One update every 4 env steps by all systems, and the update alone."""
     one = Job(all_cores=all_cores, threads=threads)
     four = replace(one, num_envs=4)
+    compiled_one, compiled_four = (replace(job, compiled=True) for job in (one, four))
     return (
-        System("ours, 4 envs, compiled", "benchmarks.atari.ours:rates", replace(four, compiled=True)),
+        System("ours, 4 envs, compiled", "benchmarks.atari.ours:rates", compiled_four),
         System("ours, 4 envs, plain", "benchmarks.atari.ours:rates", four),
-        System("ours, 1 env, compiled", "benchmarks.atari.ours:rates", replace(one, compiled=True)),
+        System("ours, 1 env, compiled", "benchmarks.atari.ours:rates", compiled_one),
         System(SB3, "benchmarks.atari.sb3:rates", one),
         System("Stable-Baselines3, 4 envs", "benchmarks.atari.sb3:rates", four),
         System(EAGER_FLOOR, "benchmarks.atari.floor:eager", one),
-        System(COMPILED_FLOOR, "benchmarks.atari.floor:compiled", replace(one, compiled=True)),
+        System(COMPILED_FLOOR, "benchmarks.atari.floor:compiled", compiled_one),
     )
 
 
@@ -184,6 +185,7 @@ MEASUREMENTS = (
         RATES,
         _pong(all_cores=False),
         (SB3, COMPILED_FLOOR),
+        timeout_s=900,
     ),
     Measurement(
         "atari_cores",
@@ -191,6 +193,7 @@ MEASUREMENTS = (
         RATES,
         _pong(all_cores=True, threads=2),
         (SB3, COMPILED_FLOOR),
+        timeout_s=900,
     ),
     Measurement(
         "atari_memory",
