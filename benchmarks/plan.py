@@ -189,9 +189,16 @@ MEASUREMENTS = (
     ),
     Measurement(
         "atari_cores",
-        "the same on all cores, two threads of torch",
+        "the same on all cores, two threads of torch, or one that leaves the others to the games",
         RATES,
-        _pong(all_cores=True, threads=2),
+        (
+            *_pong(all_cores=True, threads=2),
+            System(
+                "ours, 4 envs, compiled, one thread",
+                "benchmarks.atari.ours:rates",
+                Job(num_envs=4, compiled=True, all_cores=True),
+            ),
+        ),
         (SB3, COMPILED_FLOOR),
         timeout_s=900,
     ),
