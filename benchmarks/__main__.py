@@ -1,8 +1,8 @@
 """`python -m benchmarks`: runs the measurements, prints their tables, and writes benchmarks/results/<name>.json.
 
-Every figure comes from a process of its own, pinned to one core with one thread; the systems take turns. Run it from
-the repository with `pip install -e ".[bench]"`, on a machine that does nothing else. Peers that aren't installed are
-left out.
+Every figure comes from a process of its own, pinned to one core with one thread unless its title says otherwise; the
+systems take turns. Run it from the repository with `pip install -e ".[bench]"`, on a machine that does nothing else.
+Peers that aren't installed are left out.
 """
 
 import argparse

@@ -21,18 +21,25 @@ class RateMarks:
     Args:
         seconds: between the marks.
         finish: waits for work that the device was given; called at the marks only.
+        warmup_env_steps: before the first mark.
     """
 
-    def __init__(self, seconds: float, finish: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        finish: Callable[[], None] = lambda: None,
+        warmup_env_steps: int = WARMUP_ENV_STEPS,
+    ) -> None:
         self._seconds = seconds
         self._finish = finish
+        self._warmup_env_steps = warmup_env_steps
         self._first: tuple[float, int, int] | None = None
         self._last: tuple[float, int, int] | None = None
 
     def over(self, env_steps: int, updates: int) -> bool:
         """Take the counters at the end of an iteration; whether the measurement is over."""
         if self._first is None:
-            if env_steps >= WARMUP_ENV_STEPS:
+            if env_steps >= self._warmup_env_steps:
                 self._finish()
                 self._first = (time.perf_counter(), env_steps, updates)
             return False
@@ -52,14 +59,22 @@ class RateMarks:
         Args:
             start_value: max_a Q(0, a) after the run; a loop that is fast since it doesn't learn would stay at about 0.
         """
-        if self._first is None or self._last is None:
-            raise RuntimeError("training ended before the measurement did")
         if not start_value > LEARNT_VALUE:
             raise RuntimeError(f"it has not learnt: the value of the start is {start_value:.3g} at the end")
+        return self.rates({"start_value": start_value})
+
+    def rates(self, notes: dict[str, Any]) -> Result:
+        """Env steps/s, updates/s, and what they were taken over.
+
+        Args:
+            notes: what shows that it has learnt.
+        """
+        if self._first is None or self._last is None:
+            raise RuntimeError("training ended before the measurement did")
         seconds, env_steps, updates = (b - a for a, b in zip(self._first, self._last, strict=True))
         return {
             "figures": {"env_steps_per_s": env_steps / seconds, "updates_per_s": updates / seconds},
-            "notes": {"seconds": seconds, "env_steps": env_steps, "updates": updates, "start_value": start_value},
+            "notes": {"seconds": seconds, "env_steps": env_steps, "updates": updates, **notes},
         }
 
 

@@ -37,7 +37,7 @@ def rates(job: Job) -> Result:
     model = TimedDQN(data.observation_space, data.action_space, compile=job.compiled)
     marks = RateMarks(job.seconds, finisher(job.device))
     clock = RateClock(marks)
-    _trainer(job, [*_textbook_schedules(), EpisodeStatistics(), clock]).fit(model, data)
+    make_trainer(job, [*_textbook_schedules(), EpisodeStatistics(), clock]).fit(model, data)
     result = marks.result(float(model.policy_net(torch.zeros(1, 4, device=model.device)).max()))
     if job.device == "cpu":
         result["figures"]["outside_step_share"] = 1 - clock.seconds_in_step() / result["notes"]["seconds"]
@@ -52,7 +52,7 @@ def compilation(job: Job) -> Result:
         data = _textbook_data(job)
         start = time.time()
         model = DQN(data.observation_space, data.action_space, compile=compiled)
-        _trainer(job, [*_textbook_schedules(), FirstUpdateClock()]).fit(model, data)
+        make_trainer(job, [*_textbook_schedules(), FirstUpdateClock()]).fit(model, data)
         seconds.append(FirstUpdateClock.done_at - start)
     return {"figures": {"compile_s": seconds[1] - seconds[0]}, "notes": {"plain_s": seconds[0]}}
 
@@ -88,7 +88,7 @@ def solve(job: Job) -> Result:
     )
     record = SolveRecord(job.seed, EVAL_EVERY_ENV_STEPS, finisher(job.device))
     clock = SolveClock(record, ZOO_ENV_STEPS)
-    _trainer(job, [target, epsilon, EpisodeStatistics(), clock]).fit(model, data)
+    make_trainer(job, [target, epsilon, EpisodeStatistics(), clock]).fit(model, data)
     return record.result()
 
 
@@ -137,7 +137,7 @@ def _textbook_schedules() -> list[pl.Callback]:
     return [SoftTargetUpdate(tau=TEXTBOOK.tau), epsilon]
 
 
-def _trainer(job: Job, callbacks: list[pl.Callback]) -> pl.Trainer:
+def make_trainer(job: Job, callbacks: list[pl.Callback]) -> pl.Trainer:
     """A trainer that does nothing beside training, as long as its callbacks let it."""
     return pl.Trainer(
         accelerator=_accelerator(job),

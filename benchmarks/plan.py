@@ -72,6 +72,27 @@ def _rates(num_envs: int) -> tuple[System, ...]:
     )
 
 
+LEAN_SB3 = "Stable-Baselines3, optimize_memory_usage"
+WRAPPED = "Gymnasium, 1 wrapped env"
+EAGER_FLOOR, COMPILED_FLOOR = "floor: a bare update, eager", "floor: a bare update, compiled"
+
+
+def _pong(*, all_cores: bool, threads: int = 1) -> tuple[System, ...]:
+    """One update every 4 env steps by all systems, and the update alone."""
+    one = Job(all_cores=all_cores, threads=threads)
+    four = replace(one, num_envs=4)
+    compiled_one, compiled_four = (replace(job, compiled=True) for job in (one, four))
+    return (
+        System("ours, 4 envs, compiled", "benchmarks.atari.ours:rates", compiled_four),
+        System("ours, 4 envs, plain", "benchmarks.atari.ours:rates", four),
+        System("ours, 1 env, compiled", "benchmarks.atari.ours:rates", compiled_one),
+        System(SB3, "benchmarks.atari.sb3:rates", one),
+        System("Stable-Baselines3, 4 envs", "benchmarks.atari.sb3:rates", four),
+        System(EAGER_FLOOR, "benchmarks.atari.floor:eager", one),
+        System(COMPILED_FLOOR, "benchmarks.atari.floor:compiled", compiled_one),
+    )
+
+
 MEASUREMENTS = (
     Measurement("textbook", "textbook work, 1 env, 1 update an iteration", RATES, _rates(1), (SB3, JAX)),
     Measurement("vector", "textbook work, 16 envs, 16 updates an iteration", RATES, _rates(16), (SB3, JAX)),
@@ -157,5 +178,52 @@ MEASUREMENTS = (
         {"peak_mib": "MiB"},
         _rates(1),
         (SB3,),
+    ),
+    Measurement(
+        "atari",
+        "Pong, NatureCNN, one update of 32 every 4 env steps",
+        RATES,
+        _pong(all_cores=False),
+        (SB3, COMPILED_FLOOR),
+        timeout_s=900,
+    ),
+    Measurement(
+        "atari_cores",
+        "the same on all cores, two threads of torch, or one that leaves the others to the games",
+        RATES,
+        (
+            *_pong(all_cores=True, threads=2),
+            System(
+                "ours, 4 envs, compiled, one thread",
+                "benchmarks.atari.ours:rates",
+                Job(num_envs=4, compiled=True, all_cores=True),
+            ),
+        ),
+        (SB3, COMPILED_FLOOR),
+        timeout_s=900,
+    ),
+    Measurement(
+        "atari_memory",
+        "peak resident memory at 100,000 env steps of Pong in the memory, and the first update",
+        {"peak_mib": "MiB"},
+        (
+            System("ours, 4 envs, compiled", "benchmarks.atari.ours:fill", Job(num_envs=4, compiled=True)),
+            System("ours, 4 envs, plain", "benchmarks.atari.ours:fill", Job(num_envs=4)),
+            System(SB3, "benchmarks.atari.sb3:fill"),
+            System(LEAN_SB3, "benchmarks.atari.sb3:fill_lean"),
+        ),
+        (SB3, LEAN_SB3),
+        timeout_s=1800,
+    ),
+    Measurement(
+        "atari_stepping",
+        "Pong's frames alone, 4 a step, stacked, random actions",
+        {"env_steps_per_s": "env steps/s"},
+        (
+            System("ours, 8 envs, all cores", "benchmarks.atari.ours:stepping", Job(num_envs=8, all_cores=True)),
+            System("ours, 8 envs, one core", "benchmarks.atari.ours:stepping", Job(num_envs=8)),
+            System(WRAPPED, "benchmarks.atari.gymnasium_env:stepping"),
+        ),
+        (WRAPPED,),
     ),
 )

@@ -19,7 +19,7 @@ from benchmarks.settings import Job
 
 # a process that had less of its core waited for others, or for a file or a service
 BUSY = 0.9
-PACKAGES = ("lightning_dqn", "torch", "lightning", "gymnasium", "numpy", "stable-baselines3", "jax", "jaxlib")
+PACKAGES = ("lightning_dqn", "torch", "lightning", "gymnasium", "ale-py", "numpy", "stable-baselines3", "jax", "jaxlib")
 
 
 def versions() -> dict[str, str]:

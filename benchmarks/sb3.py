@@ -75,7 +75,7 @@ class FirstUpdateClock(BaseCallback):
 
 def rates(job: Job) -> Result:
     """Env steps/s and updates/s of the textbook work with N environments and N updates an iteration."""
-    marks = RateMarks(job.seconds, _finisher(job.device))
+    marks = RateMarks(job.seconds, finisher(job.device))
     model = _textbook_model(job)
     model.learn(ENDLESS, RateClock(marks))
     return marks.result(float(model.q_net(torch.zeros(1, 4, device=model.device)).max()))
@@ -109,7 +109,7 @@ def solve(job: Job) -> Result:
         seed=job.seed,
         device=job.device,
     )
-    record = SolveRecord(job.seed, EVAL_EVERY_ENV_STEPS, _finisher(job.device))
+    record = SolveRecord(job.seed, EVAL_EVERY_ENV_STEPS, finisher(job.device))
     model.learn(ZOO_ENV_STEPS, SolveClock(record))
     return record.result()
 
@@ -143,7 +143,8 @@ def _textbook_model(job: Job) -> DQN:
     return model
 
 
-def _finisher(device: str) -> Callable[[], None]:
+def finisher(device: str) -> Callable[[], None]:
+    """What waits for a device's work."""
     return torch.cuda.synchronize if device == "cuda" else _nothing
 
 

@@ -74,12 +74,14 @@ def textbook_epsilon(env_steps: float) -> float:
 
 @dataclass(frozen=True)
 class Job:
-    """What one process is to measure; the plan sets the first four, the launcher the others.
+    """What one process is to measure; the plan sets what stands before `seconds`, the launcher the others.
 
     Attributes:
-        num_envs: environments side by side; as many updates follow each step of all of them.
+        num_envs: environments side by side; on CartPole as many updates follow each step of all of them.
         compiled: whether ours compiles its update, or its sum tree.
         config: file that holds the run's settings, from the repository root; empty for those of `Work`.
+        threads: of torch.
+        all_cores: whether the process may use all of them, whatever `core` says.
         own_compile_cache: whether torch compiles into a cache of this round, which is empty at its start.
         seconds: how long rates are measured.
         seed: of everything random.
@@ -93,6 +95,8 @@ class Job:
     num_envs: int = 1
     compiled: bool = False
     config: str = ""
+    threads: int = 1
+    all_cores: bool = False
     own_compile_cache: bool = False
     seconds: float = 10.0
     seed: int = 0

@@ -22,13 +22,13 @@ def main(entry: str, job_json: str, answer: str) -> None:
         answer: file for the result, or for why there is none.
     """
     job = Job(**json.loads(job_json))
-    if job.core >= 0 and hasattr(os, "sched_setaffinity"):
+    if job.core >= 0 and not job.all_cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {job.core})
     module, _, function = entry.partition(":")
     try:
         run = getattr(importlib.import_module(module), function)
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
+            sys.modules["torch"].set_num_threads(job.threads)
         result: Result = run(job)
     except AbsentError as error:
         outcome: object = {"absent": str(error)}

@@ -1,0 +1,1 @@
+"""Pong from its pixels: this package's runs, its peer's, the bare update, and stepping alone."""
