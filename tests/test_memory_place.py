@@ -62,6 +62,14 @@ def test_a_device_that_is_not_there_is_refused_at_once():
         data_module(memory_device="cuda")
 
 
+def test_a_memory_on_a_gpu_that_the_trainer_does_not_use_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(MemorySize, "check", lambda _: None)
+    data = data_module(memory_device="cuda")
+    with pytest.raises(ValueError, match=r"data\.memory_device=cuda: the trainer learns on cpu; use auto"):
+        trained(data)
+
+
 @pytest.mark.parametrize(
     ("learner", "knobs", "room", "place"),
     [

@@ -128,13 +128,23 @@ def check_memory(data: "DQNDataModule") -> None:
 
 
 def place_of_memory(data: "DQNDataModule") -> tuple[torch.device | None, Path | None]:
-    """The device or the folder where observations will lie; neither stands for RAM."""
+    """The device or the folder where observations will lie; neither stands for RAM.
+
+    Raises:
+        ValueError: if they shall lie on a GPU, and the trainer uses none.
+    """
     if data.memory_folder is not None:
         return None, Path(data.memory_folder)
-    learner = data.trainer.strategy.root_device if data.trainer is not None else torch.device("cpu")
+    # known when the run begins
+    learner = data.trainer.strategy.root_device if data.trainer is not None else None
     if data.memory_device == "cuda":
-        return learner if learner.type == "cuda" else torch.device("cuda"), None
-    if data.memory_device == "auto" and learner.type == "cuda" and data.observation_space.dtype == np.uint8:
+        if learner is not None and learner.type != "cuda":
+            raise ValueError(
+                f"data.memory_device=cuda: the trainer learns on {learner}; use auto, or another accelerator"
+            )
+        return learner or torch.device("cuda"), None
+    on_cuda = learner is not None and learner.type == "cuda"
+    if data.memory_device == "auto" and on_cuda and data.observation_space.dtype == np.uint8:
         try:
             memory_size(data, learner, None).check()
         except ValueError:
