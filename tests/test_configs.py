@@ -91,8 +91,9 @@ def test_another_schedule_starts_from_its_own_defaults(capsys):
     assert (knobs["step_size"], knobs["gamma"], knobs["last_epoch"]) == (2, 0.1, -1)
 
 
-def test_a_knob_before_the_optimizer_that_it_would_be_lost_with_is_refused(capsys):
+@pytest.mark.parametrize("owner", ["--model.optimizer", "--model"])
+def test_a_knob_before_the_class_that_it_would_be_lost_with_is_refused(owner, capsys):
     with pytest.raises(SystemExit):
-        main(["fit", "--model.optimizer.lr", "1", "--model.optimizer", "SGD"])
-    said = "error: --model.optimizer.lr stands before --model.optimizer, which starts anew; name the class first\n"
+        main(["fit", "--model.optimizer.lr", "1", owner, "PQN"])
+    said = f"error: --model.optimizer.lr stands before {owner}, whose defaults are others; name the class first\n"
     assert capsys.readouterr().err == said

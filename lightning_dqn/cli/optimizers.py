@@ -57,5 +57,8 @@ def refuse_knobs_before_class(words: list[str]) -> None:
     """
     flags = [word.partition("=")[0] for word in words]
     knobs = [flag for flag in flags if flag.startswith(f"{OPTIMIZER}.") and not flag.endswith(".help")]
-    if knobs and OPTIMIZER in flags[flags.index(knobs[0]) :]:
-        refuse(ValueError(f"{knobs[0]} stands before {OPTIMIZER}, which starts anew; name the class first"))
+    behind = flags[flags.index(knobs[0]) :] if knobs else []
+    # another model may come with another optimizer
+    for owner in (OPTIMIZER, "--model"):
+        if owner in behind:
+            refuse(ValueError(f"{knobs[0]} stands before {owner}, whose defaults are others; name the class first"))
