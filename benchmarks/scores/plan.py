@@ -104,6 +104,10 @@ UPDATES = {
     "lunarlander": "--model.lr_scheduler.total_iters 12500",
 }
 
+# what learns with the settings of DQN forgets again with C51's loss, unless its layers are normalised
+NORMED = {"cartpole": "--model.network.layer_norm true"}
+RAINBOW = {name: f"{ATOMS[name]} {ANNEALED[name]} {NORMED.get(name, '')}" for name in ATOMS}
+
 # A later --config is merged into an earlier one; another --model keeps those of its init_args that the new class has.
 VARIANTS = (
     Variant("dqn", "--model.double false"),
@@ -113,11 +117,11 @@ VARIANTS = (
     # where DQN itself sums three rewards already, five
     Variant("n-step", "--data.n_step 3", {"mountaincar": "--data.n_step 5"}),
     Variant("qrdqn", "--model QRDQN"),
-    Variant("c51", "--model C51", ATOMS),
+    Variant("c51", "--model C51", {name: f"{ATOMS[name]} {NORMED.get(name, '')}" for name in ATOMS}),
     # a quarter of the paper's quantiles to choose by: they cost most of an update
     Variant("iqn", "--model IQN --model.num_policy_quantiles 8"),
     Variant("munchausen", "--model.double false --model.munchausen true --data.n_step 1"),
-    Variant("rainbow", "--config configs/rainbow.yaml", {name: f"{ATOMS[name]} {ANNEALED[name]}" for name in ATOMS}),
+    Variant("rainbow", "--config configs/rainbow.yaml", RAINBOW),
     Variant("pqn", ROLLOUTS, UPDATES),
 )
 
