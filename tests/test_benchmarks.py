@@ -82,6 +82,7 @@ def test_rates_are_taken_behind_the_warm_up_that_was_asked_for():
     assert (notes["env_steps"], notes["updates"], notes["weights_moved"]) == (20, 5, 1.0)
 
 
+@pytest.mark.learning
 def test_games_are_stepped_in_processes_of_their_own(tmp_path):
     outcomes = measure(PLANNED["atari_stepping"], Job(seconds=0.2, scratch=str(tmp_path)), rounds=1)
     for name, outcome in outcomes.items():

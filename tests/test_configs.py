@@ -10,12 +10,15 @@ from lightning_dqn.cli import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NEEDS_BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs gymnasium[box2d]")
+# updates of large networks, and up to 64 emulators, take their time
+MARKS = {"lunarlander": NEEDS_BOX2D}
+MARKS |= dict.fromkeys(("atari", "atari_fast", "atari_rainbow"), pytest.mark.learning)
 
 
 def every():
     """One parameter a configuration."""
     for path in sorted(CONFIGS.glob("*.yaml")):
-        yield pytest.param(path, id=path.stem, marks=NEEDS_BOX2D if path.stem == "lunarlander" else ())
+        yield pytest.param(path, id=path.stem, marks=MARKS.get(path.stem, ()))
 
 
 def resolved(capsys, *arguments):
