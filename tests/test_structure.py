@@ -43,6 +43,7 @@ ALLOWED = {
     "flat": {"compilation", "losses", "optimizers"},
     "fingerprint": set(),
     "continuing": set(),
+    "ranks": set(),
     "update": {"compilation", "flat", "optimizers"},
     "module": {
         "losses",
@@ -62,7 +63,7 @@ ALLOWED = {
     "pqn": {"module", "losses", "networks", "replay", "compilation"},
     "snapshots": set(),
     "checkpoint_io": set(),
-    "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "secrets"},
+    "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "ranks", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "secrets"},
