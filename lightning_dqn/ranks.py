@@ -77,8 +77,14 @@ class Ranks:
         self.requeue_agreed = bool(table[:, 2].any())
         return table[:, 3:]
 
+    def gather(self, text: str) -> list[str]:
+        """What each rank says, in their order; called on all."""
+        heard: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(heard, text, group=self._cpu_group())
+        return heard
+
     def _cpu_group(self) -> Any:
-        """A group of processes that speak without a device; all ranks make it at their first meeting."""
+        """The ranks, speaking without a device; all make it when they first meet."""
         if self._group is None:
             own = distributed.group.WORLD
             self._group = own if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")

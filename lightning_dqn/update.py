@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 from lightning_dqn.compilation import Change, Gradient, Loss, compiling_pays, try_to_compile
 from lightning_dqn.flat import FlatParameters
 from lightning_dqn.optimizers import lean_step
+from lightning_dqn.shares import check_plugin
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
 HOOKS_OF_AN_UPDATE = (
@@ -201,8 +202,10 @@ def find_schedules(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any]
         has_target: whether there is a target net, which somebody has to move.
 
     Raises:
-        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed.
+        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed,
+            or checkpoints would lack what ranks but the first have.
     """
+    check_plugin(trainer)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
     if has_target and not after_update:

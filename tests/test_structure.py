@@ -42,9 +42,10 @@ ALLOWED = {
     "evaluation": set(),
     "flat": {"compilation", "losses", "optimizers"},
     "fingerprint": set(),
-    "continuing": set(),
+    "continuing": {"shares"},
+    "shares": set(),
     "ranks": set(),
-    "update": {"compilation", "flat", "optimizers"},
+    "update": {"compilation", "flat", "optimizers", "shares"},
     "module": {
         "losses",
         "networks",

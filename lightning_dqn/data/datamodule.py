@@ -15,7 +15,7 @@ from lightning_dqn.data.knobs import MemoryDevice, check_knobs, check_learner, c
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, in_this_process
 from lightning_dqn.data.player import EpisodeHistory, Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
+from lightning_dqn.data.resuming import announce_inexact, deal_anew, find_obstacle, put_back
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
@@ -237,7 +237,8 @@ class DQNDataModule(pl.LightningDataModule):
         """
         name = type(self).__qualname__
         state = checkpoint.get(name, {})
-        if "train" not in state or ("memory" not in state["train"] and state.get("save_memory", True)):
+        train = state.get("train", {})
+        if not train or (not {"memory", "rows"} & train.keys() and state.get("save_memory", True)):
             raise MisconfigurationException(
                 f"The checkpoint has no memory of a {name}, so this run can't go on from it: use the data module that "
                 "it was made with, or start anew from its weights by DQN.load_from_checkpoint"
@@ -259,6 +260,11 @@ class DQNDataModule(pl.LightningDataModule):
             return
         self.check_checkpoint({type(self).__qualname__: state})
         put_back(self.train_dataset, state["train"], with_envs=self._inexact is None)
+
+    def deal_anew(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this rank goes on from, of the states that another number of ranks had; see `resuming.deal_anew`."""
+        train = [state["train"] for state in states]
+        return {**states[0], "train": deal_anew(train, self.ranks, torch.initial_seed())}
 
     def teardown(self, stage: str) -> None:
         """Close the environments; clock, history and memory stay readable."""

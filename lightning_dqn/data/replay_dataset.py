@@ -140,7 +140,7 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         """Continue where `state_dict` was taken.
 
         Without its environments, these start new episodes, and those that were under way are kept as truncated.
-        Without its memory, this one stays empty and is warmed up anew.
+        Without its memory, this one stays empty and is warmed up anew; in its place may stand rows, of `replay.deal`.
 
         Raises:
             CannotRestoreError: if the environments were made in another way.
@@ -150,6 +150,8 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         self._warm_at = state["warm_at"]
         if "memory" in state:
             self.memory.load_state_dict(state["memory"])
+        elif "rows" in state:
+            self.memory.refill(state["rows"])
         else:
             self._warm_at = self.ranks.env_steps + self.warmup_env_steps
             # as in `state_dict`
