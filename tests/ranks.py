@@ -5,7 +5,6 @@ A job is what a rank does, a function of this file by its name, with arguments t
 
 import hashlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -127,6 +126,8 @@ def fits(folder, rank, world_size, *, jobs):
         seen = witness(count_collectives())
         if job.pop("prioritized", False):
             job["sampler"] = PrioritizedSampler
+        if "network" in job:
+            job["network"] = getattr(runs, job["network"])
         strategy = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
         trainer = runs.fit(
             Path(folder, job.pop("name")),
@@ -138,6 +139,23 @@ def fits(folder, rank, world_size, *, jobs):
         last = {"policy": module.policy_net.state_dict(), "rows": len(memory), "slots": len(memory._drawable)}
         records.append({**seen.record, **last, "compiled": module._compiled})
     return records
+
+
+def one_goes_astray(folder, rank, world_size):
+    """Let the second rank's weights be changed by a callback of its own, after 150 updates."""
+    import runs  # noqa: PLC0415  as above
+    from lightning.pytorch import Callback  # noqa: PLC0415
+
+    from lightning_dqn.callbacks import RankCheck  # noqa: PLC0415
+
+    class Meddler(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 150 and trainer.global_rank == 1:
+                with torch.no_grad():
+                    next(pl_module.policy_net.parameters())[0, 0] += 1e-6
+
+    strategy = {"devices": world_size, "strategy": "ddp", "max_epochs": 2}
+    runs.fit(Path(folder, "run"), callbacks=[Meddler(), RankCheck(every_n_updates=100)], limits=strategy)
 
 
 def one_update(folder, rank, world_size, *, compile, sizes):
@@ -190,4 +208,3 @@ if __name__ == "__main__":
     job, folder, rank, world_size, arguments = sys.argv[1:]
     brought = globals()[job](folder, int(rank), int(world_size), **json.loads(arguments))
     torch.save(brought, Path(folder, f"record-{rank}.pt"))
-    os._exit(0)

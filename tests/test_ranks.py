@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from ranks import run
+from ranks import run, start
+from runs import differences, load, play
 
 pytestmark = pytest.mark.ranks
 # of two ranks: an iteration is 2 x 2 env steps and 2 updates, an epoch 150 iterations
@@ -93,3 +94,47 @@ def test_two_ranks_of_half_a_batch_make_the_gradient_of_one(tmp_path, compile):
     for half in halves:
         assert half["gradient"].abs().max() > 0.01
         torch.testing.assert_close(half["gradient"], whole["gradient"], atol=1e-6, rtol=0)
+
+
+# what a rank has of its own: environments, memory, priorities, and what dropout draws
+OWN = {**JOB, "network": "Dropout", "prioritized": True, "every_n_updates": 222}
+
+
+@pytest.fixture(scope="module")
+def stopped_and_resumed(tmp_path_factory):
+    """The folder of a fit of two ranks, and of two that went on from its checkpoints with another seed."""
+    folder = tmp_path_factory.mktemp("resumed")
+    earlier = {"from its first epoch": "epoch0.ckpt", "from within an epoch": "mid222.ckpt"}
+    jobs = [{"name": "whole", **OWN}]
+    jobs += [{"name": k, **OWN, "seed": 77, "ckpt_path": str(folder / "whole" / v)} for k, v in earlier.items()]
+    run(folder, "fits", jobs=jobs)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["from its first epoch", "from within an epoch"])
+def test_case_25_every_rank_goes_on_exactly_where_it_was(stopped_and_resumed, how):
+    one, other = (load(stopped_and_resumed / name / "epoch1.ckpt") for name in ("whole", how))
+    [share], [other_share] = (found.pop("shares") for found in (one, other))
+    assert list(differences(one, other)) == []
+    assert play(one) == play(other)
+    # and so does the second, whose share is another one
+    own, other_own = load(share), load(other_share)
+    assert list(differences(own, other_own)) == []
+    assert play(own) == play(other_own)
+    assert "DQNDataModule" in own
+    found = list(differences({**one, **own}, one))
+    assert {".generators.torch", ".DQNDataModule.train.rng.state.state"} < set(found)
+
+
+def test_no_share_outlives_its_checkpoint(stopped_and_resumed):
+    names = {path.name for path in (stopped_and_resumed / "whole").iterdir()}
+    checkpoints = {name for name in names if name.endswith(".ckpt")}
+    assert len(checkpoints) > 3
+    assert len(names - checkpoints) == len(checkpoints)
+
+
+def test_a_rank_whose_weights_were_changed_alone_ends_the_fit(tmp_path):
+    processes = start(tmp_path, "one_goes_astray")
+    assert [process.wait(120) for process in processes] == [1, 1]
+    said = (tmp_path / "output-0.txt").read_text()
+    assert "policy_net of rank 1 is not that of rank 0 any more, after 200 updates" in said

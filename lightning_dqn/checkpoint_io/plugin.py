@@ -18,6 +18,7 @@ from lightning_dqn.checkpoint_io.folder import (
     ENTRY,
     PART_NAME,
     SCHEMA,
+    SHARE_NAME,
     CheckpointError,
     bring,
     check_schema,
@@ -175,6 +176,10 @@ class AtomicCheckpointIO(CheckpointIO):
         if ahead is not None and ahead[0] == target:
             return ahead[1]
         if not target.is_file():
+            if SHARE_NAME.fullmatch(target.name):
+                raise CheckpointError(
+                    f"{target} is missing, a rank's share of a checkpoint: copy it with the checkpoint"
+                )
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
         try:
