@@ -1,6 +1,6 @@
 """What the ranks of a run say to each other once an iteration: the clock that they share, and what all must know alike.
 
-The data side meets after each iteration's play; of the learner, only gradients travel (`update`). Legend: W ranks.
+The data side meets after each iteration's play; of the learner only gradients travel, one an update. Legend: W ranks.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,34 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
+from torch import Tensor, distributed
+
+
+class RankLostError(RuntimeError):
+    """Another rank has ended, and this one can't go on alone."""
+
+
+def lost() -> RankLostError:
+    """What a rank says when it waits in vain."""
+    return RankLostError(
+        f"rank {distributed.get_rank()} waits in vain for another, which has ended: see what that one said; "
+        "`fit --ckpt_path last` goes on from the last checkpoint"
+    )
+
+
+def mean_over_ranks(gradient: Tensor) -> Tensor:
+    """The mean of the ranks' gradients, the same to the bit on each, in place: one collective call.
+
+    Lightning's `strategy.reduce` makes two: it lets the ranks wait for each other before.
+
+    Raises:
+        RankLostError: if a rank does not come any more.
+    """
+    try:
+        distributed.all_reduce(gradient)
+    except RuntimeError as error:
+        raise lost() from error
+    return gradient.div_(distributed.get_world_size())
 
 
 class Ranks:
@@ -60,17 +87,14 @@ class Ranks:
             The numbers of all ranks, (W, K).
 
         Raises:
-            RuntimeError: if a rank does not come any more.
+            RankLostError: if a rank does not come any more.
         """
         said = torch.tensor([env_steps, self.received_signal, self.requeue_asked, *numbers], dtype=torch.float64)
         heard = torch.empty(self.world_size, len(said), dtype=torch.float64)
         try:
             distributed.all_gather(list(heard.unbind()), said, group=self._cpu_group())
         except RuntimeError as error:
-            raise RuntimeError(
-                f"rank {self.rank} of {self.world_size} waits for another, which has ended: see what that one said. "
-                "`fit --ckpt_path last` goes on from the last checkpoint"
-            ) from error
+            raise lost() from error
         table: NDArray[np.float64] = heard.numpy()
         self.env_steps = int(table[:, 0].sum())
         self.agreed_signal = int(table[:, 1].max())

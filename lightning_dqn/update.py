@@ -15,11 +15,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lightning_dqn.compilation import Change, Gradient, Loss, compiling_pays, try_to_compile
 from lightning_dqn.flat import FlatParameters
 from lightning_dqn.optimizers import lean_step
+from lightning_dqn.ranks import mean_over_ranks
 from lightning_dqn.shares import check_plugin
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
@@ -168,15 +169,6 @@ def reduces_plainly(trainer: Trainer) -> bool:
     if isinstance(strategy, DDPStrategy):
         return strategy._ddp_comm_hook is None and strategy._ddp_comm_state is None
     return isinstance(strategy, SingleDeviceStrategy)
-
-
-def mean_over_ranks(gradient: Tensor) -> Tensor:
-    """The mean of the ranks' gradients, the same to the bit on each, in place: one collective call an update.
-
-    Lightning's `strategy.reduce` does it in two: it lets the ranks wait for each other before.
-    """
-    distributed.all_reduce(gradient)
-    return gradient.div_(distributed.get_world_size())
 
 
 def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor:

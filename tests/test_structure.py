@@ -45,7 +45,7 @@ ALLOWED = {
     "continuing": {"shares"},
     "shares": set(),
     "ranks": set(),
-    "update": {"compilation", "flat", "optimizers", "shares"},
+    "update": {"compilation", "flat", "optimizers", "ranks", "shares"},
     "module": {
         "losses",
         "networks",
@@ -67,7 +67,7 @@ ALLOWED = {
     "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "ranks", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
-    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "secrets"},
+    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "secrets"},
     "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
 }

@@ -37,7 +37,7 @@ from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
 from lightning_dqn.cli.checks import check_knobs, check_writable
-from lightning_dqn.cli.errors import DQNArgumentParser, refuse
+from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
 from lightning_dqn.cli.optimizers import own_defaults, refuse_knobs_before_class
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
@@ -53,6 +53,7 @@ from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, p
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
+from lightning_dqn.ranks import RankLostError
 from lightning_dqn.secrets import hide_secrets
 
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
@@ -268,6 +269,11 @@ def main(args: Any = None) -> None:
         if fault.__cause__ is not None:
             raise
         refuse(fault)
+    except RankLostError as error:
+        if debugging():
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         _leave(130)
     except SystemExit as left:
