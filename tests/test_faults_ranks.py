@@ -14,7 +14,7 @@ import torch
 from conftest import clean_environment, run_cli
 
 pytestmark = pytest.mark.faults
-QUIET = (
+QUIET = "--trainer.accelerator cpu --trainer.strategy ddp --trainer.logger false --video.episodes 0"
     "--trainer.accelerator cpu --trainer.strategy ddp --trainer.logger false --video.episodes 0 --model.compile false"
 )
 # an epoch takes seconds; the run would take hours
@@ -27,7 +27,7 @@ class TwoRanks:
     def __init__(self, folder):
         self.folder = folder
         self.env = clean_environment(folder, OMP_NUM_THREADS="1")
-        command = [sys.executable, "-m", "lightning_dqn", *LONG.split(), *QUIET.split()]
+        command = [sys.executable, "-m", "lightning_dqn", *LONG.split(), *QUIET.split(), "--model.compile", "false"]
         self.output = (folder / "output.txt").open("w+")
         self.first = subprocess.Popen(
             command, cwd=folder, env=self.env, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True
