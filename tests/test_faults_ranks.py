@@ -15,8 +15,6 @@ from conftest import clean_environment, run_cli
 
 pytestmark = pytest.mark.faults
 QUIET = "--trainer.accelerator cpu --trainer.strategy ddp --trainer.logger false --video.episodes 0"
-    "--trainer.accelerator cpu --trainer.strategy ddp --trainer.logger false --video.episodes 0 --model.compile false"
-)
 # an epoch takes seconds; the run would take hours
 LONG = "fit --trainer.devices 2 --trainer.max_epochs 5000 --data.epoch_env_steps 400 --data.eval_episodes 2"
 
