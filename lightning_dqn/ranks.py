@@ -4,6 +4,7 @@ The data side meets after each iteration's play; of the learner only gradients t
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ class RankLostError(RuntimeError):
 def lost() -> RankLostError:
     """What a rank says when it waits in vain."""
     return RankLostError(
-        f"rank {distributed.get_rank()} waits in vain for another, which has ended: see what that one said; "
-        "`fit --ckpt_path last` goes on from the last checkpoint"
+        f"rank {distributed.get_rank()} waits in vain for another, which has ended or can't be reached: see "
+        "what that one said; `fit --ckpt_path last` goes on from the last checkpoint"
     )
 
 
@@ -48,6 +49,7 @@ class Ranks:
     Args:
         rank: this one, from 0.
         world_size: ranks in the run, W.
+        timeout: how long it waits at a meeting; None for torch's 30 minutes.
 
     Attributes:
         env_steps: that all ranks had played together at the last meeting.
@@ -57,9 +59,10 @@ class Ranks:
         requeue_agreed: whether any rank had been asked to save.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, timeout: timedelta | None = None) -> None:
         self.rank = rank
         self.world_size = world_size
+        self.timeout = timeout
         self.env_steps = 0
         self.received_signal = 0
         self.requeue_asked = False
@@ -110,6 +113,8 @@ class Ranks:
     def _cpu_group(self) -> Any:
         """The ranks, speaking without a device; all make it when they first meet."""
         if self._group is None:
-            own = distributed.group.WORLD
-            self._group = own if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+            if distributed.get_backend() == "gloo":
+                self._group = distributed.group.WORLD
+            else:
+                self._group = distributed.new_group(backend="gloo", timeout=self.timeout)
         return self._group

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -156,6 +157,32 @@ def one_goes_astray(folder, rank, world_size):
 
     strategy = {"devices": world_size, "strategy": "ddp", "max_epochs": 2}
     runs.fit(Path(folder, "run"), callbacks=[Meddler(), RankCheck(every_n_updates=100)], limits=strategy)
+
+
+def one_falls_silent(folder, rank, world_size):
+    """Let the second rank do nothing more before the first update; how many seconds the first waited for it.
+
+    Meetings have a group of their own, as where gradients travel between GPUs.
+    """
+    import runs  # noqa: PLC0415  as above
+    from lightning.pytorch import Callback  # noqa: PLC0415
+    from lightning.pytorch.strategies import DDPStrategy  # noqa: PLC0415
+
+    from lightning_dqn.ranks import RankLostError  # noqa: PLC0415
+
+    class Sleeper(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            self.last_seen = time.monotonic()
+            if trainer.datamodule.env_steps == 20 and rank == 1:
+                time.sleep(300)
+
+    sleeper = Sleeper()
+    ddp = DDPStrategy(process_group_backend="cpu:gloo", timeout=timedelta(seconds=20))
+    try:
+        runs.fit(Path(folder, "run"), callbacks=[sleeper], limits={"strategy": ddp, "devices": 2, "max_epochs": 2})
+    except RankLostError:
+        return time.monotonic() - sleeper.last_seen
+    return None
 
 
 def one_update(folder, rank, world_size, *, compile, sizes):

@@ -138,3 +138,15 @@ def test_a_rank_whose_weights_were_changed_alone_ends_the_fit(tmp_path):
     assert [process.wait(120) for process in processes] == [1, 1]
     said = (tmp_path / "output-0.txt").read_text()
     assert "policy_net of rank 1 is not that of rank 0 any more, after 200 updates" in said
+
+
+def test_a_rank_waits_for_another_as_long_as_the_strategy_says(tmp_path):
+    first, second = start(tmp_path, "one_falls_silent")
+    try:
+        assert first.wait(200) == 0
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+    # 20 s there; without, torch's own 30 minutes
+    assert 15 < torch.load(tmp_path / "record-0.pt", weights_only=True) < 60

@@ -165,7 +165,9 @@ class DQNDataModule(pl.LightningDataModule):
         learner: Any = self.trainer.lightning_module
         check_learner(self, on_policy=learner.on_policy, munchausen=learner.munchausen)
         policy = cast(Policy, learner.act)
-        self.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        # Lightning has it nowhere else
+        timeout = getattr(self.trainer.strategy, "_timeout", None)
+        self.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, timeout)
         seed = torch.initial_seed() if self.ranks.alone else self.trainer.strategy.broadcast(torch.initial_seed())
         play_seed, sample_seed, *_ = np.random.SeedSequence([seed, self.ranks.rank]).spawn(4)
         *_, eval_seed, test_seed = np.random.SeedSequence([seed, 0]).spawn(4)
