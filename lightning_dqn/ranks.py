@@ -25,6 +25,14 @@ def lost() -> RankLostError:
     )
 
 
+def tells_of_loss(error: RuntimeError) -> bool:
+    """Whether an error says that another rank does not answer, wherever it was awaited: in an evaluation, in a save."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    # gloo has no class for it, but names the place
+    return isinstance(error, RankLostError) or "gloo/transport/" in str(error)
+
+
 def mean_over_ranks(gradient: Tensor) -> Tensor:
     """The mean of the ranks' gradients, the same to the bit on each, in place: one collective call.
 

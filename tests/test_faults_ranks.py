@@ -22,17 +22,18 @@ LONG = "fit --trainer.devices 2 --trainer.max_epochs 5000 --data.epoch_env_steps
 class TwoRanks:
     """A run of two ranks, of which Lightning starts the second from the first."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *words):
         self.folder = folder
         self.env = clean_environment(folder, OMP_NUM_THREADS="1")
-        command = [sys.executable, "-m", "lightning_dqn", *LONG.split(), *QUIET.split(), "--model.compile", "false"]
+        how = [*LONG.split(), *QUIET.split(), "--model.compile", "false", *words]
+        command = [sys.executable, "-m", "lightning_dqn", *how]
         self.output = (folder / "output.txt").open("w+")
         self.first = subprocess.Popen(
             command, cwd=folder, env=self.env, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True
         )
 
     def wait_for_a_checkpoint(self):
-        """Until the first epoch is over; the number of the second rank's process."""
+        """Until the first epoch is over; the second rank's process."""
         end = time.monotonic() + 180
         while not list(self.folder.glob("runs/*/*/checkpoints/last.ckpt")):
             assert self.first.poll() is None, self.text
@@ -40,9 +41,14 @@ class TwoRanks:
             time.sleep(0.2)
         # and into the next one
         time.sleep(1)
+        return self.second
+
+    @property
+    def second(self):
+        """The number of the second rank's process."""
         children = Path(f"/proc/{self.first.pid}/task/{self.first.pid}/children").read_text().split()
-        [second] = [int(child) for child in children if "lightning_dqn" in Path(f"/proc/{child}/cmdline").read_text()]
-        return second
+        [found] = [int(child) for child in children if "lightning_dqn" in Path(f"/proc/{child}/cmdline").read_text()]
+        return found
 
     @property
     def text(self):
@@ -71,11 +77,15 @@ def is_gone(pid):
         return True
 
 
-def wait_until_gone(pid, seconds):
+def wait_until(condition, seconds):
     begun = time.monotonic()
-    while not is_gone(pid):
+    while not condition():
         assert time.monotonic() - begun < seconds
         time.sleep(0.1)
+
+
+def wait_until_gone(pid, seconds):
+    wait_until(lambda: is_gone(pid), seconds)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +134,20 @@ def test_case_25_the_death_of_one_ends_the_other_within_a_minute(two_ranks, whom
     done = run_cli(two_ranks.folder, two_ranks.env, *again)
     assert done.exit_code == 0, done.text
     assert f"Resumed at {saved} env steps" in done.text
+
+
+def test_case_25_a_death_in_an_evaluation_is_said_in_one_line_too(tmp_path):
+    run = TwoRanks(tmp_path, "--data.eval_episodes", "8000")
+    try:
+        wait_until(lambda: "0/2000000 env steps" in run.text, 180)
+        # an epoch of 200 iterations is over in less
+        time.sleep(5)
+        second = run.second
+        # the other way round Lightning would kill the first before it can say anything
+        run.first.kill()
+        # it hears of it when its own half of the episodes is over
+        wait_until_gone(second, 60)
+        assert "rank 1 waits in vain for another, which has ended" in run.text
+        assert "Traceback" not in run.text
+    finally:
+        run.close()

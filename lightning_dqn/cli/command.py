@@ -53,7 +53,7 @@ from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, p
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
-from lightning_dqn.ranks import RankLostError
+from lightning_dqn.ranks import lost, tells_of_loss
 from lightning_dqn.secrets import hide_secrets
 
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
@@ -269,10 +269,10 @@ def main(args: Any = None) -> None:
         if fault.__cause__ is not None:
             raise
         refuse(fault)
-    except RankLostError as error:
-        if debugging():
+    except RuntimeError as error:
+        if debugging() or not tells_of_loss(error):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {lost()}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         _leave(130)
