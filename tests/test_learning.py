@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment, run_cli
 
 from lightning_dqn.cli import main
 
@@ -49,12 +48,3 @@ def test_the_fast_configuration_solves_cartpole_in_seconds(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     # solved at the eighth epoch or so on all of ten seeds; 475 of 500 over 100 greedy episodes
     assert best_val_return("--config", str(ROOT / "configs" / "cartpole_fast.yaml"), "--seed_everything", "1") >= 475
-
-
-def test_two_devices_make_one_run(tmp_path):
-    words = "fit --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
-    words += " --trainer.logger false --video.episodes 0 --data.epoch_env_steps 300 --data.eval_episodes 2"
-    done = run_cli(tmp_path, clean_environment(tmp_path), *words.split())
-    assert done.exit_code == 0, done.text
-    [run] = (tmp_path / "runs").glob("*/*")
-    assert (run / "checkpoints" / "last.ckpt").is_file()
