@@ -150,9 +150,7 @@ def test_a_rank_whose_weights_were_changed_alone_ends_the_fit(tmp_path):
 def command_line_run(tmp_path_factory):
     """The folder of a run of two devices by the command line, and what it said."""
     folder = tmp_path_factory.mktemp("cli")
-    words = (
-        f"fit {TWO_DEVICES} --trainer.max_epochs 2 --trainer.logger CSVLogger --data.eval_episodes 5"
-    )
+    words = f"fit {TWO_DEVICES} --trainer.max_epochs 2 --trainer.logger CSVLogger --data.eval_episodes 5"
     further = "--video.episodes", "0", "--data.epoch_env_steps", "400"
     done = run_cli(folder, clean_environment(folder), *words.split(), *further)
     assert done.exit_code == 0, done.text
