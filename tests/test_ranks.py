@@ -19,14 +19,17 @@ JOB = {"num_envs": 2, "updates_per_iteration": 2, "epoch_env_steps": 600, "memor
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """What two ranks brought back from three fits: plain, compiled, and prioritised."""
+    """What two ranks brought back from four fits: plain, compiled, prioritised, and with updates by Lightning."""
     jobs = [
         {"name": "plain", **JOB},
         {"name": "compiled", **JOB, "compile": True, "limits": {"max_steps": 2000, "max_epochs": -1}},
         {"name": "prioritized", **JOB, "prioritized": True},
+        {"name": "by Lightning", **JOB, "watched": True},
     ]
     both = run(tmp_path_factory.mktemp("two"), "fits", jobs=jobs)
-    return {job: [ours[i] for ours in both] for i, job in enumerate(("plain", "compiled", "prioritized"))}
+    return {
+        job: [ours[i] for ours in both] for i, job in enumerate(("plain", "compiled", "prioritized", "by Lightning"))
+    }
 
 
 def test_each_rank_plays_and_draws_for_itself(two_ranks):
@@ -59,7 +62,13 @@ def test_the_memory_is_divided_among_the_ranks(two_ranks):
     assert [ours["slots"] for ours in two_ranks["plain"]] == [252, 252]
 
 
-@pytest.mark.parametrize("job", ["plain", "compiled", "prioritized"])
+def test_updates_by_lightnings_calls_are_the_same_as_ours(two_ranks):
+    ours, theirs = two_ranks["plain"][0], two_ranks["by Lightning"][0]
+    assert ours["updates"] == theirs["updates"]
+    assert ours["digests"] == theirs["digests"]
+
+
+@pytest.mark.parametrize("job", ["plain", "compiled", "prioritized", "by Lightning"])
 def test_both_nets_stay_equal_to_the_bit(two_ranks, job):
     one, other = two_ranks[job]
     assert one["digests"] == other["digests"]
