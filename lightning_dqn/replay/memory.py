@@ -5,6 +5,7 @@ rows they are made of is a sampler's choice, where observations lie that of `sto
 envs, n rewards summed, k frames in a stack.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_dqn.replay.dealing import deal
 from lightning_dqn.replay.frames import FrameStacks
 from lightning_dqn.replay.refusal import refuse_other
 from lightning_dqn.replay.returns import sum_rewards
@@ -257,3 +259,40 @@ class ReplayMemory:
         self._after_end = state["after_end"].numpy().copy()
         self._drawable[:] = state["drawable"].numpy()
         self.sampler.load_state_dict(state["sampler"])
+
+    def refill(self, states: Sequence[dict[str, Any]], *, rank: int, world_size: int) -> None:
+        """Take up a share of the memories of another number of ranks, as if it had been played here; `begin` goes on.
+
+        What a share is made of, and what is lost, is said at `dealing.deal`. A prioritised sampler gets the priorities
+        too, but keeps its own beta and its own draws.
+
+        Args:
+            states: of all those ranks, as `state_dict` gave them; this memory must be new.
+            rank: this one, among as many as there are now.
+            world_size: how many these are.
+
+        Raises:
+            ValueError: as from `load_state_dict`, but that the capacity may be another.
+        """
+        assert not self._steps, "only a new memory takes up a share of others"
+        for state in states:
+            refuse_other(state, self.state_dict() | {"slots": state["slots"]}, type(self.sampler).__name__)
+        priorities, end = np.zeros((self._slots, self.num_envs)), 0
+        # as many as can all be drawn, none for its frame only
+        room = self._slots - self.frame_stack + 1
+        for piece in deal(states, rank=rank, world_size=world_size, slots=room):
+            start, end = end, end + len(piece["playable"])
+            self._observations.load(torch.from_numpy(piece["observation"]), start)
+            for name, array in self._written.items():
+                array[start:end] = piece[name]
+            priorities[start:end] = piece.get("priority", 0.0)
+        # the last row is what was seen last: it stands at the cursor, and the n - 1 before it wait as in `_advance`
+        self._steps = self._cursor = max(end - 1, 0)
+        playable = self._written["playable"][: max(end - self.n_step, 0)]
+        self._drawable[: len(playable)] = playable.sum(1)
+        rows = np.flatnonzero(playable)
+        inherit = getattr(self.sampler, "inherit", None)
+        if inherit is None:
+            self.sampler.add(rows)
+        else:
+            inherit(rows, priorities.ravel()[rows], max(state["sampler"]["largest"] for state in states))
