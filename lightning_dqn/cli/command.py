@@ -36,7 +36,7 @@ from lightning_dqn.callbacks import (
 from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
-from lightning_dqn.cli.checks import check_knobs, check_writable
+from lightning_dqn.cli.checks import check_knobs, check_processes, check_writable
 from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
 from lightning_dqn.cli.optimizers import own_defaults, refuse_knobs_before_class
 from lightning_dqn.cli.runs import (
@@ -82,6 +82,11 @@ def trainer_defaults() -> dict[str, Any]:
 
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run's folder, and to the loggers, before the first step."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let all ranks mean the first one's folder: by their own clocks they have named others, and made none."""
+        trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning once a run."""
@@ -223,6 +228,7 @@ class DQNCLI(LightningCLI):
         plugins = run.trainer.plugins or []
         others = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
+        check_processes(trainer)
         # where the checkpoint lies that is read, so that Lightning takes up the best one from there
         folder = Path(run.ckpt_path).parent if run.ckpt_path else self.folder / "checkpoints"
         path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
@@ -233,7 +239,7 @@ class DQNCLI(LightningCLI):
             relocate_best(self.checkpoint, path)
         if self.subcommand == "fit" and trainer.is_global_zero:
             sweep(folder)
-        if run.ckpt_path:
+        if run.ckpt_path or not self.is_new:
             # of course it is
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         return trainer
