@@ -104,7 +104,8 @@ def put_back(dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], 
     except CannotRestoreError as error:
         raise MisconfigurationException(f"The checkpoint is of other environments: {error}") from error
     resumed = f"Resumed at {dataset.env_steps} env steps"
-    resumed += f" with {len(dataset.memory)} transitions." if isinstance(dataset, ReplayDataset) else "."
+    of_all = "" if dataset.ranks.alone else " in the share of the first rank"
+    resumed += f" with {len(dataset.memory)} transitions{of_all}." if isinstance(dataset, ReplayDataset) else "."
     if isinstance(dataset, ReplayDataset) and not {"memory", "memories"} & content.keys():
         resumed += (
             f" The checkpoint leaves the memory out (data.save_memory=false): an empty one warms up for "
