@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -58,14 +59,15 @@ from lightning_dqn.secrets import hide_secrets
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
 
 
-def trainer_defaults() -> dict[str, Any]:
-    """What every run has, its own callbacks included."""
+def trainer_defaults(callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """What every run has, its own callbacks included, and more of them."""
     return {
         "callbacks": [
             EpisodeStatistics(),
             EpisodeWriter(),
             RunSummary(),
             FiniteCheck(),
+            *callbacks,
             StopOnSignal(),
             # not `save_on_exception`: that would replace the last good state by one in mid-step
             ModelCheckpoint(filename="last", enable_version_counter=False),
@@ -95,16 +97,16 @@ class SaveConfig(SaveConfigCallback):
 
 
 class DQNCLI(LightningCLI):
-    """LightningCLI with the textbook's schedules in place and one folder a run."""
+    """LightningCLI with the textbook's schedules in place and one folder a run; see `main` for its arguments."""
 
-    def __init__(self, args: Any = None) -> None:
+    def __init__(self, args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
         self._first_word = next(iter(sys.argv[1:] if args is None else args), "")
         super().__init__(
             DQN,
             DQNDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=trainer_defaults(),
+            trainer_defaults=trainer_defaults(callbacks),
             seed_everything_default=0,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
@@ -250,8 +252,13 @@ class DQNCLI(LightningCLI):
             rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
 
 
-def main(args: Any = None) -> None:
-    """Run the command line; what the user can mend is said in one line."""
+def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
+    """Run the command line; what the user can mend is said in one line.
+
+    Args:
+        args: its words; None for those of the process.
+        callbacks: of the trainer, beside those that it has anyway.
+    """
     # until the first step nearly all that is made stays: looking for garbage after every 700 objects costs 0.1 s
     gc.set_threshold(50_000)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -260,7 +267,7 @@ def main(args: Any = None) -> None:
         torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
     try:
-        DQNCLI(args)
+        DQNCLI(args, callbacks)
     except (MisconfigurationException, FileNotFoundError, CheckpointError, FloatingPointError) as error:
         refuse(error)
     except BrokenEnvironmentError as fault:
@@ -284,4 +291,5 @@ def main(args: Any = None) -> None:
 def _leave(code: Any) -> NoReturn:
     """End the process; one Ctrl-C more would only make a traceback of it while Python shuts down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code)
+    # W&B's agent takes any other code for a failure, of a run too that it stopped itself, and gives up after three
+    sys.exit(0 if code == 143 and "WANDB_SWEEP_ID" in os.environ else code)
