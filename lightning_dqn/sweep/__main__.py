@@ -66,7 +66,7 @@ def arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
             refuse(ValueError(f"--{name} {getattr(given, name)}: must be at least {least}"))
     for word in extra:
         near = difflib.get_close_matches(word.partition("=")[0], parser._option_string_actions, n=1, cutoff=0.8)
-        if near:
+        if near and word.startswith("--"):
             refuse(ValueError(f"{word}: no such option; did you mean {near[0]}?"))
     return given, extra
 
@@ -89,34 +89,19 @@ def main(words: list[str] | None = None) -> None:
 def _search(given: argparse.Namespace, extra: list[str]) -> None:
     import optuna  # noqa: PLC0415  what follows needs the extra `sweep`
 
-    from lightning_dqn.sweep.search import Search, ended, say, shown, summary  # noqa: PLC0415
-    from lightning_dqn.sweep.sweep_file import read_sweep_file  # noqa: PLC0415
+    from lightning_dqn.sweep.search import ended, say, shown, summary  # noqa: PLC0415
 
     # it would report each trial a second time
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        file = read_sweep_file(given.file)
-        for parameter in file.parameters:
-            if any(word.partition("=")[0] == f"--{parameter.name}" for word in extra):
-                raise ValueError(
-                    f"--{parameter.name}: is a parameter of {given.file}; leave it out, or change the file"
-                )
-        _check(file.words({parameter.name: parameter.example for parameter in file.parameters}, extra))
-        folder = new_run_folder(Path(DEFAULT_ROOT), "sweeps")
-        search = Search(
-            file=file,
-            extra=extra,
-            storage=given.storage or f"sqlite:///{folder / 'study.db'}",
-            seed=given.seed,
-            full_trials=given.full_trials,
-            folder=folder,
-        )
+        search = _prepare(given, extra)
         study = _open(search)
     except (ValueError, OSError) as error:
         refuse(error)
+    file, before = search.file, len(ended(study))
     said = f"{given.trials} trials of {given.file}, to {file.goal} {file.metric}"
-    say(f"{said}; {len(ended(study))} of them are there already" if ended(study) else said)
-    say(f"Study: {shown(search.storage)}; what the trials print: {folder}/trial_<number>.log; Ctrl-C stops")
+    say(f"{said}; {before} of them are there already" if before else said)
+    say(f"Study: {shown(search.storage)}; what the trials print: {search.folder}/trial_<number>.log; Ctrl-C stops")
     stopped = search.play(study, given.trials)
     for line in summary(study):
         say(line)
@@ -124,7 +109,30 @@ def _search(given: argparse.Namespace, extra: list[str]) -> None:
         again = f"the same command with --storage {shown(search.storage)} goes on"
         say(f"Stopped by {signal.Signals(stopped).name}: {again}")
         _leave(stopped)
-    sys.exit(0 if any(trial.value is not None for trial in ended(study)) else 1)
+    complete = any(trial.state == optuna.trial.TrialState.COMPLETE for trial in ended(study))
+    sys.exit(0 if complete else 1)
+
+
+def _prepare(given: argparse.Namespace, extra: list[str]) -> "Search":
+    """The search, if a trial can have the words that all of them have; its folder is made."""
+    from lightning_dqn.sweep.search import Search  # noqa: PLC0415
+    from lightning_dqn.sweep.sweep_file import read_sweep_file  # noqa: PLC0415
+
+    file = read_sweep_file(given.file)
+    flags = {word.partition("=")[0] for word in extra}
+    for parameter in file.parameters:
+        if f"--{parameter.name}" in flags:
+            raise ValueError(f"--{parameter.name}: is a parameter of {given.file}; leave it out, or change the file")
+    _check(file.words({parameter.name: parameter.example for parameter in file.parameters}, extra))
+    folder = new_run_folder(Path(DEFAULT_ROOT), "sweeps")
+    return Search(
+        file=file,
+        extra=extra,
+        storage=given.storage or f"sqlite:///{folder / 'study.db'}",
+        seed=given.seed,
+        full_trials=given.full_trials,
+        folder=folder,
+    )
 
 
 def _open(search: "Search") -> "optuna.Study":

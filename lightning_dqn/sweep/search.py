@@ -64,9 +64,12 @@ class Search:
         if "://" not in self.storage:
             raise ValueError(f"--storage {self.storage}: must be the address of a database, sqlite:///{self.storage}")
         try:
-            study = optuna.create_study(
-                study_name=file.name, storage=self.storage, direction=file.goal, load_if_exists=True
-            )
+            try:
+                study = self._create()
+            except sqlalchemy.exc.DBAPIError:
+                # another process may have made the tables at the same moment
+                time.sleep(1)
+                study = self._create()
         except (sqlalchemy.exc.SQLAlchemyError, ImportError, optuna.exceptions.OptunaError) as error:
             raise ValueError(f"--storage {shown(self.storage)}: {str(error).splitlines()[0]}") from error
         earlier = study.user_attrs.get("search", said)
@@ -78,6 +81,10 @@ class Search:
                 )
         study.set_user_attr("search", said)
         return study
+
+    def _create(self) -> optuna.Study:
+        file = self.file
+        return optuna.create_study(study_name=file.name, storage=self.storage, direction=file.goal, load_if_exists=True)
 
     def play(self, study: optuna.Study, trials: int) -> int | None:
         """Go on until so many trials have ended.
