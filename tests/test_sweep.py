@@ -420,6 +420,20 @@ def test_a_sweep_prunes_the_hopeless_lets_the_broken_fail_alone_and_goes_on_from
     assert returns_of(again.folder) == returns_of(runs[0])
 
 
+@pytest.mark.learning
+def test_a_trial_on_two_devices_is_pruned_on_both(tiny):
+    cwd, storage, study = tiny
+    for values in (GOOD, {**GOOD, "data.eval_max_steps": "1"}):
+        study.enqueue_trial(values)
+    devices = "--trainer.accelerator=cpu --trainer.devices=2 --trainer.strategy=ddp --data.epoch_env_steps=600"
+    done = run_sweep(cwd, "--storage", storage, "--full_trials", "1", "--trials", "2", *devices.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    good, hopeless = study.trials
+    assert (good.state, hopeless.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert (len(good.intermediate_values), hopeless.intermediate_values) == (3, {0: 1.0})
+    assert returns_of(cwd / hopeless.user_attrs["folder"]) == [1.0]
+
+
 @pytest.mark.faults
 def test_a_killed_trial_fails_alone_and_a_stopped_sweep_goes_on(tiny):
     cwd, storage, study = tiny
