@@ -87,6 +87,9 @@ def start_wandb(logger: WandbLogger) -> str:
 
     # Lightning hands on an argument that wandb warns of whatever its value
     logger._wandb_init.pop("anonymous", None)
+    if os.environ.get("WANDB_SWEEP_ID"):
+        # its runs lie in its project, and wandb warns of any other
+        logger._wandb_init.pop("project", None)
     if logger._wandb_init.get("mode") == "offline" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return ""
     try:
