@@ -1,4 +1,4 @@
-"""What every run of the command line has, asked for or not: callbacks, a logger, and its configuration in its folder."""
+"""What every run of the command line has, asked for or not: callbacks, a logger, its configuration in its folder."""
 
 from collections.abc import Iterable
 from typing import Any
