@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan import Measurement, System
+from benchmarks.plan import Measurement
 from benchmarks.settings import Job
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,36 +73,57 @@ def measure(measurement: Measurement, common: Job, rounds: int) -> dict[str, Out
             job = replace(system.job, seconds=common.seconds, seed=turn, device=common.device, core=common.core)
             job = replace(job, scratch=tempfile.mkdtemp(dir=common.scratch))
             job = replace(job, compile_cache=cache if job.own_compile_cache else "")
-            answer = _answer(system, job, measurement.timeout_s + common.seconds)
+            [answer] = answers(system.entry, [job], measurement.timeout_s + common.seconds)
             _enter(outcome, answer, turn)
-            _progress(f"{measurement.name} {turn + 1}/{rounds} {system.name}: {_brief(answer)}")
+            progress(f"{measurement.name} {turn + 1}/{rounds} {system.name}: {_brief(answer)}")
     return outcomes
 
 
-def _answer(system: System, job: Job, timeout: float) -> dict[str, Any]:
-    """Run one process to its end, or end it."""
+def answers(
+    entry: str, jobs: list[Job], timeout: float, places: list[dict[str, str]] | None = None
+) -> list[dict[str, Any]]:
+    """Run one process a job, side by side, to their end, or end them.
+
+    Args:
+        entry: module and function that run the jobs.
+        jobs: each with a scratch folder of its own.
+        timeout: seconds that they may take.
+        places: further environment variables of each, such as its place among ranks.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for job, place in zip(jobs, places or [{}] * len(jobs), strict=True):
+            processes.append(_start(entry, job, place))
+        end = time.monotonic() + timeout
+        reasons = [_wait(process, end, timeout) for process in processes]
+    finally:
+        for process in processes:
+            _end(process)
+    return [_read(Path(job.scratch), reason) for job, reason in zip(jobs, reasons, strict=True)]
+
+
+def _start(entry: str, job: Job, place: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the process of one job."""
     scratch = Path(job.scratch)
-    variables = environment(job.device)
+    variables = environment(job.device) | place
     if job.compile_cache:
         variables["TORCHINDUCTOR_CACHE_DIR"] = job.compile_cache
+    job = replace(job, launched_at=time.time())
+    command = [sys.executable, "-m", "benchmarks.worker", entry, json.dumps(asdict(job)), str(scratch / "answer.json")]
     with (scratch / "stdout").open("w") as stdout, (scratch / "stderr").open("w") as stderr:
-        job = replace(job, launched_at=time.time())
-        command = [sys.executable, "-m", "benchmarks.worker", system.entry, json.dumps(asdict(job))]
-        process = subprocess.Popen(
-            [*command, str(scratch / "answer.json")],
-            cwd=ROOT,
-            env=variables,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(timeout)
-            reason = f"exit code {code}"
-        except subprocess.TimeoutExpired:
-            reason = f"no answer after {timeout:.0f} s"
-        finally:
-            _end(process)
+        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=stdout, stderr=stderr, start_new_session=True)
+
+
+def _wait(process: subprocess.Popen[bytes], end: float, timeout: float) -> str:
+    """How a process came to its end, or that it did not."""
+    try:
+        return f"exit code {process.wait(max(0.0, end - time.monotonic()))}"
+    except subprocess.TimeoutExpired:
+        return f"no answer after {timeout:.0f} s"
+
+
+def _read(scratch: Path, reason: str) -> dict[str, Any]:
+    """What a process has left in its scratch folder."""
     with contextlib.suppress(OSError, json.JSONDecodeError):
         answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text())
         return answer
@@ -137,6 +158,7 @@ def _brief(answer: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in figures)
 
 
-def _progress(line: str) -> None:
+def progress(line: str) -> None:
+    """Say how far it is, beside what is printed as the result."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

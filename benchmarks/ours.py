@@ -33,11 +33,11 @@ def rates(job: Job) -> Result:
     The share of the time that is spent outside of `training_step` stands beside them: play, memory and Lightning.
     """
     pl.seed_everything(job.seed, verbose=False)
-    data = _textbook_data(job)
+    data = textbook_data(job)
     model = TimedDQN(data.observation_space, data.action_space, compile=job.compiled)
     marks = RateMarks(job.seconds, finisher(job.device))
     clock = RateClock(marks)
-    make_trainer(job, [*_textbook_schedules(), EpisodeStatistics(), clock]).fit(model, data)
+    make_trainer(job, [*textbook_schedules(), EpisodeStatistics(), clock]).fit(model, data)
     result = marks.result(float(model.policy_net(torch.zeros(1, 4, device=model.device)).max()))
     if job.device == "cpu":
         result["figures"]["outside_step_share"] = 1 - clock.seconds_in_step() / result["notes"]["seconds"]
@@ -49,10 +49,10 @@ def compilation(job: Job) -> Result:
     seconds = []
     for compiled in (False, True):
         pl.seed_everything(job.seed, verbose=False)
-        data = _textbook_data(job)
+        data = textbook_data(job)
         start = time.time()
         model = DQN(data.observation_space, data.action_space, compile=compiled)
-        make_trainer(job, [*_textbook_schedules(), FirstUpdateClock()]).fit(model, data)
+        make_trainer(job, [*textbook_schedules(), FirstUpdateClock()]).fit(model, data)
         seconds.append(FirstUpdateClock.done_at - start)
     return {"figures": {"compile_s": seconds[1] - seconds[0]}, "notes": {"plain_s": seconds[0]}}
 
@@ -118,7 +118,8 @@ def _nothing() -> None:
     """The CPU has no queue to wait for."""
 
 
-def _textbook_data(job: Job) -> DQNDataModule:
+def textbook_data(job: Job, epoch_env_steps: int = EVAL_EVERY_ENV_STEPS) -> DQNDataModule:
+    """Environments and memory of the textbook work; an iteration has an update for each environment."""
     return DQNDataModule(
         env_id=ENV_ID,
         num_envs=job.num_envs,
@@ -127,21 +128,24 @@ def _textbook_data(job: Job) -> DQNDataModule:
         memory_capacity=TEXTBOOK.memory_capacity,
         warmup_env_steps=TEXTBOOK.learning_starts,
         gamma=TEXTBOOK.gamma,
+        epoch_env_steps=epoch_env_steps,
     )
 
 
-def _textbook_schedules() -> list[pl.Callback]:
+def textbook_schedules() -> list[pl.Callback]:
+    """What moves the target net, and what sets epsilon."""
     epsilon = EpsilonDecay(
         start=TEXTBOOK.epsilon_start, end=TEXTBOOK.epsilon_end, decay_env_steps=TEXTBOOK.epsilon_decay
     )
     return [SoftTargetUpdate(tau=TEXTBOOK.tau), epsilon]
 
 
-def make_trainer(job: Job, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A trainer that does nothing beside training, as long as its callbacks let it."""
+def make_trainer(job: Job, callbacks: list[pl.Callback], devices: int = 1) -> pl.Trainer:
+    """A trainer that does nothing beside training, as long as its callbacks let it; of so many ranks."""
     return pl.Trainer(
         accelerator=_accelerator(job),
-        devices=1,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
         max_epochs=1_000_000,
         limit_val_batches=0,
         num_sanity_val_steps=0,

@@ -79,6 +79,7 @@ class Job:
     Attributes:
         num_envs: environments side by side; on CartPole as many updates follow each step of all of them.
         compiled: whether ours compiles its update, or its sum tree.
+        work: name of the workload, of those that ranks are measured with.
         config: file that holds the run's settings, from the repository root; empty for those of `Work`.
         threads: of torch.
         all_cores: whether the process may use all of them, whatever `core` says.
@@ -94,6 +95,7 @@ class Job:
 
     num_envs: int = 1
     compiled: bool = False
+    work: str = ""
     config: str = ""
     threads: int = 1
     all_cores: bool = False

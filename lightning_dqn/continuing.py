@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_dqn.shares import save_share, take_up_share
+
 
 def prepare_to_go_on(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     """Close the gaps in a checkpoint that a trainer has read, before it takes up anything of it.
@@ -27,17 +29,22 @@ def prepare_to_go_on(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if hasattr(data, "check_checkpoint"):
         data.check_checkpoint(checkpoint)
+        take_up_share(checkpoint, trainer)
     _mend_epoch(checkpoint["loops"]["fit_loop"])
 
 
-def make_plain(checkpoint: dict[str, Any]) -> None:
-    """Let a checkpoint hold schedules as plain values: MultiStepLR keeps a Counter, and a dict serves it as well.
+def prepare_to_save(checkpoint: dict[str, Any], trainer: Trainer | None) -> None:
+    """Let a checkpoint hold schedules as plain values, and name what all ranks but the first keep of it.
 
     Args:
-        checkpoint: changed in place.
+        checkpoint: that is complete, but for the shares of other ranks; changed in place.
+        trainer: of the run, if there is one.
     """
+    # MultiStepLR keeps a Counter, and a dict serves it as well
     for state in checkpoint.get("lr_schedulers", []):
         state |= {name: dict(value) for name, value in state.items() if isinstance(value, Counter)}
+    if trainer is not None:
+        save_share(checkpoint, trainer)
 
 
 def _mend_epoch(fit_loop: dict[str, Any]) -> None:

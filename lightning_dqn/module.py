@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_dqn.acting import act
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.continuing import generators_state, make_plain, prepare_to_go_on, set_generators
+from lightning_dqn.continuing import generators_state, prepare_to_go_on, prepare_to_save, set_generators
 from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.fingerprint import check_positive, learner_in_words, refuse_foreign
 from lightning_dqn.flat import Pair, make_optimizer, move_net
@@ -280,7 +280,7 @@ class DQN(pl.LightningModule):
         """Note what this run is, so that it is not mistaken for another, and what else it needs to go on exactly."""
         generators = self._generators or generators_state(self.device)
         checkpoint.update(self._words, generators=generators, compiled=self._compiled)
-        make_plain(checkpoint)
+        prepare_to_save(checkpoint, self._trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare before anything is loaded; a fit keeps what waits until it goes on.
@@ -291,8 +291,8 @@ class DQN(pl.LightningModule):
         goes_on = self._trainer is not None and self.trainer.state.fn == "fit"
         self.check_checkpoint(checkpoint, goes_on=goes_on)
         if goes_on:
-            self._generators, self._compiled = checkpoint.get("generators"), bool(checkpoint.get("compiled"))
             prepare_to_go_on(checkpoint, self.trainer)
+            self._generators, self._compiled = checkpoint.get("generators"), bool(checkpoint.get("compiled"))
 
     def check_checkpoint(self, checkpoint: dict[str, Any], *, goes_on: bool) -> None:
         """Refuse weights that can't be ours and, if the run shall go on, one with other knobs than ours; see above."""

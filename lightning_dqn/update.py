@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch import Tensor
 from lightning_dqn.compilation import Change, Gradient, Loss, compiling_pays, try_to_compile
 from lightning_dqn.flat import FlatParameters
 from lightning_dqn.optimizers import lean_step
+from lightning_dqn.ranks import mean_over_ranks
+from lightning_dqn.shares import check_plugin
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
 HOOKS_OF_AN_UPDATE = (
@@ -139,7 +141,7 @@ def choose_update(
         limits: of the gradient, as in `clip`.
     """
     trainer = module.trainer
-    watched = is_watched(trainer)
+    watched = is_watched(trainer) or not reduces_plainly(trainer)
     minibatch = type(batch)(*(part[0] for part in batch))
     several = trainer.world_size > 1
     gradient, compiled = None, False
@@ -149,17 +151,24 @@ def choose_update(
         inside = [] if several else finish
         gradient = try_to_compile(loss, flat, minibatch, trainer, finish=inside, watched=watched)
         compiled = gradient is not None
-    alone = isinstance(trainer.strategy, SingleDeviceStrategy) and str(trainer.precision).endswith("true")
-    if flat is not None and gradient is None and alone and not watched:
+    if flat is not None and gradient is None and str(trainer.precision).endswith("true") and not watched:
         gradient = plain_gradient(loss, flat, type(batch))
     if flat is None or gradient is None:
         return LightningUpdate(module, loss, flat, limits)
     if several:
-        finish = [partial(trainer.strategy.reduce, reduce_op="mean"), *finish]
+        finish = [mean_over_ranks, *finish]
     elif compiled:
         finish = []
     optimizer: Any = module.optimizers()
     return LeanUpdate(gradient, flat, optimizer, finish=finish, compiled=compiled)
+
+
+def reduces_plainly(trainer: Trainer) -> bool:
+    """Whether all that a strategy does with gradients is to take their mean over ranks, if there are several."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        return strategy._ddp_comm_hook is None and strategy._ddp_comm_state is None
+    return isinstance(strategy, SingleDeviceStrategy)
 
 
 def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor:
@@ -185,8 +194,10 @@ def find_schedules(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any]
         has_target: whether there is a target net, which somebody has to move.
 
     Raises:
-        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed.
+        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed,
+            or checkpoints would lack what ranks but the first have.
     """
+    check_plugin(trainer)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
     if has_target and not after_update:

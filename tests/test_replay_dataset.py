@@ -1,5 +1,6 @@
 """Play and replay in real environments, compared with what the environments themselves wrote down."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -13,6 +14,7 @@ from gymnasium import spaces
 
 from lightning_dqn.data import EpisodeDataset, ReplayDataset
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
+from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import ReplayMemory, Transition
 
 GAMMA = 0.9
@@ -548,6 +550,19 @@ def test_exactly_the_episodes_asked_for_are_played(make_episodes, num_episodes):
         env.reset(seed=seed)
         expected.append(min(env.length, 5))
     assert sorted(int(episode.episode_length) for episode in episodes) == sorted(expected)
+
+
+@pytest.mark.parametrize(("num_episodes", "world_size"), [(7, 3), (20, 2), (1, 4)])
+def test_ranks_share_the_episodes_of_an_evaluation_out(make_episodes, num_episodes, world_size):
+    whole = make_episodes("TestCountdown-v0", first_action, num_episodes=max(num_episodes, world_size))
+    shares = [
+        make_episodes("TestCountdown-v0", first_action, num_episodes=num_episodes, ranks=Ranks(rank, world_size))
+        for rank in range(world_size)
+    ]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    # an evaluation without an episode would be left out by Lightning, and waited for by the other ranks
+    assert min(map(len, shares)) >= 1
+    assert sorted(itertools.chain(*map(results, shares))) == results(whole)
 
 
 @pytest.mark.parametrize(("env_id", "policy"), [("CartPole-v1", lean), ("TestCountdown-v0", first_action)])

@@ -26,7 +26,7 @@ def rates(job: Job) -> Result:
     start = weights(model.policy_net)
     marks = RateMarks(job.seconds, finisher(job.device), work.WARMUP_ENV_STEPS)
     clock = RateClock(marks)
-    make_trainer(job, [*_schedules(work.EPSILON), EpisodeStatistics(), clock]).fit(model, data)
+    make_trainer(job, [*schedules(work.EPSILON), EpisodeStatistics(), clock]).fit(model, data)
     result = marks.rates({"weights_moved": moved(start, weights(model.policy_net))})
     if job.device == "cpu":
         result["figures"]["outside_step_share"] = 1 - clock.seconds_in_step() / result["notes"]["seconds"]
@@ -38,7 +38,7 @@ def fill(job: Job) -> Result:
     pl.seed_everything(job.seed, verbose=False)
     data = make_data(job, work.MEMORY_CAPACITY)
     model = make_model(data, DQN, compiled=job.compiled)
-    make_trainer(job, [*_schedules(1.0), EpisodeStatistics(), FirstUpdateClock()]).fit(model, data)
+    make_trainer(job, [*schedules(1.0), EpisodeStatistics(), FirstUpdateClock()]).fit(model, data)
     assert data.train_dataset is not None
     return {"figures": {}, "notes": {"rows": len(data.train_dataset.memory), "env_steps": data.env_steps}}  # type: ignore[union-attr]
 
@@ -90,6 +90,6 @@ def make_model(data: DQNDataModule, learner: type[DQN], *, compiled: bool) -> DQ
     )
 
 
-def _schedules(epsilon: float) -> list[pl.Callback]:
+def schedules(epsilon: float) -> list[pl.Callback]:
     target = SoftTargetUpdate(tau=1.0, every_n_env_steps=work.TARGET_ENV_STEPS)
     return [target, EpsilonDecay(start=epsilon, end=epsilon, decay_env_steps=1, schedule="linear")]

@@ -3,9 +3,9 @@
 import time
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torchmetrics import SumMetric
 
 from lightning_dqn.callbacks.context import data_of, dqn
 
@@ -27,18 +27,14 @@ class EpisodeStatistics(Callback):
         if window < 1:
             raise ValueError(f"window={window}: must be at least 1 episode")
         self.window = window
-        # sums meet across devices; a mean of nothing would be 0
-        self._sums = {name: SumMetric() for name in ("return", "length", "count")}
         self._since = (0.0, 0, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make env_steps the x-axis in Weights & Biases, and let the metrics meet on the module's device."""
+        """Make env_steps the x-axis in Weights & Biases."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 logger.experiment.define_metric("env_steps", hidden=True)
                 logger.experiment.define_metric("*", step_metric="env_steps", step_sync=True)
-        for metric in self._sums.values():
-            metric.to(pl_module.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit that goes on in mid-epoch starts none: its speed is counted from here."""
@@ -55,7 +51,11 @@ class EpisodeStatistics(Callback):
         if (batch_idx + 1) % trainer.log_every_n_steps or not trainer.loggers:  # type: ignore[attr-defined]
             return
         data = data_of(trainer)
-        metrics = {"train/epsilon": float(dqn(pl_module).epsilon), **self._clocks(trainer), **self._episodes(data)}
+        metrics = {
+            "train/epsilon": float(dqn(pl_module).epsilon),
+            **self._clocks(trainer),
+            **self._episodes(trainer, data),
+        }
         if outputs:
             metrics["train/loss"] = float(outputs["loss"].mean())
             metrics["train/q_value"] = float(outputs["q_value"].mean())
@@ -81,17 +81,11 @@ class EpisodeStatistics(Callback):
             "updates_per_second": updates / seconds,
         }
 
-    def _episodes(self, data: "DQNDataModule") -> dict[str, float]:
-        """Mean return and length of the last episodes of all devices; nothing before the first has ended."""
+    def _episodes(self, trainer: Trainer, data: "DQNDataModule") -> dict[str, float]:
+        """Mean return and length of the last episodes of each rank; nothing before the first has ended."""
         returns, lengths = data.episodes.returns[-self.window :], data.episodes.lengths[-self.window :]
-        totals = {}
-        for name, value in (("return", sum(returns)), ("length", sum(lengths)), ("count", len(returns))):
-            self._sums[name].update(value)
-            totals[name] = float(self._sums[name].compute())
-            self._sums[name].reset()
-        if not totals["count"]:
+        own = torch.tensor([sum(returns), sum(lengths), len(returns)], device=trainer.strategy.root_device)
+        sum_of_returns, sum_of_lengths, count = trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        if not count:
             return {}
-        return {
-            "train/episode_return": totals["return"] / totals["count"],
-            "train/episode_length": totals["length"] / totals["count"],
-        }
+        return {"train/episode_return": sum_of_returns / count, "train/episode_length": sum_of_lengths / count}

@@ -4,17 +4,23 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dqn.callbacks.context import data_of, run_folder
 
+if TYPE_CHECKING:
+    from lightning_dqn.ranks import Ranks
+
 # what SLURM sends before it takes a job's machine away; there is none on Windows
 REQUEUE = getattr(signal, "SIGUSR1", None)
+# one Ctrl-C reaches a rank twice where the process that started it passes it on
+ECHO_SECONDS = 2.0
 
 
 class StoppedBySignal(SystemExit):
@@ -27,20 +33,21 @@ class StopOnSignal(Callback):
     The whole state is written to `last.ckpt`, among the other checkpoints of the run. A signal in an evaluation waits
     for its end, and for the next iteration's; a fit that has none ends as it would have. A second SIGINT ends the fit
     at once, as in Lightning, and saves nothing. Where Lightning requeues SLURM jobs by SIGUSR1, its checkpoint is made
-    at the end of an iteration too. Runs on several devices keep Lightning's own handling of signals, as do fits in
-    threads, where Python allows no other. It stands last among the trainer's callbacks, so that all others have done
-    their part of the iteration.
+    at the end of an iteration too. Fits in threads keep Lightning's own handling of signals: Python allows no other
+    there. It stands last among the trainer's callbacks, so that all others have done their part of the iteration.
+
+    What one of several ranks was asked, all hear at their next meeting, and stop at the end of that iteration.
     """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
-        self._received: int | None = None
-        self._requeue_asked = False
+        self._ranks: Ranks | None = None
+        self._received_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has just taken them."""
-        self._received, self._requeue_asked = None, False
-        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+        self._ranks = data_of(trainer).ranks
+        if threading.current_thread() is not threading.main_thread():
             return
         for signum in (signal.SIGINT, signal.SIGTERM):
             # ignored is what a shell gives its background jobs
@@ -51,15 +58,18 @@ class StopOnSignal(Callback):
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Note the signal: it comes anywhere, and only between iterations is a state worth saving."""
+        ranks = self._ranks
+        assert ranks is not None
         if signum == REQUEUE:
-            self._requeue_asked = True
-        elif self._received is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        elif self._received is None:
-            self._received = signum
-            if signum == signal.SIGINT:
+            ranks.requeue_asked = True
+        elif not ranks.received_signal:
+            ranks.received_signal = signum
+            self._received_at = time.monotonic()
+            if signum == signal.SIGINT and ranks.rank == 0:
                 # past Python's buffers, in which the signal may have found us
                 os.write(2, b"\nCtrl-C: saving when this iteration is complete; once more stops at once\n")
+        elif signum == signal.SIGINT and (ranks.alone or time.monotonic() - self._received_at > ECHO_SECONDS):
+            raise KeyboardInterrupt
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,28 +79,40 @@ class StopOnSignal(Callback):
         Not between an epoch's last iteration and its evaluation, which Lightning would leave out at a resume; nor when
         the next epoch starts, all of which it would leave out. The next iteration ends soon enough.
         """
-        if (self._received is not None or self._requeue_asked) and not trainer.is_last_batch:
+        if any(self._asked()) and not trainer.is_last_batch:
             self._act(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop here if that was asked and no epoch has another iteration than its last."""
-        if (self._received is not None or self._requeue_asked) and trainer.num_training_batches == 1:
+        if any(self._asked()) and trainer.num_training_batches == 1:
             self._act(trainer)
 
+    def _asked(self) -> tuple[int, bool]:
+        """The signal to stop by, or 0, and whether to be requeued; of several ranks, what all know of."""
+        ranks = self._ranks
+        assert ranks is not None
+        if ranks.alone:
+            return ranks.received_signal, ranks.requeue_asked
+        return ranks.agreed_signal, ranks.requeue_agreed
+
     def _act(self, trainer: Trainer) -> None:
-        if self._requeue_asked and REQUEUE is not None:
-            self._requeue_asked = False
+        """Do what was asked."""
+        asked, requeue = self._asked()
+        if requeue and REQUEUE in self._before:
+            assert self._ranks is not None
+            self._ranks.requeue_asked = self._ranks.requeue_agreed = False
             self._before[REQUEUE](REQUEUE, None)
-        if self._received is None:
+        if not asked:
             return
-        name = signal.Signals(self._received).name
+        name = signal.Signals(asked).name
         said = f"Stopped by {name} at {data_of(trainer).env_steps:,} env steps"
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = _checkpoint_folder(trainer) / "last.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
             said += f", all saved in {path}; `fit --ckpt_path last` goes on from there"
         # not `should_stop`: that would run an evaluation and move counters which were just saved
-        stop = StoppedBySignal(128 + self._received)
+        # the first rank's says what happened; who started the others would take it for a failure, and kill all
+        stop = StoppedBySignal(128 + asked if trainer.is_global_zero else 0)
         stop.add_note(said)
         raise stop
 

@@ -1,14 +1,16 @@
 """The folder that checkpoints lie in: what is under way there, what belongs to what, and what the dead left behind.
 
-Beside the checkpoints lie temporaries, which name the process that writes them, and memories, which live as long as
-some checkpoint of the folder names them. Neither is named after its checkpoint: Lightning's resume on SLURM takes every
-name that contains `ckpt_` for a checkpoint and reads its version out of all digits in it.
+Beside the checkpoints lie temporaries, which name the process that writes them, and parts: large memories, and the
+shares of ranks but the first. Parts live as long as some checkpoint of the folder needs them. None is named after its
+checkpoint: Lightning's resume on SLURM takes every name that contains `ckpt_` for a checkpoint and reads its version
+out of all digits in it.
 """
 
 import contextlib
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ SCHEMA = 1
 # the key of a checkpoint that says how it was written
 ENTRY = "lightning_dqn"
 MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.bin")
+SHARE_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
+PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARE_NAME.pattern}")
 TEMPORARY_NAME = re.compile(r"\.saving-(\d{1,9})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 # tells this process from an earlier one of the same number: in containers they start alike
 _PROCESS = secrets.token_hex(4)
@@ -49,6 +53,11 @@ def memory_name(sha256: str) -> str:
     return f"memory-{sha256[:16]}.bin"
 
 
+def share_name() -> str:
+    """A name that no other share has."""
+    return f"share-{secrets.token_hex(8)}.pt"
+
+
 def sync_folder(folder: Path) -> None:
     """Let the names in a folder, which renames have changed, outlive a power cut."""
     if os.name == "nt":  # which opens no folders
@@ -73,15 +82,15 @@ def check_schema(checkpoint: dict[str, Any], path: Path) -> None:
         )
 
 
-def memories_of(path: Path) -> set[str]:
-    """Names of the memories that a checkpoint needs; none if it is no checkpoint.
+def parts_of(path: Path) -> set[str]:
+    """Names of the memories and shares that a checkpoint needs; none if it is no checkpoint.
 
     Raises:
         OSError: if it can't be read.
         CheckpointError: if a newer version wrote it.
     """
     # small checkpoints need not be opened for this
-    if not (path.parent.is_dir() and any(MEMORY_NAME.fullmatch(name) for name in os.listdir(path.parent))):
+    if not (path.parent.is_dir() and any(PART_NAME.fullmatch(name) for name in os.listdir(path.parent))):
         return set()
     try:
         # mapped, so that only the index of its tensors is read
@@ -94,25 +103,62 @@ def memories_of(path: Path) -> set[str]:
     except Exception:  # a damaged file makes the unpickler raise almost anything
         return set()
     check_schema(checkpoint, path)
-    return {entry["memory"]["file"]} if "memory" in entry else set()
+    shares = entry.get("shares", [])
+    own = {*shares, entry["memory"]["file"]} if "memory" in entry else {*shares}
+    return own.union(*(parts_of(path.with_name(name)) for name in shares))
 
 
-def remove_unneeded(folder: Path, memories: set[str]) -> list[Path]:
-    """Remove those of these memories that no checkpoint in the folder names.
+def shares_in(folder: Path, names: list[str]) -> list[str]:
+    """Paths of the shares that a checkpoint names; whether they are there, who needs them will see.
+
+    Raises:
+        CheckpointError: if one is no such name.
+    """
+    for name in names:
+        if not SHARE_NAME.fullmatch(name):
+            raise CheckpointError(f"{folder / name}: not the name of a share; this checkpoint was not written by us")
+    return [str(folder / name) for name in names]
+
+
+def bring(shares: list[Path], folder: Path) -> set[str]:
+    """Let shares that were written elsewhere, with what they need, lie where their checkpoint will.
+
+    Args:
+        shares: of all ranks but the first.
+        folder: of the checkpoint.
+
+    Returns:
+        Names of all parts that they are.
+    """
+    parts: set[str] = set()
+    for share in shares:
+        names = {share.name, *parts_of(share)}
+        if share.parent.resolve() != folder.resolve():
+            for name in names:
+                new = temporary(folder)
+                shutil.copyfile(share.with_name(name), new)
+                os.replace(new, folder / name)
+            remove_unneeded(share.parent, names)
+        parts |= names
+    return parts
+
+
+def remove_unneeded(folder: Path, parts: set[str]) -> list[Path]:
+    """Remove those of these memories and shares that no checkpoint in the folder needs.
 
     Args:
         folder: where they lie.
-        memories: names of files that may have become unneeded.
+        parts: names of files that may have become unneeded.
 
     Returns:
-        What was removed; nothing as long as a checkpoint can't be read, which might name any of them.
+        What was removed; nothing as long as a checkpoint can't be read, which might need any of them.
     """
     removed: list[Path] = []
     with contextlib.suppress(OSError, CheckpointError):
-        if memories:
-            others = [path for path in folder.iterdir() if path.is_file() and not MEMORY_NAME.fullmatch(path.name)]
-            needed = set().union(*(memories_of(path) for path in others if not TEMPORARY_NAME.fullmatch(path.name)))
-            for path in (folder / name for name in sorted(memories - needed)):
+        if parts:
+            others = [path for path in folder.iterdir() if path.is_file() and not PART_NAME.fullmatch(path.name)]
+            needed = set().union(*(parts_of(path) for path in others if not TEMPORARY_NAME.fullmatch(path.name)))
+            for path in (folder / name for name in sorted(parts - needed)):
                 if path.exists():
                     path.unlink()
                     removed.append(path)
@@ -126,14 +172,14 @@ def sweep(folder: str | os.PathLike[str]) -> list[Path]:
         folder: where checkpoints lie, or will lie.
 
     Returns:
-        The files that were removed: temporaries of dead processes, and memories that no checkpoint names, unless
-        a living process is about to save there.
+        The files that were removed: temporaries of dead processes, and parts that no checkpoint needs, unless a
+        living process is about to save there.
     """
     folder, removed, busy = Path(folder), [], False
     if not folder.is_dir():
         return []
     # in this order: of a memory in the list the checkpoint is either under way below, or done and read after that
-    memories = {path.name for path in folder.iterdir() if MEMORY_NAME.fullmatch(path.name)}
+    parts = {path.name for path in folder.iterdir() if PART_NAME.fullmatch(path.name)}
     for path in folder.iterdir():
         writer = TEMPORARY_NAME.fullmatch(path.name)
         if writer and _is_dead(int(writer[1]), writer[2]):
@@ -141,7 +187,7 @@ def sweep(folder: str | os.PathLike[str]) -> list[Path]:
                 path.unlink()
             removed.append(path)
         busy |= bool(writer) and path not in removed
-    return removed if busy else removed + remove_unneeded(folder, memories)
+    return removed if busy else removed + remove_unneeded(folder, parts)
 
 
 def _is_dead(number: int, process: str) -> bool:

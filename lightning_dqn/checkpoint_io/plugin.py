@@ -16,12 +16,17 @@ from torch import Tensor
 from lightning_dqn.checkpoint_io.beside import map_beside, take_out, write_beside
 from lightning_dqn.checkpoint_io.folder import (
     ENTRY,
+    PART_NAME,
     SCHEMA,
+    SHARE_NAME,
     CheckpointError,
+    bring,
     check_schema,
     local_path,
-    memories_of,
+    parts_of,
     remove_unneeded,
+    share_name,
+    shares_in,
     sync_folder,
     temporary,
 )
@@ -70,11 +75,35 @@ class AtomicCheckpointIO(CheckpointIO):
             raise TypeError(f"storage_options={storage_options}: checkpoints are local files, which have none")
         target = local_path(path)
         check_plain(checkpoint)
+        shares = [Path(path) for path in checkpoint.get("shares", [])]
+        self._save({name: part for name, part in checkpoint.items() if name != "shares"}, target, shares)
+
+    def save_share(self, content: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
+        """Write what a rank but the first adds to a checkpoint, whose `shares` name it; called on that rank.
+
+        Args:
+            content: with a memory at the same place as in a checkpoint, if it has one.
+            folder: of the checkpoint.
+
+        Returns:
+            Where it lies. Until a checkpoint that names it is saved, it is nothing but left over.
+
+        Raises:
+            TypeError: as `save_checkpoint`.
+            CheckpointError: as `save_checkpoint`.
+        """
+        target = local_path(folder) / share_name()
+        check_plain(content)
+        self._save(content, target, [])
+        return target
+
+    def _save(self, checkpoint: dict[str, Any], target: Path, shares: list[Path]) -> None:
+        """Write a checkpoint or a share; what the disk says against it is told in one line."""
         content, tensors = take_out(checkpoint, self.memory, self.max_inline_bytes)
-        content[ENTRY] = {"schema": SCHEMA}
+        content[ENTRY] = {"schema": SCHEMA, **({"shares": [path.name for path in shares]} if shares else {})}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._write(content, tensors, target)
+            self._write(content, tensors, target, bring(shares, target.parent))
         except (OSError, RuntimeError) as error:
             cause = _os_error(error)
             if cause is None:
@@ -84,11 +113,18 @@ class AtomicCheckpointIO(CheckpointIO):
                 "Make room in that folder, or choose another one"
             ) from error
 
-    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path) -> None:
-        """Write all there is under temporary names; rename the memory first, since the checkpoint needs it."""
+    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path, parts: set[str]) -> None:
+        """Write all there is under temporary names; rename the memory first, since the checkpoint needs it.
+
+        Args:
+            content: of the checkpoint.
+            tensors: of a large memory, if there is one.
+            target: of the last rename.
+            parts: names of what was written before for this checkpoint alone.
+        """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
-        memories = memories_of(target)
+        stale = parts_of(target) | parts
         try:
             if tensors:
                 record = write_beside(tensors, new_memory)
@@ -98,17 +134,20 @@ class AtomicCheckpointIO(CheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             if tensors:
-                memories.add(record["file"])
+                stale.add(record["file"])
                 os.replace(new_memory, folder / record["file"])
                 sync_folder(folder)
             os.replace(new, target)
             sync_folder(folder)
+            if PART_NAME.fullmatch(target.name):
+                # the checkpoint that needs it is yet to come
+                stale.clear()
         finally:
             for path in (new, new_memory):
                 with contextlib.suppress(OSError):
                     path.unlink()
             # the old checkpoint's after a rename, the new one's if there was none
-            remove_unneeded(folder, memories)
+            remove_unneeded(folder, stale)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
@@ -121,7 +160,7 @@ class AtomicCheckpointIO(CheckpointIO):
             weights_only: true, whatever is said; false is refused.
 
         Returns:
-            What was saved.
+            What was saved; of a run of several ranks, the first one's, and under `shares` the paths of the others'.
 
         Raises:
             ValueError: if weights_only is false.
@@ -137,11 +176,18 @@ class AtomicCheckpointIO(CheckpointIO):
         if ahead is not None and ahead[0] == target:
             return ahead[1]
         if not target.is_file():
+            if SHARE_NAME.fullmatch(target.name):
+                raise CheckpointError(
+                    f"{target} is missing, a rank's share of a checkpoint: copy it with the checkpoint"
+                )
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
         try:
             check_schema(checkpoint, target)
-            record = checkpoint.get(ENTRY, {}).pop("memory", None)
+            entry = checkpoint.get(ENTRY, {})
+            if "shares" in entry:
+                checkpoint["shares"] = shares_in(target.resolve().parent, entry.pop("shares"))
+            record = entry.pop("memory", None)
             if record is not None:
                 inner = checkpoint
                 for key in record["at"]:
@@ -162,15 +208,15 @@ class AtomicCheckpointIO(CheckpointIO):
         return content
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint, and its memory unless another one in the folder shares it.
+        """Remove a checkpoint, and its memory and shares unless another one in the folder needs them.
 
         Args:
             path: of a local file; it need not exist.
         """
         target = local_path(path)
-        memories = memories_of(target)
+        parts = parts_of(target)
         target.unlink(missing_ok=True)
-        remove_unneeded(target.parent, memories)
+        remove_unneeded(target.parent, parts)
 
 
 def _read(target: Path, map_location: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -24,21 +24,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_dqn.callbacks import (
     AgentVideo,
     EpisodePlot,
-    EpisodeStatistics,
-    EpisodeWriter,
     EpsilonDecay,
-    FiniteCheck,
     PriorityUpdate,
     RunProgressBar,
-    RunSummary,
     SoftTargetUpdate,
-    StopOnSignal,
 )
-from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
-from lightning_dqn.cli.checks import check_knobs, check_writable
-from lightning_dqn.cli.errors import DQNArgumentParser, refuse
+from lightning_dqn.cli.checks import check_knobs, check_processes, check_writable
+from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
+from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
 from lightning_dqn.cli.optimizers import own_defaults, refuse_knobs_before_class
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
@@ -54,46 +49,8 @@ from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, p
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
+from lightning_dqn.ranks import RankLostError
 from lightning_dqn.secrets import hide_secrets
-
-BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
-
-
-def trainer_defaults(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """What every run has, its own callbacks included, and more of them."""
-    return {
-        "callbacks": [
-            EpisodeStatistics(),
-            EpisodeWriter(),
-            RunSummary(),
-            FiniteCheck(),
-            *callbacks,
-            StopOnSignal(),
-            # not `save_on_exception`: that would replace the last good state by one in mid-step
-            ModelCheckpoint(filename="last", enable_version_counter=False),
-        ],
-        "max_epochs": 40,
-        "num_sanity_val_steps": 0,
-        "logger": {
-            "class_path": "lightning.pytorch.loggers.WandbLogger",
-            "init_args": {"project": "lightning_dqn"},
-        },
-    }
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run's folder, and to the loggers, before the first step."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning once a run."""
-        if stage != "fit":
-            return
-        shown = self.config.clone()
-        shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
-        text = self.parser.dump(shown, skip_none=False)
-        (run_folder(trainer) / "config.yaml").write_text(text)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
 
 
 class DQNCLI(LightningCLI):
@@ -224,6 +181,7 @@ class DQNCLI(LightningCLI):
         plugins = run.trainer.plugins or []
         others = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
+        check_processes(trainer)
         # where the checkpoint lies that is read, so that Lightning takes up the best one from there
         folder = Path(run.ckpt_path).parent if run.ckpt_path else self.folder / "checkpoints"
         path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
@@ -234,7 +192,7 @@ class DQNCLI(LightningCLI):
             relocate_best(self.checkpoint, path)
         if self.subcommand == "fit" and trainer.is_global_zero:
             sweep(folder)
-        if run.ckpt_path:
+        if run.ckpt_path or not self.is_new:
             # of course it is
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         return trainer
@@ -275,6 +233,11 @@ def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
         if fault.__cause__ is not None:
             raise
         refuse(fault)
+    except RankLostError as error:
+        if debugging():
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         _leave(130)
     except SystemExit as left:

@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from lightning_dqn.data.datasets import make_evaluation, make_replay, make_rollouts
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
 from lightning_dqn.data.knobs import MemoryDevice, check_knobs, check_learner, check_masks, check_memory
-from lightning_dqn.data.loaders import TrainLoader, ignore_warnings_of_loaders, in_this_process
+from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, in_this_process
 from lightning_dqn.data.player import EpisodeHistory, Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.data.resuming import announce_inexact, find_obstacle, put_back
+from lightning_dqn.data.resuming import announce_inexact, deal_anew, find_obstacle, put_back
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
+from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, try_out
 from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotSnapshotError
@@ -52,20 +53,20 @@ class DQNDataModule(pl.LightningDataModule):
             secrets (token, key, ...) enter no file of a run.
         wrappers: Gymnasium wrappers around each environment, the innermost first.
         frame_stack: observations that the agent sees together, oldest first; 1 for each by itself.
-        num_envs: environments played side by side, N.
+        num_envs: environments played side by side, N; of each rank, where there are several.
         vectorization: how they are stepped: auto, sync, async or vector_entry_point (the environment's own).
         steps_per_iteration: env steps in each environment per iteration.
         updates_per_iteration: updates per iteration, U.
         batch_size: transitions per update and device.
-        memory_capacity: transitions kept, over all environments.
+        memory_capacity: transitions kept, over all environments and ranks.
         memory_device: where observations lie in the memory: cpu, cuda, or auto: images on the GPU that learns, if it
             has room for them.
         memory_folder: where a file holds them instead; null for no file.
         sampler: what chooses among them: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
-        warmup_env_steps: env steps before the first update.
+        warmup_env_steps: env steps before the first update, over all environments and ranks.
         gamma: discount of one env step, in [0, 1].
         n_step: rewards summed before the value is trusted.
-        epoch_env_steps: env steps between evaluations; one epoch.
+        epoch_env_steps: env steps between evaluations, over all environments and ranks; one epoch.
         eval_episodes: greedy episodes of one evaluation.
         eval_max_steps: env steps after which an evaluation episode is cut.
         save_memory: whether checkpoints hold the memory; without it a resumed run warms up an empty one.
@@ -126,6 +127,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.action_masks = action_masks
         self.overlap = overlap
         self.env_settings = EnvSettings(env_id, self.env_kwargs, self.wrappers, frame_stack)
+        self.ranks = Ranks()
         check_knobs(self)
         self._sampler_words, self.bytes_besides = try_out(sampler)
         env = make_env(self.env_settings)
@@ -143,16 +145,18 @@ class DQNDataModule(pl.LightningDataModule):
 
     @property
     def env_steps(self) -> int:
-        """Env steps played in training so far."""
+        """Env steps played in training so far, by all ranks."""
         return self.train_dataset.env_steps if self.train_dataset else 0
 
     @property
     def episodes(self) -> EpisodeHistory:
-        """Training episodes that ended so far."""
+        """Training episodes of this rank that ended so far."""
         return self.train_dataset.episodes if self.train_dataset else EpisodeHistory()
 
     def setup(self, stage: str) -> None:
-        """Make environments and memory; their seeds come from torch's, as `seed_everything` sets it, and the rank.
+        """Make environments and memory; their seeds come from the first rank's of torch, and from the rank.
+
+        `seed_everything` sets torch's. Evaluation has the same seeds on all ranks, which share its episodes.
 
         Raises:
             ValueError: if the learner can't use a knob.
@@ -161,8 +165,10 @@ class DQNDataModule(pl.LightningDataModule):
         learner: Any = self.trainer.lightning_module
         check_learner(self, on_policy=learner.on_policy, munchausen=learner.munchausen)
         policy = cast(Policy, learner.act)
-        root = np.random.SeedSequence([torch.initial_seed(), self.trainer.global_rank])
-        play_seed, sample_seed, eval_seed, test_seed = root.spawn(4)
+        self.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        seed = torch.initial_seed() if self.ranks.alone else self.trainer.strategy.broadcast(torch.initial_seed())
+        play_seed, sample_seed, *_ = np.random.SeedSequence([seed, self.ranks.rank]).spawn(4)
+        *_, eval_seed, test_seed = np.random.SeedSequence([seed, 0]).spawn(4)
         self.close()
         if stage == "fit":
             # of many environments two show as much as all; where a memory is left out, so are they
@@ -177,8 +183,8 @@ class DQNDataModule(pl.LightningDataModule):
             make = make_rollouts if learner.on_policy else make_replay
             self.train_dataset = make(self, policy, play_seed, sample_seed)
         # the episodes that chose the best checkpoint don't judge it
-        seed = eval_seed if stage in ("fit", "validate") else test_seed
-        self.eval_dataset = make_evaluation(self, policy, seed, keep_steps=stage == "predict")
+        episode_seed = eval_seed if stage in ("fit", "validate") else test_seed
+        self.eval_dataset = make_evaluation(self, policy, episode_seed, keep_steps=stage == "predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches that are where they shall be are not taken apart to find that out."""
@@ -192,7 +198,7 @@ class DQNDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Iterations of play and replay."""
         assert self.train_dataset is not None
-        ignore_warnings_of_loaders()
+        ignore_warnings()
         return TrainLoader(self.train_dataset)
 
     def val_dataloader(self) -> DataLoader[Episode]:
@@ -231,7 +237,8 @@ class DQNDataModule(pl.LightningDataModule):
         """
         name = type(self).__qualname__
         state = checkpoint.get(name, {})
-        if "train" not in state or ("memory" not in state["train"] and state.get("save_memory", True)):
+        train = state.get("train", {})
+        if not train or (not {"memory", "memories"} & train.keys() and state.get("save_memory", True)):
             raise MisconfigurationException(
                 f"The checkpoint has no memory of a {name}, so this run can't go on from it: use the data module that "
                 "it was made with, or start anew from its weights by DQN.load_from_checkpoint"
@@ -253,6 +260,11 @@ class DQNDataModule(pl.LightningDataModule):
             return
         self.check_checkpoint({type(self).__qualname__: state})
         put_back(self.train_dataset, state["train"], with_envs=self._inexact is None)
+
+    def deal_anew(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this rank goes on from, of the states that another number of ranks had; see `resuming.deal_anew`."""
+        train = [state["train"] for state in states]
+        return {**states[0], "train": deal_anew(train, self.ranks, torch.initial_seed())}
 
     def teardown(self, stage: str) -> None:
         """Close the environments; clock, history and memory stay readable."""

@@ -6,7 +6,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.data.episode_dataset import EpisodeDataset
-from lightning_dqn.data.knobs import memory_size, place_of_memory
+from lightning_dqn.data.knobs import check_share, memory_size, place_of_memory
 from lightning_dqn.data.player import Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.rollout_dataset import RolloutDataset
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 def make_replay(
     data: "DQNDataModule", policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
 ) -> ReplayDataset:
-    """Environments and an empty memory; `seed` is that of play, `sample_seed` that of the draws.
+    """Environments and an empty memory, or this rank's share of it; `seed` is that of play, `sample_seed` of the draws.
 
     Raises:
-        ValueError: if the memory has no room.
+        ValueError: if the memory has no room, or a share is too small.
     """
+    check_share(data)
     device, folder = place_of_memory(data)
     size = memory_size(data, device, folder)
     size.check()
     rank_zero_info(size.in_words())
     memory = ReplayMemory(
-        capacity=data.memory_capacity,
+        capacity=data.ranks.share_of(data.memory_capacity),
         num_envs=data.num_envs,
         observation_space=data.observation_space,
         gamma=data.gamma,
@@ -55,6 +56,7 @@ def make_replay(
         save_memory=data.save_memory,
         action_masks=data.action_masks,
         overlap=data.overlap,
+        ranks=data.ranks,
     )
 
 
@@ -73,6 +75,7 @@ def make_rollouts(
         batch_size=data.batch_size,
         epoch_env_steps=data.epoch_env_steps,
         action_masks=data.action_masks,
+        ranks=data.ranks,
     )
 
 
@@ -88,4 +91,5 @@ def make_evaluation(
         max_episode_steps=data.eval_max_steps,
         keep_steps=keep_steps,
         action_masks=data.action_masks,
+        ranks=data.ranks,
     )

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from lightning_dqn.data.faults import BrokenEnvironmentError
 from lightning_dqn.data.player import Policy
 from lightning_dqn.envs import EnvSettings, make_env
+from lightning_dqn.ranks import Ranks
 
 PARALLEL_ENVS = 16
 
@@ -39,16 +40,17 @@ class EpisodeDataset(IterableDataset[Episode]):
     """Greedy episodes in environments of their own, side by side; one item is one finished episode.
 
     Every episode that is started is finished and counted, so short ones are not favoured. Episode i starts from
-    `seed + i`, so what it shows does not depend on how many are played side by side.
+    `seed + i`, so what it shows does not depend on how many are played side by side, nor on which rank.
 
     Args:
         settings: which environment.
         policy: what chooses the actions.
-        num_episodes: episodes of one pass.
+        num_episodes: episodes of one pass, over all ranks; at least one of each is played.
         seed: of the first episode.
         max_episode_steps: env steps after which an episode is cut.
         keep_steps: whether the episodes carry their observations, actions and rewards.
         action_masks: whether the environments say which actions they allow.
+        ranks: this rank, which plays every W-th episode, and all.
     """
 
     def __init__(
@@ -61,22 +63,25 @@ class EpisodeDataset(IterableDataset[Episode]):
         max_episode_steps: int,
         keep_steps: bool = False,
         action_masks: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
+        ranks = ranks or Ranks()
         self.policy = policy
-        self.num_episodes = num_episodes
+        # Lightning leaves an evaluation without episodes out, and would wait for that rank's at the end
+        self._numbers = range(ranks.rank, max(num_episodes, ranks.world_size), ranks.world_size)
         self.seed = seed
         self.max_episode_steps = max_episode_steps
         self.keep_steps = keep_steps
         self.action_masks = action_masks
-        self.envs = [make_env(settings) for _ in range(min(num_episodes, PARALLEL_ENVS))]
+        self.envs = [make_env(settings) for _ in range(min(len(self._numbers), PARALLEL_ENVS))]
 
     def __len__(self) -> int:
-        """Episodes of one pass."""
-        return self.num_episodes
+        """Episodes of one pass of this rank."""
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Episode]:
-        waiting = iter(range(self.num_episodes))
+        waiting = iter(self._numbers)
         tables = [_Table(env, self.seed + i) for env, i in zip(self.envs, waiting, strict=False)]
         while tables:
             seen = np.stack([table.observation for table in tables])

@@ -97,6 +97,20 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -
         )
 
 
+def check_share(data: "DQNDataModule") -> None:
+    """Refuse a share of the memory that is too small for a rank.
+
+    Raises:
+        ValueError: naming the knob and its value.
+    """
+    least, share = max(data.batch_size, data.num_envs), data.ranks.share_of(data.memory_capacity)
+    if share < least:
+        raise ValueError(
+            f"data.memory_capacity={data.memory_capacity}: each of {data.ranks.world_size} ranks has {share} of it, "
+            f"and needs {least} for a batch and a step of every environment; raise it"
+        )
+
+
 def check_masks(env: gym.Env[Any, Any]) -> int:
     """See that an environment says which actions it allows, and of how many.
 
@@ -154,9 +168,12 @@ def place_of_memory(data: "DQNDataModule") -> tuple[torch.device | None, Path | 
 
 
 def memory_size(data: "DQNDataModule", device: torch.device | None, folder: Path | None) -> MemorySize:
-    """What the memory takes in a place."""
+    """What the memory takes in a place: on a device the share of one rank, else those of all ranks of this machine."""
+    on_device = device is not None and device.type != "cpu"
+    ranks_here = 1 if data.trainer is None or on_device else data.trainer.num_devices
+    capacity = data.memory_capacity if data.ranks.alone else data.ranks.share_of(data.memory_capacity) * ranks_here
     return MemorySize(
-        data.memory_capacity,
+        capacity,
         data.observation_space,
         data.bytes_besides,
         frame_stack=data.frame_stack,

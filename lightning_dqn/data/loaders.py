@@ -33,17 +33,19 @@ class TrainLoader:
 def in_this_process(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
     """A loader that passes items through: the policy lives here, so workers would play with stale weights."""
     assert dataset is not None
-    ignore_warnings_of_loaders()
+    ignore_warnings()
     return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_as_it_is)
 
 
-def ignore_warnings_of_loaders() -> None:
+def ignore_warnings() -> None:
     """Say nothing of what is so on purpose."""
     # Lightning asks torch's pytree in an old way; nothing of ours
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning warns of iterable datasets with a length, and of few workers; ours plays in one process, on purpose
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    # what is logged at the end of an evaluation is of all ranks already
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")
     # and of loaders without a state at a resume; ours has its state in the data module
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
 

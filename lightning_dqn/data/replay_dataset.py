@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_dqn.data.player import Player, Policy
+from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import AnyTransition, ReplayMemory
 
 
@@ -22,6 +24,9 @@ class ReplayDataset(IterableDataset[AnyTransition]):
     none (U = 0) while the memory warms up. All state lies on the object: a new iterator, which Lightning makes every
     epoch, goes on where the last one stopped.
 
+    Each of several ranks has such a dataset, with environments and a memory of its own: their clock is the sum of all.
+    They meet once an iteration, between play and yield, and begin to learn together.
+
     Args:
         envs: the environments, reset by NEXT_STEP.
         memory: where the steps go.
@@ -30,12 +35,13 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         steps_per_iteration: env steps in each environment before a batch is yielded.
         updates_per_iteration: minibatches in a batch, U.
         batch_size: transitions in a minibatch, B.
-        warmup_env_steps: env steps before the first minibatch.
-        epoch_env_steps: env steps in an epoch.
+        warmup_env_steps: env steps before the first minibatch, over all ranks.
+        epoch_env_steps: env steps in an epoch, over all ranks.
         save_memory: whether the memory belongs to its state.
         action_masks: whether the environments say which actions they allow, and the memory keeps it.
         overlap: whether the environments begin the next iteration's first step before the batch is learnt from, so that
             they step in the meantime; its actions are those of a policy that is one iteration older.
+        ranks: this rank and all; alone unless told otherwise.
     """
 
     def __init__(
@@ -53,8 +59,10 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         save_memory: bool = True,
         action_masks: bool = False,
         overlap: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
+        self.ranks = ranks or Ranks()
         self.envs = envs
         self.player = Player(envs=envs, policy=policy, seed=seed, action_masks=action_masks, overlap=overlap)
         self.memory = memory
@@ -66,7 +74,7 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         self.overlap = overlap
         self._warm_at = warmup_env_steps
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
-        self._length = -(-epoch_env_steps // self._iteration_env_steps)
+        self._length = -(-epoch_env_steps // (self._iteration_env_steps * self.ranks.world_size))
 
     def __len__(self) -> int:
         """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
@@ -75,12 +83,12 @@ class ReplayDataset(IterableDataset[AnyTransition]):
     @property
     def epoch_env_steps(self) -> int:
         """Env steps in an epoch: what was asked for, in whole iterations."""
-        return self._length * self._iteration_env_steps
+        return self._length * self._iteration_env_steps * self.ranks.world_size
 
     @property
     def env_steps(self) -> int:
-        """Env steps played so far."""
-        return self.player.env_steps
+        """Env steps played so far, by all ranks."""
+        return self.player.env_steps if self.ranks.alone else self.ranks.env_steps
 
     def __iter__(self) -> Iterator[AnyTransition]:
         if get_worker_info() is not None:
@@ -93,8 +101,26 @@ class ReplayDataset(IterableDataset[AnyTransition]):
                 self.memory.append(*step)
             if self.overlap:
                 player.send()
-            ready = player.env_steps >= self._warm_at and len(self.memory) > 0
-            yield self.memory.sample(self.updates_per_iteration if ready else 0, self.batch_size)
+            if self.ranks.alone:
+                ready = player.env_steps >= self._warm_at and len(self.memory) > 0
+                yield self.memory.sample(self.updates_per_iteration if ready else 0, self.batch_size)
+            else:
+                yield self._meet()
+
+    def _meet(self) -> AnyTransition:
+        """What this rank draws, with what the others know of theirs; nothing until all of them can learn."""
+        memory = self.memory
+        batch = memory.sample(self.updates_per_iteration if len(memory) else 0, self.batch_size)
+        sampler: Any = memory.sampler
+        weighs = hasattr(sampler, "said")
+        # the same of all ranks in each iteration, whatever they have drawn
+        numbers = sampler.said(self.updates_per_iteration) if weighs else ()
+        heard = self.ranks.meet(self.player.env_steps, [len(memory), *numbers])
+        if self.ranks.env_steps < self._warm_at or not heard[:, 0].all():
+            return memory.sample(0, self.batch_size)
+        if weighs:
+            batch.weight.mul_(torch.from_numpy(sampler.heard(heard[:, 1:]))[:, None])
+        return batch
 
     def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
         """Everything the next iterations depend on, as tensors and plain values; the memory is not copied, see there.
@@ -108,22 +134,27 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         # without the rows before it an episode can't go on in the memory
         player = self.player.state_dict(with_envs=with_envs and self.save_memory)
         memory = {"memory": self.memory.state_dict()} if self.save_memory else {}
-        return {**player, "warm_at": self._warm_at, **memory}
+        return {**player, "all_env_steps": self.env_steps, "warm_at": self._warm_at, **memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
         Without its environments, these start new episodes, and those that were under way are kept as truncated.
-        Without its memory, this one stays empty and is warmed up anew.
+        Without its memory, this one stays empty and is warmed up anew; in its place may stand those of all ranks of
+        another number, of which this one takes up its share.
 
         Raises:
             CannotRestoreError: if the environments were made in another way.
         """
+        # before there were several ranks, one was all
+        self.ranks.env_steps = state.get("all_env_steps", state["env_steps"])
         self._warm_at = state["warm_at"]
         if "memory" in state:
             self.memory.load_state_dict(state["memory"])
+        elif "memories" in state:
+            self.memory.refill(state["memories"], rank=self.ranks.rank, world_size=self.ranks.world_size)
         else:
-            self._warm_at = state["env_steps"] + self.warmup_env_steps
+            self._warm_at = self.ranks.env_steps + self.warmup_env_steps
             # as in `state_dict`
             state = {name: value for name, value in state.items() if name != "under_way"}
         self.player.load_state_dict(state)

@@ -3,15 +3,18 @@
 Asked by `datamodule` when a fit begins and when it is resumed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.rollout_dataset import RolloutDataset
 from lightning_dqn.envs import EnvSettings, Vectorization, make_vector_env
+from lightning_dqn.ranks import Ranks
 from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotRestoreError, prove
 
@@ -50,6 +53,40 @@ def announce_inexact(obstacle: str) -> None:
     )
 
 
+def deal_anew(states: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int) -> dict[str, Any]:
+    """What one of now W ranks goes on from, of the data sides of all ranks that a run had before.
+
+    Args:
+        states: as their datasets gave them, in the order of ranks.
+        ranks: this one and all.
+        seed: of the run.
+
+    Returns:
+        A state without environments; in place of a memory it has those of all, of which this rank takes up a share.
+    """
+    env_steps = sum(state["env_steps"] for state in states)
+    history = {name: torch.cat([state["episodes"][name] for state in states]) for name in states[0]["episodes"]}
+    order = history["env_steps"].argsort(stable=True)
+    # of a clock and a history that all share, the first rank brings in the whole
+    is_first = ranks.rank == 0
+    # not the numbers again that the run began with
+    rng = np.random.default_rng([seed, ranks.rank, ranks.world_size, env_steps]).bit_generator.state
+    dealt = {
+        **states[0],
+        "env_steps": env_steps if is_first else 0,
+        "due": 0,
+        "rng": rng,
+        "episodes": {name: part[order if is_first else order[:0]] for name, part in history.items()},
+    }
+    dealt.pop("under_way", None)
+    if "sample_rng" in dealt:
+        dealt["sample_rng"] = np.random.default_rng([seed, ranks.rank, ranks.world_size]).bit_generator.state
+    if "memory" in dealt:
+        del dealt["memory"]
+        dealt["memories"] = [state["memory"] for state in states]
+    return dealt
+
+
 def put_back(dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], *, with_envs: bool) -> None:
     """Let a dataset go on from a checkpoint, and say how exactly.
 
@@ -67,8 +104,9 @@ def put_back(dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], 
     except CannotRestoreError as error:
         raise MisconfigurationException(f"The checkpoint is of other environments: {error}") from error
     resumed = f"Resumed at {dataset.env_steps} env steps"
-    resumed += f" with {len(dataset.memory)} transitions." if isinstance(dataset, ReplayDataset) else "."
-    if isinstance(dataset, ReplayDataset) and "memory" not in content:
+    of_all = "" if dataset.ranks.alone else " in the share of the first rank"
+    resumed += f" with {len(dataset.memory)} transitions{of_all}." if isinstance(dataset, ReplayDataset) else "."
+    if isinstance(dataset, ReplayDataset) and not {"memory", "memories"} & content.keys():
         resumed += (
             f" The checkpoint leaves the memory out (data.save_memory=false): an empty one warms up for "
             f"{dataset.warmup_env_steps} env steps before updates go on, and environments start new episodes."

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_dqn.data.player import Player, Policy
+from lightning_dqn.ranks import Ranks
 
 
 class Rollout(NamedTuple):
@@ -55,8 +56,9 @@ class RolloutDataset(IterableDataset[Rollout]):
         steps_per_iteration: env steps in each environment of one rollout.
         updates_per_iteration: minibatches of one rollout, U.
         batch_size: steps in a minibatch, B.
-        epoch_env_steps: env steps in an epoch.
+        epoch_env_steps: env steps in an epoch, over all ranks.
         action_masks: whether the environments say which actions they allow.
+        ranks: this rank and all; alone unless told otherwise.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class RolloutDataset(IterableDataset[Rollout]):
         batch_size: int,
         epoch_env_steps: int,
         action_masks: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
+        self.ranks = ranks or Ranks()
         self.envs = envs
         self.player = Player(envs=envs, policy=policy, seed=seed, action_masks=action_masks)
         self.episodes = self.player.episodes
@@ -82,7 +86,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         self.batch_size = batch_size
         self._sample_rng = np.random.default_rng(sample_seed)
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
-        self._length = -(-epoch_env_steps // self._iteration_env_steps)
+        self._length = -(-epoch_env_steps // (self._iteration_env_steps * self.ranks.world_size))
         self._no_mask = np.zeros((envs.num_envs, 0), np.bool_)
         dtype = envs.single_observation_space.dtype
         self._dtype = np.float32 if dtype == np.float64 else dtype
@@ -94,18 +98,21 @@ class RolloutDataset(IterableDataset[Rollout]):
     @property
     def epoch_env_steps(self) -> int:
         """Env steps in an epoch: what was asked for, in whole iterations."""
-        return self._length * self._iteration_env_steps
+        return self._length * self._iteration_env_steps * self.ranks.world_size
 
     @property
     def env_steps(self) -> int:
-        """Env steps played so far."""
-        return self.player.env_steps
+        """Env steps played so far, by all ranks."""
+        return self.player.env_steps if self.ranks.alone else self.ranks.env_steps
 
     def __iter__(self) -> Iterator[Rollout]:
         if get_worker_info() is not None:
             raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
         for _ in range(len(self)):
-            yield self._play()
+            rollout = self._play()
+            if not self.ranks.alone:
+                self.ranks.meet(self.player.env_steps)
+            yield rollout
 
     def _play(self) -> Rollout:
         player, steps = self.player, []
@@ -146,8 +153,8 @@ class RolloutDataset(IterableDataset[Rollout]):
         Raises:
             CannotSnapshotError: if environments that shall be in it hold what can't be written down.
         """
-        drawing = {"sample_rng": self._sample_rng.bit_generator.state}
-        return {**self.player.state_dict(with_envs=with_envs), **drawing}
+        others = {"sample_rng": self._sample_rng.bit_generator.state, "all_env_steps": self.env_steps}
+        return {**self.player.state_dict(with_envs=with_envs), **others}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; without its environments, these start new episodes.
@@ -156,4 +163,5 @@ class RolloutDataset(IterableDataset[Rollout]):
             CannotRestoreError: if the environments were made in another way.
         """
         self._sample_rng.bit_generator.state = state["sample_rng"]
+        self.ranks.env_steps = state.get("all_env_steps", state["env_steps"])
         self.player.load_state_dict(state)

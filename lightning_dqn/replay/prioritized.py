@@ -49,6 +49,8 @@ class PrioritizedSampler:
         self._largest = 1.0
         self._rng = np.random.default_rng(seed)
         self._strata = np.zeros((1, 0))
+        # the smallest number of each minibatch drawn last, and the sum of all numbers then
+        self._least, self._total = np.full(1, np.inf), 1.0
 
     def __len__(self) -> int:
         return self._queue.count
@@ -95,12 +97,14 @@ class PrioritizedSampler:
             self._strata = np.tile(np.arange(size / minibatches), (minibatches, 1))
         points = self._rng.random(self._strata.shape)
         points += self._strata
-        points *= self._tree.total() / self._strata.shape[1]
+        self._total = self._tree.total()
+        points *= self._total / self._strata.shape[1]
         rows, chances = self._tree.find(points.ravel())
         # w_i = (N P(i))^-beta / max_j w_j = (min_j P(j) / P(i))^beta, over the minibatch (section 3.4); N and the sum
         # of the priorities cancel
         chances = chances.reshape(self._strata.shape)
-        ratio: NDArray[np.float64] = np.minimum.reduce(chances, axis=1, keepdims=True) / chances
+        self._least = np.minimum.reduce(chances, axis=1, keepdims=True)
+        ratio: NDArray[np.float64] = self._least / chances
         return rows, torch.from_numpy((ratio.astype(np.float32) ** self.beta).ravel())
 
     def write(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:
@@ -126,6 +130,51 @@ class PrioritizedSampler:
             )
         self._tree.change(rows, powers)
         self._largest = max(self._largest, largest)
+
+    def said(self, minibatches: int) -> NDArray[np.float64]:
+        """What samplers of other shares of a memory must know: the largest number so far, and the least chances drawn.
+
+        Args:
+            minibatches: U, drawn last; infinite chances stand for those that were not.
+
+        Returns:
+            (1 + U,) numbers.
+        """
+        least = self._least.ravel() / self._total
+        return np.concatenate([[self._largest], least if len(least) == minibatches else np.full(minibatches, np.inf)])
+
+    def heard(self, said: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What all W samplers said, this one too: new rows enter with the largest number that anyone wrote.
+
+        Each of W shares gives as many rows to a minibatch of all, so that a row i of a share whose numbers sum up to S
+        is drawn with the chance p_i / (W S): importance weights make up for that, and the largest of all ranks is 1.
+
+        Args:
+            said: (W, 1 + U).
+
+        Returns:
+            (U,) what the weights drawn last have to be multiplied by.
+        """
+        self._largest = float(said[:, 0].max())
+        # (min_j P(j) / P(i))^beta over all ranks, of which `draw` knew its own; W cancels
+        ratio = said[:, 1:].min(0) / (self._least.ravel() / self._total)
+        factors: NDArray[np.float32] = ratio.astype(np.float32) ** np.float32(self.beta)
+        return factors
+
+    def inherit(self, rows: NDArray[np.int64], numbers: NDArray[np.float64], largest: float) -> None:
+        """Make the first rows of all eligible, with the numbers that the trees of other samplers had for them.
+
+        Args:
+            rows: (n,) oldest first.
+            numbers: (n,) p_i^alpha; 0 for rows that had none yet, which enter with the largest.
+            largest: of all numbers that were ever written there.
+        """
+        self._largest = largest
+        leaves = np.zeros(self._capacity)
+        leaves[rows] = np.where(numbers > 0, numbers, largest)
+        self._tree = make_tree(self._capacity)
+        self._tree.load(leaves)
+        self._queue.add(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next draws depend on, as tensors and plain values."""

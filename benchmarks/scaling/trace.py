@@ -1,0 +1,155 @@
+"""When a rank computes and when it talks: every collective call with its bytes, iteration by iteration."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import distributed
+
+# which of the arguments is what a rank says
+COLLECTIVES = {"all_reduce": 0, "all_gather": 1, "broadcast": 0}
+# no calls: an iteration's batch is there, an update is done
+BATCH, UPDATE = "batch", "update"
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """I iterations of a rank, each the same E events in the same order, the last of which ends it.
+
+    Attributes:
+        events: name and bytes of each; bytes are 0 of what is no call.
+        begun: (I,) seconds, on a clock that all processes of a machine share.
+        entered: (I, E) seconds, when each call was made.
+        left: (I, E) seconds, when it had been answered.
+    """
+
+    events: list[tuple[str, int]]
+    begun: Floats
+    entered: Floats
+    left: Floats
+
+    @property
+    def gaps(self) -> Floats:
+        """(I, E) seconds that this rank was busy before each event."""
+        return self.entered - np.column_stack([self.begun, self.left[:, :-1]])
+
+    @property
+    def iteration_s(self) -> float:
+        """Mean seconds of an iteration."""
+        return float((self.left[:, -1] - self.begun).mean())
+
+    @property
+    def updates(self) -> int:
+        """In an iteration."""
+        return sum(name == UPDATE for name, _ in self.events)
+
+    def latencies(self) -> Floats:
+        """(I x U,) seconds from the end of an update, or from the batch, to the end of the next one."""
+        last, found = self.begun, []
+        for event, (name, _) in enumerate(self.events):
+            if name == UPDATE:
+                found.append(self.entered[:, event] - last)
+            if name in (BATCH, UPDATE):
+                last = self.entered[:, event]
+        return np.concatenate(found)
+
+    def as_json(self) -> dict[str, Any]:
+        """Lists and numbers."""
+        times = {"begun": self.begun, "entered": self.entered, "left": self.left}
+        return {"events": self.events, **{name: array.tolist() for name, array in times.items()}}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Trace":
+        """What `as_json` gave."""
+        events = [(name, size) for name, size in content["events"]]
+        return cls(events, *(np.array(content[name]) for name in ("begun", "entered", "left")))
+
+
+class Recorder:
+    """Writes down every collective call of this process, and marks between them, while it is asked to."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self._events: list[tuple[str, int, float, float]] = []
+
+    def listen(self) -> None:
+        """Stand between torch.distributed and all who call it."""
+        for name, place in COLLECTIVES.items():
+            setattr(distributed, name, self._timed(name, place, getattr(distributed, name)))
+
+    def mark(self, name: str) -> None:
+        """Note a moment that is no call."""
+        if self.running:
+            now = time.perf_counter()
+            self._events.append((name, 0, now, now))
+
+    def trace(self) -> Trace:
+        """All whole iterations: from one meeting of the ranks to the next, or with one rank from batch to batch.
+
+        Raises:
+            RuntimeError: if they are not alike.
+        """
+        last = "all_gather" if any(event[0] == "all_gather" for event in self._events) else BATCH
+        ends = [i for i, event in enumerate(self._events) if event[0] == last]
+        rows = [self._events[a + 1 : b + 1] for a, b in itertools.pairwise(ends)]
+        kinds = {tuple(event[:2] for event in row) for row in rows}
+        if len(kinds) != 1:
+            raise RuntimeError(f"iterations made different calls: {kinds}")
+        times = np.array([[event[2:] for event in row] for row in rows])
+        begun = np.array([self._events[end][3] for end in ends[:-1]])
+        return Trace(list(kinds.pop()), begun, times[..., 0], times[..., 1])
+
+    def _timed(self, name: str, place: int, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if not self.running:
+                return call(*args, **kwargs)
+            entered = time.perf_counter()
+            answer = call(*args, **kwargs)
+            self._events.append((name, args[place].nbytes, entered, time.perf_counter()))
+            return answer
+
+        return timed
+
+
+class TraceClock(Callback):
+    """Lets a recorder run for so many iterations, then ends the fit; the last among the callbacks.
+
+    Args:
+        recorder: that is told of batches and updates too.
+        skipped: iterations with updates before it runs.
+        measured: iterations that it runs for.
+    """
+
+    def __init__(self, recorder: Recorder, skipped: int, measured: int) -> None:
+        self._recorder, self._first, self._last = recorder, skipped, skipped + measured
+        self._iterations = 0
+        self._env_steps = 0
+        self.env_steps = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The batch is there."""
+        self._recorder.mark(BATCH)
+
+    def on_update_end(self, module: LightningModule) -> None:
+        """An update is done, the target net moved."""
+        self._recorder.mark(UPDATE)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin or end, if it is time; `env_steps` are then those of an iteration, of all ranks."""
+        self._iterations += trainer.global_step > 0
+        env_steps = trainer.datamodule.env_steps  # type: ignore[attr-defined]
+        if self._iterations == self._first:
+            self._recorder.running = True
+            self._env_steps = env_steps
+        elif self._iterations == self._last:
+            self._recorder.running = False
+            self.env_steps = (env_steps - self._env_steps) / (self._last - self._first)
+            trainer.should_stop = True

@@ -1,0 +1,115 @@
+"""What the ranks of a run say to each other once an iteration: the clock that they share, and what all must know alike.
+
+The data side meets after each iteration's play; of the learner only gradients travel, one an update. Legend: W ranks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed
+
+
+class RankLostError(RuntimeError):
+    """Another rank has ended, and this one can't go on alone."""
+
+
+def lost() -> RankLostError:
+    """What a rank says when it waits in vain."""
+    return RankLostError(
+        f"rank {distributed.get_rank()} waits in vain for another, which has ended: see what that one said; "
+        "`fit --ckpt_path last` goes on from the last checkpoint"
+    )
+
+
+def mean_over_ranks(gradient: Tensor) -> Tensor:
+    """The mean of the ranks' gradients, the same to the bit on each, in place: one collective call.
+
+    Lightning's `strategy.reduce` makes two: it lets the ranks wait for each other before.
+
+    Raises:
+        RankLostError: if a rank does not come any more.
+    """
+    try:
+        distributed.all_reduce(gradient)
+    except RuntimeError as error:
+        raise lost() from error
+    return gradient.div_(distributed.get_world_size())
+
+
+class Ranks:
+    """This rank among those of a run, and what was said at their last meeting.
+
+    A meeting is one collective call of a few numbers, on CPUs whatever the ranks learn on, so that no device waits for
+    it. A run of one rank has none.
+
+    Args:
+        rank: this one, from 0.
+        world_size: ranks in the run, W.
+
+    Attributes:
+        env_steps: that all ranks had played together at the last meeting.
+        received_signal: what this rank was asked to stop by, 0 for nothing; to be said at the next meeting.
+        requeue_asked: whether this rank was asked by SLURM to save; likewise.
+        agreed_signal: what any rank had been asked to stop by before the last meeting, 0 for nothing.
+        requeue_agreed: whether any rank had been asked to save.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.env_steps = 0
+        self.received_signal = 0
+        self.requeue_asked = False
+        self.agreed_signal = 0
+        self.requeue_agreed = False
+        self._group: Any = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to meet."""
+        return self.world_size == 1
+
+    def share_of(self, total: int) -> int:
+        """What each rank has of something that is divided among all, in whole parts."""
+        return -(-total // self.world_size)
+
+    def meet(self, env_steps: int, numbers: Sequence[float] | NDArray[np.float64] = ()) -> NDArray[np.float64]:
+        """Say where this rank stands, and hear it of all; every rank comes with as many numbers.
+
+        Args:
+            env_steps: played by this rank so far.
+            numbers: (K,) what else the others must know.
+
+        Returns:
+            The numbers of all ranks, (W, K).
+
+        Raises:
+            RankLostError: if a rank does not come any more.
+        """
+        said = torch.tensor([env_steps, self.received_signal, self.requeue_asked, *numbers], dtype=torch.float64)
+        heard = torch.empty(self.world_size, len(said), dtype=torch.float64)
+        try:
+            distributed.all_gather(list(heard.unbind()), said, group=self._cpu_group())
+        except RuntimeError as error:
+            raise lost() from error
+        table: NDArray[np.float64] = heard.numpy()
+        self.env_steps = int(table[:, 0].sum())
+        self.agreed_signal = int(table[:, 1].max())
+        self.requeue_agreed = bool(table[:, 2].any())
+        return table[:, 3:]
+
+    def gather(self, own: Any) -> list[Any]:
+        """What each rank has, in their order: plain values and tensors; called on all."""
+        heard: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(heard, own, group=self._cpu_group())
+        return heard
+
+    def _cpu_group(self) -> Any:
+        """The ranks, speaking without a device; all make it when they first meet."""
+        if self._group is None:
+            own = distributed.group.WORLD
+            self._group = own if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+        return self._group

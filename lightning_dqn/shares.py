@@ -1,0 +1,110 @@
+"""What each of several ranks keeps of a checkpoint: its environments, its part of the memory, its random generators.
+
+The first rank's lie in the checkpoint itself, as those of a run of one; every other rank writes its own into a file
+beside it, and the checkpoint, which names them all, is renamed last: with it all are there, or none.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+# where a checkpoint names the shares of the other ranks, as paths
+SHARES = "shares"
+
+
+def check_plugin(trainer: Trainer) -> None:
+    """See that checkpoints of several ranks can hold what all of them need to go on.
+
+    Raises:
+        MisconfigurationException: if the plugin that writes them knows of the first rank alone.
+    """
+    if trainer.world_size > 1 and trainer.checkpoint_callbacks:
+        _plugin(trainer)
+
+
+def save_share(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Let a checkpoint of several ranks name the shares of all, which this writes; called on every rank alike.
+
+    Args:
+        checkpoint: as all ranks have it, but for their own; changed in place.
+        trainer: of the fit.
+
+    Raises:
+        CheckpointError: if this rank's can't be written.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    name = type(data).__qualname__
+    if trainer.world_size == 1 or name not in checkpoint:
+        return
+    plugin = _plugin(trainer)
+    folder = trainer.strategy.broadcast(str(_folder(trainer)))
+    own = {key: checkpoint[key] for key in (name, "generators")}
+    path = str(plugin.save_share(own, folder)) if trainer.global_rank else ""
+    checkpoint[SHARES] = data.ranks.gather(path)[1:]
+
+
+def take_up_share(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Put this rank's share in the place of the first one's; of another number of ranks, all are dealt anew.
+
+    Args:
+        checkpoint: as it was read, the first rank's; changed in place.
+        trainer: that is about to go on from it.
+
+    Raises:
+        CheckpointError: if a share is missing or damaged.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    paths = checkpoint.get(SHARES, [])
+    then, now = 1 + len(paths), trainer.world_size
+    if then == now == 1:
+        return
+    plugin, name = _plugin(trainer), type(data).__qualname__
+    if then == now:
+        if trainer.global_rank:
+            checkpoint.update(plugin.load_checkpoint(paths[trainer.global_rank - 1]))
+        return
+    rank_zero_info(
+        f"The checkpoint is of {then} rank{'s' * (then > 1)}, this run has {now}: the shares of the memory are dealt "
+        "anew, with the episodes under way kept as truncated. The run goes on, but not as if unstopped."
+    )
+    others = [plugin.load_checkpoint(path)[name] for path in paths]
+    checkpoint[name] = data.deal_anew([checkpoint[name], *others])
+    # they were of ranks that are no more
+    del checkpoint["generators"]
+    _rescale_epoch(checkpoint["loops"]["fit_loop"], then / now, len(data.train_dataset))
+
+
+def _rescale_epoch(fit_loop: dict[str, Any], factor: float, length: int) -> None:
+    """Let the iterations of an epoch under way count for as many env steps as they did.
+
+    Args:
+        fit_loop: Lightning's account of it; changed in place.
+        factor: how much fewer env steps an iteration has now.
+        length: iterations in an epoch now.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    done = batches["current"]["processed"]
+    here = length if batches["is_last_batch"] else min(round(done * factor), length - 1)
+    for name in batches["current"]:
+        batches["current"][name] += here - done
+
+
+def _plugin(trainer: Trainer) -> Any:
+    plugin = trainer.strategy.checkpoint_io
+    # the profiler's and other wrappers hold it
+    plugin = getattr(plugin, "checkpoint_io", None) or plugin
+    if not hasattr(plugin, "save_share"):
+        raise MisconfigurationException(
+            f"{type(plugin).__name__} saves what the first of {trainer.world_size} ranks has, alone: use "
+            "Trainer(plugins=[lightning_dqn.checkpoint_io.AtomicCheckpointIO()])"
+        )
+    return plugin
+
+
+def _folder(trainer: Trainer) -> Path:
+    """Where shares are written: beside the checkpoints of the run."""
+    callback = trainer.checkpoint_callback
+    return Path(getattr(callback, "dirpath", None) or trainer.default_root_dir)

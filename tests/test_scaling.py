@@ -1,0 +1,295 @@
+"""The simulation of many ranks: what calls cost, what waiting costs, and that its measurements see what happens."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import quiet_trainer
+from torch import distributed
+
+from benchmarks.scaling import report
+from benchmarks.scaling.model import (
+    ITERATIONS,
+    NETWORKS,
+    Cost,
+    Gloo,
+    Network,
+    drawing,
+    fit,
+    halved_at,
+    message_s,
+    share,
+    simulate,
+    steps,
+)
+from benchmarks.scaling.trace import BATCH, UPDATE, Recorder, Trace, TraceClock
+from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+
+US = 1e-6
+# a hop of 10 us, 100 us of each call, 1 GB/s
+GLOO = Gloo(10 * US, {kind: Cost(100 * US, 1e-9) for kind in ("all_reduce", "all_gather", "broadcast")})
+HERE = Network("here", 0.0, math.inf, nccl=False, source="")
+DEVICES = Network("devices", 10 * US, 1e9, nccl=True, source="")
+
+
+def a_trace(gaps, events):
+    """A rank that was busy so many seconds before each event, (I, E), and never waited."""
+    gaps = np.array(gaps, np.float64)
+    entered = np.cumsum(gaps, 1)
+    return Trace(events, np.zeros(len(gaps)), entered, entered)
+
+
+# 2 ms of play; two updates of 1 ms, which send 1,000 bytes 600 us after they begin
+EVENTS = [(BATCH, 0), *[("all_reduce", 1000), (UPDATE, 0)] * 2, ("broadcast", 8), ("all_gather", 32)]
+STEADY = [0.0, 600 * US, 400 * US, 600 * US, 400 * US, 500 * US, 1500 * US]
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "world", "expected_us"),
+    [
+        # 2 (W - 1) steps of 10 us; 2 (W - 1) / W of 1,000 bytes at 1 ns each
+        ("all_reduce", 2, 100 + 2 * 10 + 1.0),
+        ("all_reduce", 4, 100 + 6 * 10 + 1.5),
+        # W - 1 steps, in each what another rank says
+        ("all_gather", 2, 100 + 1 * 10 + 1.0),
+        ("all_gather", 4, 100 + 3 * 10 + 3.0),
+        # log2 W steps, in each all of it
+        ("broadcast", 2, 100 + 1 * 10 + 1.0),
+        ("broadcast", 4, 100 + 2 * 10 + 2.0),
+    ],
+)
+def test_a_call_costs_its_fixed_part_its_hops_and_its_bytes(kind, world, expected_us):
+    assert message_s(kind, 1000, world, HERE, GLOO) == pytest.approx(expected_us * US)
+
+
+def test_a_network_adds_to_each_hop_and_bounds_the_bandwidth():
+    # 2 (4 - 1) hops of 10 + 50 us; 1.5 x 1,000 bytes at 8 ns, not at the 1 ns of this machine
+    ethernet = Network("ethernet", 50 * US, 1.25e8, nccl=False, source="")
+    assert message_s("all_reduce", 1000, 4, ethernet, GLOO) == pytest.approx((100 + 6 * 60 + 12) * US)
+
+
+def test_devices_take_a_tree_where_a_ring_is_too_long_and_meet_on_cpus():
+    # a call of 10 us; 4 ranks: a ring of 6 hops and 1.5 us, a tree of 4 hops and 2 us
+    assert message_s("all_reduce", 1000, 4, DEVICES, GLOO) == pytest.approx((10 + 40 + 2) * US)
+    # 1 MB: 60 + 1,500 us by the ring, 40 + 2,000 by the tree
+    assert message_s("all_reduce", 1_000_000, 4, DEVICES, GLOO) == pytest.approx((10 + 60 + 1500) * US)
+    # once down the ring
+    assert message_s("broadcast", 1000, 4, DEVICES, GLOO) == pytest.approx((10 + 30 + 1) * US)
+    # gloo's, with the hops of that network
+    assert message_s("all_gather", 1000, 4, DEVICES, GLOO) == pytest.approx((100 + 3 * 20 + 3) * US)
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "broadcast"])
+def test_the_fit_finds_the_latency_and_the_bandwidth_that_timings_were_made_of(kind):
+    noise = np.random.default_rng(1)
+    measured = {
+        size: (80 + steps(kind, 2) * 25 + share(kind, 2) * size / 500) * US * noise.uniform(0.9, 1.1, 301)
+        for size in (64, 4_096, 65_536, 1_048_576, 6_750_000)
+    }
+    cost = fit(kind, 25 * US, measured)
+    assert cost.fixed_s == pytest.approx(80 * US, rel=0.05)
+    assert 1 / cost.byte_s == pytest.approx(500e6, rel=0.05)
+    # as late as the noise makes them, for calls of about that size
+    assert np.abs(cost.late(5_000)).max() < 0.11 * (80 + 50 + 4_096 / 500) * US
+    assert cost.late(8_000_000).std() > 10 * cost.late(64).std()
+
+
+@pytest.mark.parametrize(
+    ("world", "messages_us"),
+    [
+        # two all-reduces of 121 us, a broadcast of 110.008 us, a meeting of 110.032 us
+        (2, 2 * 121 + 110.008 + 110.032),
+        # of 161.5, 120.016 and 130.096 us
+        (4, 2 * 161.5 + 120.016 + 130.096),
+    ],
+)
+def test_an_iteration_of_equal_ranks_is_what_they_compute_and_say(world, messages_us):
+    found = simulate(a_trace([STEADY], EVENTS), world, drawing(world, HERE, GLOO, rng()), rng())
+    assert found.compute_s == pytest.approx(4000 * US)
+    assert found.message_s == pytest.approx(messages_us * US)
+    assert found.iteration_s == pytest.approx((4000 + messages_us) * US)
+    # nobody waits for anybody
+    assert found.waiting_s == pytest.approx(0.0, abs=1e-12)
+    # an update is its 1 ms and its all-reduce
+    all_reduce_s = message_s("all_reduce", 1000, world, HERE, GLOO)
+    assert found.latency_s == pytest.approx(1000 * US + all_reduce_s)
+    assert found.latency_p99_s == pytest.approx(found.latency_s)
+    # one env step a rank in 4 ms and the messages, of both updates
+    figures = report.Work(1.0, 2).figures(found, world, alone_s=4000 * US)
+    assert figures["env_steps_per_s"] == pytest.approx(world / (4000e-6 + messages_us * US))
+    assert figures["updates_per_s"] == pytest.approx(2 / (4000e-6 + messages_us * US))
+    assert figures["efficiency"] == pytest.approx(4000 / (4000 + messages_us))
+
+
+def test_one_rank_says_nothing():
+    def nobody(kind, size):
+        raise AssertionError(kind)
+
+    alone = a_trace([[1000 * US, 1000 * US, 2000 * US]], [(UPDATE, 0), (UPDATE, 0), (BATCH, 0)])
+    found = simulate(alone, 1, nobody, rng())
+    assert (found.iteration_s, found.message_s) == (pytest.approx(4000 * US), 0.0)
+    assert found.waiting_s == pytest.approx(0.0, abs=1e-12)
+    assert found.latency_s == pytest.approx(1000 * US)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_equal_ranks_never_make_more_than_so_many_single_ones(network):
+    efficiencies = {1: 1.0}
+    for world in report.WORLDS:
+        found = simulate(a_trace([STEADY], EVENTS), world, drawing(world, network, GLOO, rng()), rng())
+        efficiencies[world] = sum(STEADY) / found.iteration_s
+    values = list(efficiencies.values())
+    assert values == sorted(values, reverse=True)
+    assert values[1] < 1
+
+
+def test_the_slowest_rank_decides():
+    # half of all iterations take 3 ms longer: of two ranks, one at least in three quarters of them
+    slow = [*STEADY[:-1], STEADY[-1] + 3000 * US]
+    found = simulate(a_trace([STEADY, slow], EVENTS), 2, lambda kind, size: np.zeros(1), rng())
+    assert found.compute_s == pytest.approx(5500 * US, rel=0.03)
+    assert found.iteration_s == pytest.approx((4000 + 0.75 * 3000) * US, rel=0.03)
+    assert found.waiting_s == pytest.approx(750 * US, rel=0.1)
+    # of 64 nearly always
+    of_many = simulate(a_trace([STEADY, slow], EVENTS), 64, lambda kind, size: np.zeros(1), rng())
+    assert of_many.iteration_s == pytest.approx(7000 * US, rel=1e-6)
+
+
+def test_calls_come_back_as_late_as_measured_ones():
+    late = Gloo(10 * US, {"all_reduce": Cost(100 * US, 1e-9, {1000: np.array([0.0, 40 * US])})})
+    seconds = drawing(2, HERE, late, rng())("all_reduce", 1000)
+    assert seconds.shape == (ITERATIONS,)
+    assert set(np.round(seconds / US)) == {121, 161}
+
+
+def test_half_is_lost_where_efficiency_falls_below_it():
+    assert halved_at({1: 1.0, 2: 0.8, 4: 0.5, 8: 0.4, 16: 0.3}) == 8
+    assert halved_at({1: 1.0, 2: 0.8}) is None
+
+
+def test_a_trace_tells_work_from_calls(monkeypatch):
+    def nothing(*args, **kwargs):
+        return None
+
+    for name in ("all_reduce", "all_gather", "broadcast"):
+        monkeypatch.setattr(distributed, name, nothing)
+    recorder = Recorder()
+    recorder.listen()
+    times = iter(range(100))
+    monkeypatch.setattr("benchmarks.scaling.trace.time.perf_counter", lambda: float(next(times)))
+    recorder.running = True
+    for _ in range(3):
+        recorder.mark(BATCH)
+        distributed.all_reduce(torch.zeros(10))
+        recorder.mark(UPDATE)
+        distributed.all_gather([torch.zeros(4)], torch.zeros(4))
+    trace = recorder.trace()
+    # between two meetings: a moment each for a mark, two for a call
+    assert trace.events == [(BATCH, 0), ("all_reduce", 40), (UPDATE, 0), ("all_gather", 16)]
+    assert trace.gaps.tolist() == [[1.0] * 4] * 2
+    assert trace.iteration_s == 6.0
+    # from the batch's mark to the update's
+    assert trace.latencies().tolist() == [3.0, 3.0]
+    assert Trace.from_json(json.loads(json.dumps(trace.as_json()))).gaps.tolist() == trace.gaps.tolist()
+
+
+def test_iterations_that_differ_are_refused():
+    recorder = Recorder()
+    recorder.running = True
+    for marks in ((BATCH, UPDATE), (BATCH, UPDATE), (BATCH, UPDATE, UPDATE), (BATCH,)):
+        for name in marks:
+            recorder.mark(name)
+    with pytest.raises(RuntimeError, match="iterations made different calls"):
+        recorder.trace()
+
+
+def test_a_real_run_of_one_rank_is_traced(tmp_path):
+    data = DQNDataModule(env_id="CartPole-v1", num_envs=2, updates_per_iteration=3, epoch_env_steps=10_000)
+    model = DQN(data.observation_space, data.action_space, compile=False)
+    recorder = Recorder()
+    clock = TraceClock(recorder, skipped=5, measured=20)
+    quiet_trainer(max_epochs=-1, limit_val_batches=0, callbacks=[SoftTargetUpdate(), EpsilonDecay(), clock]).fit(
+        model, data
+    )
+    trace = recorder.trace()
+    assert trace.events == [*[(UPDATE, 0)] * 3, (BATCH, 0)]
+    # between 20 batches
+    assert len(trace.begun) == 19
+    # an iteration begins where the last one ended
+    assert trace.begun[1:].tolist() == trace.left[:-1, -1].tolist()
+    assert (trace.latencies() > 0).all()
+    # to within the step of an environment
+    assert clock.env_steps == pytest.approx(2.0, abs=0.1)
+
+
+# one update, of 1 ms and 200 us of messages, then play of 1.5 ms and a meeting of 200 us
+SHORT = [(BATCH, 0), ("all_reduce", 1000), (UPDATE, 0), ("all_gather", 32)]
+
+
+def answer(begun, entered_us, left_us, events, share=1.0):
+    """What a process brings back that did the same iteration twice."""
+    times = [np.array([row] * 2, np.float64) * US for row in (entered_us, left_us)]
+    trace = Trace(events, np.full(2, begun), *times)
+    notes = {"trace": trace.as_json(), "cpu_share": share}
+    return {"figures": {"iteration_ms": trace.iteration_s * 1e3, "env_steps": 16.0}, "notes": notes}
+
+
+@pytest.fixture
+def found():
+    """Results of one workload; of two ranks the second comes 100 us later to the all-reduce."""
+    first = answer(0.0, [0, 600, 1300, 2800], [0, 900, 1300, 3000], SHORT)
+    second = answer(0.0, [0, 700, 1300, 2800], [0, 900, 1300, 3000], SHORT)
+    single = answer(0.0, [1000, 2500], [1000, 2500], [(UPDATE, 0), (BATCH, 0)])
+    answered = answer(0.0, [0, 600, 1000, 2500], [0, 600, 1000, 2500], SHORT, share=0.5)
+    spans = [{kind: {"64": [(0.0, 1e-4)] * 3, "65536": [(0.0, 2e-4)] * 3} for kind in GLOO.costs} for _ in range(2)]
+    measured = report.Measured(single, answered, [first, second])
+    return json.loads(json.dumps(report.results({"vector": measured}, spans, 10 * US, {}, seed=0)))
+
+
+def test_two_ranks_are_measured_in_the_terms_of_the_model(found):
+    measured = {name: at["measured"] for name, at in found["workloads"]["vector"]["check"].items()}
+    assert measured["iteration_ms"] == pytest.approx(3.0)
+    assert measured["env_steps_per_s"] == pytest.approx(2 * 16 / 3e-3)
+    assert measured["updates_per_s"] == pytest.approx(1 / 3e-3)
+    assert measured["efficiency"] == pytest.approx(2.5 / 3.0)
+    assert measured["update_ms"] == pytest.approx(1.3)
+    # 2.5 and 2.6 ms; from when the last one came, 200 us each
+    assert measured["compute_ms"] == pytest.approx(2.55)
+    assert measured["messages_ms"] == pytest.approx(0.4)
+    assert measured["waiting_ms"] == pytest.approx(0.05)
+
+
+def test_the_check_says_how_far_the_prediction_is_off(found):
+    check = found["workloads"]["vector"]["check"]
+    # 1 ms, and what a call of 1,000 bytes takes where one of 64 takes 100 us and one of 65,536 takes 200
+    predicted = check["update_ms"]["predicted"]
+    assert 1.101 < predicted < 1.102
+    assert check["update_ms"]["error"] == pytest.approx(predicted / 1.3 - 1)
+    text = report.check_table(found)
+    assert "1.101 / 1.3 (-15%)" in text
+    # nobody was late in the prediction
+    assert "0 / 0.05 (-100%)" in text
+    assert "a rank alone had 50% of its core's time" in text
+
+
+def test_messages_are_counted_as_they_were_made(found):
+    counted = found["workloads"]["vector"]["messages_per_iteration"]
+    assert counted == [
+        {"call": "all_reduce", "bytes": 1000, "count": 1},
+        {"call": "all_gather", "bytes": 32, "count": 1},
+    ]
+
+
+def test_the_readme_s_table_has_a_line_for_each_network(found):
+    head, _, *lines = report.markdown(found).splitlines()
+    assert head.count("|") == 2 + 1 + 7 + 1
+    assert len(lines) == len(NETWORKS)
+    # 16 env steps in 2.5 ms
+    assert all("| 6,400 (100%) |" in line for line in lines)
+    assert lines[0].startswith("| CartPole, 16 envs, 16 updates | one machine |")
