@@ -114,8 +114,9 @@ class Search:
         code = process.run(self._command(words), self._environment(trial), log)
         what = self._tell(study, trial, code, log, stopped=process.received is not None)
         # what the trial's own process has noted there
-        folder = study.get_trials(deepcopy=False)[trial.number].user_attrs.get("folder", log)
-        say(f"          {what}; {time.monotonic() - begun:.0f} s; {folder}")
+        folder = study.get_trials(deepcopy=False)[trial.number].user_attrs.get("folder")
+        where = folder if code in (0, PRUNED) else f"{folder}, {log}" if folder else log
+        say(f"          {what}; {time.monotonic() - begun:.0f} s; {where}")
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial, code: int, log: Path, *, stopped: bool) -> str:
         """Tell Optuna what came of a trial, and say it in words."""
@@ -134,7 +135,7 @@ class Search:
         trial.set_user_attr("failure", why)
         trial.set_user_attr("stopped", stopped)
         study.tell(trial, state=TrialState.FAIL)
-        return why if stopped else f"failed: {why} ({log})"
+        return why if stopped else f"failed: {why}"
 
     def _sampler(self, study: optuna.Study) -> optuna.samplers.BaseSampler:
         """That of the next trial: a search that was stopped asks for the same trials as one that was not."""
