@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks.launch import ROOT, answers, progress
 from benchmarks.report import machine
 from benchmarks.scaling.picture import draw
-from benchmarks.scaling.report import Measured, check_table, markdown, messages_table, results
+from benchmarks.scaling.report import Measured, results
+from benchmarks.scaling.tables import check_table, markdown, messages_table
 from benchmarks.scaling.workloads import WORKLOADS
 from benchmarks.settings import AbsentError, Job
 
