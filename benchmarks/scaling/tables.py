@@ -1,5 +1,6 @@
 """Results in Markdown: for the terminal what was measured, for the README what is predicted."""
 
+import textwrap
 from typing import Any
 
 from benchmarks.report import BUSY
@@ -16,6 +17,7 @@ CHECKED = {
 # ranks whose updates are shown
 UPDATES_OF = (1, 8, 64)
 MOST = 64
+README_WIDTH = 120
 
 
 def messages_table(found: dict[str, Any]) -> str:
@@ -47,7 +49,7 @@ def check_table(found: dict[str, Any]) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """What the README has: a line for each run and network, and how far the prediction for two ranks was off."""
     worlds = list(next(iter(found["workloads"].values()))["predicted"][found["networks"][0]["name"]]["ranks"])
-    head = ["", "between ranks", *map(str, worlds), "below half", "messages, waiting", "an update, ms"]
+    head = ["ranks", "between them", *map(str, worlds), "below half", "messages, waiting", "an update, ms"]
     lines = [_row(head), "|---" * len(head) + "|"]
     for workload in found["workloads"].values():
         title = workload["title"]
@@ -67,16 +69,16 @@ def _cells(predicted: dict[str, Any]) -> list[str]:
 
 
 def _checks(found: dict[str, Any]) -> list[str]:
-    """A sentence for each run that two ranks really made."""
-    lines = []
-    for workload in found["workloads"].values():
-        rate, update = (workload["check"][name] for name in ("env_steps_per_s", "update_ms"))
-        lines.append(
-            f"- {workload['title']}: two ranks made {rate['measured']:,.0f} env steps/s, predicted "
-            f"{rate['predicted']:,.0f} ({rate['error']:+.0%}); an update took {update['measured']:.3g} ms, predicted "
-            f"{update['predicted']:.3g} ({update['error']:+.0%})."
-        )
-    return lines
+    """What two ranks really did, run by run, in lines as long as the README's."""
+    checks = [workload["check"] for workload in found["workloads"].values()]
+    said = []
+    for name, unit, style in (("env_steps_per_s", "env steps/s", ",.0f"), ("update_ms", "ms an update", ".3g")):
+        compared = [check[name] for check in checks]
+        measured = " / ".join(f"{at['measured']:{style}}" for at in compared)
+        errors = " / ".join(f"{at['error']:+.0%}" for at in compared)
+        said.append(f"{measured} {unit} (predicted: {errors})")
+    text = f"Two real ranks on two cores made {said[0]}, at {said[1]}."
+    return textwrap.wrap(text, README_WIDTH, break_on_hyphens=False)
 
 
 def _row(cells: list[str]) -> str:
