@@ -101,10 +101,10 @@ class Ranks:
         self.requeue_agreed = bool(table[:, 2].any())
         return table[:, 3:]
 
-    def gather(self, text: str) -> list[str]:
-        """What each rank says, in their order; called on all."""
+    def gather(self, own: Any) -> list[Any]:
+        """What each rank has, in their order: plain values and tensors; called on all."""
         heard: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(heard, text, group=self._cpu_group())
+        distributed.all_gather_object(heard, own, group=self._cpu_group())
         return heard
 
     def _cpu_group(self) -> Any:

@@ -7,11 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 WORDS = {
     *("token", "key", "apikey", "secret", "secrets", "password", "passwd", "passphrase", "pwd"),
     *("credential", "credentials", "auth", "authorization", "bearer", "cookie"),
 }
 LEFT_OUT = "<a secret, left out>"
+OPTION = "--data.env_kwargs"
 
 
 def is_secret(name: str) -> bool:
@@ -47,6 +50,29 @@ def hide_in_text(text: str, arguments: Mapping[str, Any]) -> str:
     for value in _secrets(arguments, within=False):
         text = text.replace(value, LEFT_OUT)
     return text
+
+
+def hide_in_words(words: list[str]) -> list[str]:
+    """The words of a command line, without the secrets among the arguments of its environments."""
+    shown, flag = [], ""
+    for word in words:
+        named = word.startswith("--")
+        flag, equals, value = word.partition("=") if named else (flag, "", word)
+        if flag.startswith(OPTION) and value:
+            value = _hide_value(flag, value)
+        shown.append(f"{flag}{equals}{value}" if named else value)
+    return shown
+
+
+def _hide_value(flag: str, value: str) -> str:
+    if is_secret(flag.rpartition(".")[2]):
+        return LEFT_OUT
+    try:
+        arguments = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return LEFT_OUT
+    hidden = hide_secrets(arguments) if isinstance(arguments, Mapping) else arguments
+    return value if hidden == arguments else str(hidden)
 
 
 def _secrets(value: Any, *, within: bool) -> Iterator[str]:

@@ -161,6 +161,8 @@ def _records(store, path: Path):
             }
         if kind == "config":
             content["update"] = {item.key: json.loads(item.value_json) for item in record.config.update}
+        if kind == "run":
+            content["config"] = {"update": {i.key: json.loads(i.value_json) for i in record.run.config.update}}
         yield {"type": kind, kind: content}
 
 

@@ -98,6 +98,17 @@ def witness(counts):
     return Witness()
 
 
+def watcher():
+    """A callback that Lightning calls in the middle of each update."""
+    from lightning.pytorch import Callback  # noqa: PLC0415  as above
+
+    class Watcher(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            assert next(pl_module.policy_net.parameters()).grad is not None
+
+    return Watcher()
+
+
 def count_collectives():
     """Count the calls of torch.distributed from here on, by name."""
     counts = dict.fromkeys(COLLECTIVES, 0)
@@ -126,12 +137,14 @@ def fits(folder, rank, world_size, *, jobs):
         seen = witness(count_collectives())
         if job.pop("prioritized", False):
             job["sampler"] = PrioritizedSampler
+        # who takes part in the steps of an update has Lightning make them, and its DDP reduce the gradient
+        watchers = [watcher()] if job.pop("watched", False) else []
         if "network" in job:
             job["network"] = getattr(runs, job["network"])
         strategy = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
         trainer = runs.fit(
             Path(folder, job.pop("name")),
-            callbacks=[seen, RankCheck(every_n_updates=100)],
+            callbacks=[seen, RankCheck(every_n_updates=100), *watchers],
             limits={"max_epochs": 2, **job.pop("limits", {}), **strategy},
             **job,
         )

@@ -51,10 +51,21 @@ def test_the_fast_configuration_solves_cartpole_in_seconds(tmp_path, monkeypatch
     assert best_val_return("--config", str(ROOT / "configs" / "cartpole_fast.yaml"), "--seed_everything", "1") >= 475
 
 
-def test_two_devices_make_one_run(tmp_path):
-    words = "fit --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
-    words += " --trainer.logger false --video.episodes 0 --data.epoch_env_steps 300 --data.eval_episodes 2"
-    done = run_cli(tmp_path, clean_environment(tmp_path), *words.split())
-    assert done.exit_code == 0, done.text
-    [run] = (tmp_path / "runs").glob("*/*")
-    assert (run / "checkpoints" / "last.ckpt").is_file()
+def test_two_ranks_solve_cartpole_in_as_many_env_steps_as_one(tmp_path):
+    fast = f"fit --config {ROOT / 'configs' / 'cartpole_fast.yaml'} --trainer.logger false --video.episodes 0"
+    # the same run whole, and cut into two
+    ways = {
+        "one": "--trainer.devices 1",
+        "two": "--trainer.devices 2 --trainer.strategy ddp --data.num_envs 16 --data.batch_size 64",
+    }
+    taken = dict.fromkeys(ways, 0)
+    for seed in ("0", "1", "2"):
+        for name, words in ways.items():
+            done = run_cli(
+                tmp_path, clean_environment(tmp_path), *fast.split(), *words.split(), "--seed_everything", seed
+            )
+            assert done.exit_code == 0, done.text
+            assert float(re.search(r"return +best ([\d.]+)", done.text)[1]) >= 475
+            taken[name] += int(re.search(r"Finished: ([\d,]+) env steps", done.text)[1].replace(",", ""))
+    # single seeds take 10,000 to 23,000
+    assert taken["two"] == pytest.approx(taken["one"], rel=0.25)

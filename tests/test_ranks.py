@@ -1,26 +1,35 @@
 """Several ranks of one run: what each has of its own, what they share, and what one says to the others."""
 
+import csv
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from conftest import clean_environment, run_cli
 from ranks import run, start
 from runs import differences, load, play
 
 pytestmark = pytest.mark.ranks
+TWO_DEVICES = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
 # of two ranks: an iteration is 2 x 2 env steps and 2 updates, an epoch 150 iterations
 JOB = {"num_envs": 2, "updates_per_iteration": 2, "epoch_env_steps": 600, "memory_capacity": 1001, "eval_episodes": 5}
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """What two ranks brought back from three fits: plain, compiled, and prioritised."""
+    """What two ranks brought back from four fits: plain, compiled, prioritised, and with updates by Lightning."""
     jobs = [
         {"name": "plain", **JOB},
         {"name": "compiled", **JOB, "compile": True, "limits": {"max_steps": 2000, "max_epochs": -1}},
         {"name": "prioritized", **JOB, "prioritized": True},
+        {"name": "by Lightning", **JOB, "watched": True},
     ]
     both = run(tmp_path_factory.mktemp("two"), "fits", jobs=jobs)
-    return {job: [ours[i] for ours in both] for i, job in enumerate(("plain", "compiled", "prioritized"))}
+    return {
+        job: [ours[i] for ours in both] for i, job in enumerate(("plain", "compiled", "prioritized", "by Lightning"))
+    }
 
 
 def test_each_rank_plays_and_draws_for_itself(two_ranks):
@@ -53,7 +62,13 @@ def test_the_memory_is_divided_among_the_ranks(two_ranks):
     assert [ours["slots"] for ours in two_ranks["plain"]] == [252, 252]
 
 
-@pytest.mark.parametrize("job", ["plain", "compiled", "prioritized"])
+def test_updates_by_lightnings_calls_are_the_same_as_ours(two_ranks):
+    ours, theirs = two_ranks["plain"][0], two_ranks["by Lightning"][0]
+    assert ours["updates"] == theirs["updates"]
+    assert ours["digests"] == theirs["digests"]
+
+
+@pytest.mark.parametrize("job", ["plain", "compiled", "prioritized", "by Lightning"])
 def test_both_nets_stay_equal_to_the_bit(two_ranks, job):
     one, other = two_ranks[job]
     assert one["digests"] == other["digests"]
@@ -138,3 +153,78 @@ def test_a_rank_whose_weights_were_changed_alone_ends_the_fit(tmp_path):
     assert [process.wait(120) for process in processes] == [1, 1]
     said = (tmp_path / "output-0.txt").read_text()
     assert "policy_net of rank 1 is not that of rank 0 any more, after 200 updates" in said
+
+
+@pytest.fixture(scope="module")
+def command_line_run(tmp_path_factory):
+    """The folder of a run of two devices by the command line, and what it said."""
+    folder = tmp_path_factory.mktemp("cli")
+    words = f"fit {TWO_DEVICES} --trainer.max_epochs 2 --trainer.logger CSVLogger --data.eval_episodes 5"
+    further = "--video.episodes", "0", "--data.epoch_env_steps", "400"
+    done = run_cli(folder, clean_environment(folder), *words.split(), *further)
+    assert done.exit_code == 0, done.text
+    return folder, done
+
+
+def test_two_devices_make_one_run_with_one_record(command_line_run):
+    folder, done = command_line_run
+    [run_folder] = folder.glob("runs/*/*")
+    assert {path.name for path in (run_folder / "checkpoints").glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+    with (run_folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    clocks = [float(row["env_steps"]) for row in rows if row["train/epsilon"]]
+    # logged every 50 iterations of two env steps
+    assert clocks == pytest.approx([100 * i for i in range(1, 9)], abs=2)
+    assert len([row for row in rows if row["val/episode_return"]]) == 2
+    # nothing is said twice, and no warning of what is on purpose
+    assert done.text.count("Finished: 800 env steps") == 1
+    assert "sync_dist" not in done.text
+    assert done.text.count("memory: 10,000 transitions") == 1
+
+
+def test_an_evaluation_by_two_devices_is_that_of_one(command_line_run):
+    folder, _ = command_line_run
+    words = "test --ckpt_path last --trainer.logger CSVLogger --video.episodes 0 --data.eval_episodes 7"
+    found = []
+    for devices in ("--trainer.devices 1 --trainer.strategy auto", TWO_DEVICES):
+        done = run_cli(folder, clean_environment(folder), *words.split(), *devices.split())
+        assert done.exit_code == 0, done.text
+        found.append(re.findall(r"test/(\w+) +\W* +([\d.]+)", done.text))
+    assert len(found[0]) == 5
+    assert found[0] == found[1]
+
+
+def test_a_prediction_by_two_devices_has_the_episodes_of_both(command_line_run):
+    folder, _ = command_line_run
+    words = f"predict --ckpt_path last {TWO_DEVICES} --data.eval_episodes 5"
+    done = run_cli(folder, clean_environment(folder), *words.split())
+    assert done.exit_code == 0, done.text
+    [path] = folder.glob("runs/*/*/evaluation/episodes.pt")
+    episodes = torch.load(path, weights_only=True)
+    assert len(episodes) == 5
+    starts = {tuple(episode["observation"][0].tolist()) for episode in episodes}
+    assert len(starts) == 5
+
+
+@pytest.mark.parametrize("devices", ["--trainer.devices 1 --trainer.strategy auto", TWO_DEVICES.replace("2", "3")])
+def test_case_25_another_number_of_ranks_goes_on_from_shares_that_are_dealt_anew(command_line_run, tmp_path, devices):
+    folder, _ = command_line_run
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    [last] = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")
+    words = f"fit --ckpt_path last {devices} --trainer.max_epochs 3"
+    done = run_cli(tmp_path, clean_environment(tmp_path), *words.split())
+    assert done.exit_code == 0, done.text
+    now = 1 if "auto" in devices else 3
+    assert f"The checkpoint is of 2 ranks, this run has {now}: the shares of the memory are dealt anew" in done.text
+    assert "not as if unstopped" in done.text
+    # the clock goes on, and so does the account of epochs
+    resumed_at = int(re.search(r"Resumed at (\d+) env steps", done.text)[1])
+    assert resumed_at == pytest.approx(800, abs=4)
+    finished_at = int(re.search(r"Finished: ([\d,]+) env steps", done.text)[1].replace(",", ""))
+    assert finished_at == pytest.approx(1200, abs=12)
+    # nothing of the memory is lost but what a cut costs
+    saved = load(last)
+    shares = [saved, *(load(path) for path in saved.get("shares", []))]
+    assert len(shares) == now
+    rows = sum(int(share["DQNDataModule"]["train"]["memory"]["rows"]["playable"].sum()) for share in shares)
+    assert 1100 < rows <= finished_at

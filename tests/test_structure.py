@@ -68,6 +68,7 @@ ALLOWED = {
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs"},
     "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "secrets"},
+    "sweep": {"cli", "callbacks", "secrets"},
     "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
 }

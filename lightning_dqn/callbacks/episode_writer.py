@@ -1,5 +1,6 @@
 """Keeps what `predict` played: every step of every greedy episode with its action values."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.callbacks.context import data_of, run_folder
 
 
 class EpisodeWriter(Callback):
@@ -30,7 +31,11 @@ class EpisodeWriter(Callback):
         self._episodes.append({name: tensor.cpu() for name, tensor in outputs.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them."""
-        path = run_folder(trainer) / "episodes.pt"
-        torch.save(self._episodes, path)
-        rank_zero_info(f"{len(self._episodes)} episodes with their action values: {path}")
+        """Write those of all ranks."""
+        ranks = data_of(trainer).ranks
+        if not ranks.alone:
+            self._episodes = list(itertools.chain(*ranks.gather(self._episodes)))
+        if trainer.is_global_zero:
+            path = run_folder(trainer) / "episodes.pt"
+            torch.save(self._episodes, path)
+            rank_zero_info(f"{len(self._episodes)} episodes with their action values: {path}")

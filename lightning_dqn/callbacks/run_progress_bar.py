@@ -93,15 +93,15 @@ class RunProgressBar(ProgressBar):
         if trainer.state.fn == "fit":
             self._count(trainer)
         else:
-            self._open("Validating", data_of(trainer).eval_episodes, " episodes")
+            self._open("Validating", _own_episodes(trainer), " episodes")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar of a test."""
-        self._open("Testing", data_of(trainer).eval_episodes, " episodes")
+        self._open("Testing", _own_episodes(trainer), " episodes")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar of a prediction."""
-        self._open("Predicting", data_of(trainer).eval_episodes, " episodes")
+        self._open("Predicting", _own_episodes(trainer), " episodes")
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """One episode more, if they are what is counted."""
@@ -168,3 +168,10 @@ class RunProgressBar(ProgressBar):
         # an interrupted iteration was played, but did not count
         self._bar.total = self._bar.total and max(self._bar.total, data.env_steps)
         self._bar.refresh()
+
+
+def _own_episodes(trainer: Trainer) -> int:
+    """Episodes that this rank plays in an evaluation."""
+    dataset = data_of(trainer).eval_dataset
+    assert dataset is not None
+    return len(dataset)

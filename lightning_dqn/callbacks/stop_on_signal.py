@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lightning_dqn.callbacks.context import data_of, run_folder
 
@@ -112,7 +111,8 @@ class StopOnSignal(Callback):
             trainer.save_checkpoint(path, weights_only=False)
             said += f", all saved in {path}; `fit --ckpt_path last` goes on from there"
         # not `should_stop`: that would run an evaluation and move counters which were just saved
-        stop = StoppedBySignal(0 if _is_watched(trainer) else 128 + asked)
+        # the first rank's says what happened; who started the others would take it for a failure, and kill all
+        stop = StoppedBySignal(128 + asked if trainer.is_global_zero else 0)
         stop.add_note(said)
         raise stop
 
@@ -130,12 +130,6 @@ class StopOnSignal(Callback):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}
-
-
-def _is_watched(trainer: Trainer) -> bool:
-    """Whether Lightning started this process from the first rank's, and would kill all for another exit code than 0."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
 
 
 def _checkpoint_folder(trainer: Trainer) -> Path:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
 
@@ -50,3 +51,21 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
     finally:
         probe.unlink(missing_ok=True)
+
+
+def check_processes(trainer: Trainer) -> None:
+    """See that what torchrun or srun has started are the ranks of one run: otherwise each would train alone.
+
+    Args:
+        trainer: of the run.
+
+    Raises:
+        ValueError: if they started several processes, and not as many as the trainer has ranks.
+    """
+    starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "srun"
+    started = int(os.environ.get("WORLD_SIZE" if starter == "torchrun" else "SLURM_STEP_NUM_TASKS", "1"))
+    if started > 1 and started != trainer.num_devices * trainer.num_nodes:
+        raise ValueError(
+            f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}: but {starter} has started "
+            f"{started} processes; say how many of them each machine has, and how many machines there are"
+        )

@@ -7,15 +7,16 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -23,20 +24,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_dqn.callbacks import (
     AgentVideo,
     EpisodePlot,
-    EpisodeStatistics,
-    EpisodeWriter,
     EpsilonDecay,
-    FiniteCheck,
     PriorityUpdate,
     RunProgressBar,
-    RunSummary,
     SoftTargetUpdate,
-    StopOnSignal,
 )
-from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
-from lightning_dqn.cli.checks import check_knobs, check_writable
+from lightning_dqn.cli.checks import check_knobs, check_processes, check_writable
+from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
 from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
 from lightning_dqn.cli.optimizers import own_defaults, refuse_knobs_before_class
 from lightning_dqn.cli.runs import (
@@ -56,56 +52,18 @@ from lightning_dqn.module import DQN
 from lightning_dqn.ranks import RankLostError
 from lightning_dqn.secrets import hide_secrets
 
-BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
-
-
-def trainer_defaults() -> dict[str, Any]:
-    """What every run has, its own callbacks included."""
-    return {
-        "callbacks": [
-            EpisodeStatistics(),
-            EpisodeWriter(),
-            RunSummary(),
-            FiniteCheck(),
-            StopOnSignal(),
-            # not `save_on_exception`: that would replace the last good state by one in mid-step
-            ModelCheckpoint(filename="last", enable_version_counter=False),
-        ],
-        "max_epochs": 40,
-        "num_sanity_val_steps": 0,
-        "logger": {
-            "class_path": "lightning.pytorch.loggers.WandbLogger",
-            "init_args": {"project": "lightning_dqn"},
-        },
-    }
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run's folder, and to the loggers, before the first step."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning once a run."""
-        if stage != "fit":
-            return
-        shown = self.config.clone()
-        shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
-        text = self.parser.dump(shown, skip_none=False)
-        (run_folder(trainer) / "config.yaml").write_text(text)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
-
 
 class DQNCLI(LightningCLI):
-    """LightningCLI with the textbook's schedules in place and one folder a run."""
+    """LightningCLI with the textbook's schedules in place and one folder a run; see `main` for its arguments."""
 
-    def __init__(self, args: Any = None) -> None:
+    def __init__(self, args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
         self._first_word = next(iter(sys.argv[1:] if args is None else args), "")
         super().__init__(
             DQN,
             DQNDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=trainer_defaults(),
+            trainer_defaults=trainer_defaults(callbacks),
             seed_everything_default=0,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
@@ -223,6 +181,7 @@ class DQNCLI(LightningCLI):
         plugins = run.trainer.plugins or []
         others = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
+        check_processes(trainer)
         # where the checkpoint lies that is read, so that Lightning takes up the best one from there
         folder = Path(run.ckpt_path).parent if run.ckpt_path else self.folder / "checkpoints"
         path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
@@ -233,7 +192,7 @@ class DQNCLI(LightningCLI):
             relocate_best(self.checkpoint, path)
         if self.subcommand == "fit" and trainer.is_global_zero:
             sweep(folder)
-        if run.ckpt_path:
+        if run.ckpt_path or not self.is_new:
             # of course it is
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         return trainer
@@ -251,8 +210,13 @@ class DQNCLI(LightningCLI):
             rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
 
 
-def main(args: Any = None) -> None:
-    """Run the command line; what the user can mend is said in one line."""
+def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
+    """Run the command line; what the user can mend is said in one line.
+
+    Args:
+        args: its words; None for those of the process.
+        callbacks: of the trainer, beside those that it has anyway.
+    """
     # until the first step nearly all that is made stays: looking for garbage after every 700 objects costs 0.1 s
     gc.set_threshold(50_000)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -261,7 +225,7 @@ def main(args: Any = None) -> None:
         torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
     try:
-        DQNCLI(args)
+        DQNCLI(args, callbacks)
     except (MisconfigurationException, FileNotFoundError, CheckpointError, FloatingPointError) as error:
         refuse(error)
     except BrokenEnvironmentError as fault:
@@ -290,4 +254,5 @@ def main(args: Any = None) -> None:
 def _leave(code: Any) -> NoReturn:
     """End the process; one Ctrl-C more would only make a traceback of it while Python shuts down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code)
+    # W&B's agent takes any other code for a failure, of a run too that it stopped itself, and gives up after three
+    sys.exit(0 if code == 143 and "WANDB_SWEEP_ID" in os.environ else code)

@@ -58,7 +58,8 @@ def with_run_config(words: list[str]) -> list[str]:
     if run is None:
         return words
     config = run / "config.yaml"
-    sys.stderr.write(f"Using {config}, which lies with the checkpoint.\n")
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        sys.stderr.write(f"Using {config}, which lies with the checkpoint.\n")
     return [words[0], "--config", str(config), *words[1:]]
 
 

@@ -33,7 +33,8 @@ def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
         if not is_wandb:
             # no folders below the run's own, unless it goes on: then its old files stay as they are
             args.name, args.version = "", f"resumed_{datetime.now():%Y-%m-%d_%H-%M-%S}" if resumed else ""
-    if not is_wandb or args.offline or args.mode or os.environ.get("WANDB_MODE"):
+    # of several ranks the first one tracks alone
+    if not is_wandb or args.offline or args.mode or os.environ.get("WANDB_MODE") or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return ""
     reason = wandb_unavailable()
     if reason:
@@ -86,6 +87,9 @@ def start_wandb(logger: WandbLogger) -> str:
 
     # Lightning hands on an argument that wandb warns of whatever its value
     logger._wandb_init.pop("anonymous", None)
+    if os.environ.get("WANDB_SWEEP_ID"):
+        # its runs lie in its project, and wandb warns of any other
+        logger._wandb_init.pop("project", None)
     if logger._wandb_init.get("mode") == "offline" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return ""
     try:

@@ -238,7 +238,7 @@ class DQNDataModule(pl.LightningDataModule):
         name = type(self).__qualname__
         state = checkpoint.get(name, {})
         train = state.get("train", {})
-        if not train or (not {"memory", "rows"} & train.keys() and state.get("save_memory", True)):
+        if not train or (not {"memory", "memories"} & train.keys() and state.get("save_memory", True)):
             raise MisconfigurationException(
                 f"The checkpoint has no memory of a {name}, so this run can't go on from it: use the data module that "
                 "it was made with, or start anew from its weights by DQN.load_from_checkpoint"

@@ -140,7 +140,8 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         """Continue where `state_dict` was taken.
 
         Without its environments, these start new episodes, and those that were under way are kept as truncated.
-        Without its memory, this one stays empty and is warmed up anew; in its place may stand rows, of `replay.deal`.
+        Without its memory, this one stays empty and is warmed up anew; in its place may stand those of all ranks of
+        another number, of which this one takes up its share.
 
         Raises:
             CannotRestoreError: if the environments were made in another way.
@@ -150,8 +151,8 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         self._warm_at = state["warm_at"]
         if "memory" in state:
             self.memory.load_state_dict(state["memory"])
-        elif "rows" in state:
-            self.memory.refill(state["rows"])
+        elif "memories" in state:
+            self.memory.refill(state["memories"], rank=self.ranks.rank, world_size=self.ranks.world_size)
         else:
             self._warm_at = self.ranks.env_steps + self.warmup_env_steps
             # as in `state_dict`

@@ -62,7 +62,7 @@ def deal_anew(states: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int) -> d
         seed: of the run.
 
     Returns:
-        A state without environments; in place of a memory it has the stream of rows that this rank takes up.
+        A state without environments; in place of a memory it has those of all, of which this rank takes up a share.
     """
     env_steps = sum(state["env_steps"] for state in states)
     history = {name: torch.cat([state["episodes"][name] for state in states]) for name in states[0]["episodes"]}
@@ -83,7 +83,7 @@ def deal_anew(states: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int) -> d
         dealt["sample_rng"] = np.random.default_rng([seed, ranks.rank, ranks.world_size]).bit_generator.state
     if "memory" in dealt:
         del dealt["memory"]
-        dealt["rows"] = deal([state["memory"] for state in states], ranks.rank, ranks.world_size)
+        dealt["memories"] = [state["memory"] for state in states]
     return dealt
 
 
@@ -104,8 +104,9 @@ def put_back(dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], 
     except CannotRestoreError as error:
         raise MisconfigurationException(f"The checkpoint is of other environments: {error}") from error
     resumed = f"Resumed at {dataset.env_steps} env steps"
-    resumed += f" with {len(dataset.memory)} transitions." if isinstance(dataset, ReplayDataset) else "."
-    if isinstance(dataset, ReplayDataset) and not {"memory", "rows"} & content.keys():
+    of_all = "" if dataset.ranks.alone else " in the share of the first rank"
+    resumed += f" with {len(dataset.memory)} transitions{of_all}." if isinstance(dataset, ReplayDataset) else "."
+    if isinstance(dataset, ReplayDataset) and not {"memory", "memories"} & content.keys():
         resumed += (
             f" The checkpoint leaves the memory out (data.save_memory=false): an empty one warms up for "
             f"{dataset.warmup_env_steps} env steps before updates go on, and environments start new episodes."

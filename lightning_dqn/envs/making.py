@@ -3,9 +3,11 @@
 The start of the way of the data; nothing here knows of memories or networks.
 """
 
+import contextlib
 import copy
 import difflib
 import importlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,6 +154,7 @@ def make_vector_env(
         make: type[VectorEnv[Any, Any, Any]] = SyncVectorEnv if vectorization == "sync" else AsyncVectorEnv
         with _children_deaf_to_ctrl_c():
             envs = make([partial(make_training_env, settings)] * num_envs)  # type: ignore[call-arg]
+        _let_signals_pass_by(envs)
         envs.spec = copy.deepcopy(spec)
         envs.spec.kwargs = dict(settings.env_kwargs)
     mode = envs.metadata.get("autoreset_mode")
@@ -229,6 +232,14 @@ def _children_deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _let_signals_pass_by(envs: VectorEnv[Any, Any, Any]) -> None:
+    """Who ends a run, such as torchrun, may tell all processes at once: those of environments go when the run does."""
+    for process in getattr(envs, "processes", ()):
+        # of children that have begun a program of their own, a system allows it no more; Windows has no groups
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpgid(process.pid, process.pid)
 
 
 def halves_of_step(envs: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any], Any], Callable[[], Any]]:

@@ -1,8 +1,9 @@
 """The memory, and how rows of it are chosen.
 
-Read `memory` (what is stored, and how transitions are made of it), `storage` and `frames` (where observations lie, and
-stacks of them), `samplers` (uniform), then `prioritized` and what it stands on: `sum_tree` in plain numpy, and
-`compiled_tree`, the same made cheap.
+Read `memory` (what is stored, and how transitions are made of it), `storage`, `frames` and `returns` (where
+observations lie, stacks of them, and sums of rewards), `samplers` (uniform), then `prioritized` and what it stands on:
+`sum_tree` in plain numpy, and `compiled_tree`, the same made cheap. Only a run that goes on from a checkpoint has to do
+with `refusal` (of the memory of another run) and `dealing` (of its rows over another number of ranks).
 """
 
 from lightning_dqn.replay.memory import ReplayMemory as ReplayMemory

@@ -5,6 +5,7 @@ rows they are made of is a sampler's choice, where observations lie that of `sto
 envs, n rewards summed, k frames in a stack.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_dqn.replay.dealing import deal
 from lightning_dqn.replay.frames import FrameStacks
+from lightning_dqn.replay.refusal import refuse_other
+from lightning_dqn.replay.returns import sum_rewards
 from lightning_dqn.replay.samplers import SamplerCallable, UniformSampler
 from lightning_dqn.replay.storage import make_storage, stored_form
 from lightning_dqn.replay.transition import AnyTransition, MaskedTransition, Transition
@@ -189,7 +193,7 @@ class ReplayMemory:
         """
         shape, size = (num_updates, batch_size), num_updates * batch_size
         rows, weight = self.sampler.draw(size, num_updates) if num_updates else (np.zeros(0, int), torch.ones(0))
-        reward, discount, last = self._returns(rows)
+        reward, discount, last = sum_rewards(rows, self._rows, self.num_envs, self._gamma_power)
         # one row on stands the next time step of the same environment
         following = last + self.num_envs
         observation, next_observation = self._observed(rows, following, shape)
@@ -217,22 +221,6 @@ class ReplayMemory:
         if self.n_step == 1:
             return self._stacks.take_both(rows, shape)
         return self._stacks.take(rows, shape), self._stacks.take(following, shape)
-
-    def _returns(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Rewards summed from each row on, the discount behind them, and the row of the last reward."""
-        # R = sum_{j < k} gamma^j r_j, where k <= n ends at the episode's end (Hessel et al. 2018, section 3)
-        rewards, terminated, truncated = (self._rows[name] for name in ("reward", "terminated", "truncated"))
-        reward, last = rewards.take(rows), rows
-        if self.n_step == 1:
-            return reward, self._gamma_power[1] * ~terminated.take(rows), rows
-        steps = np.ones_like(rows)
-        for k in range(1, self.n_step):
-            goes_on = ~(terminated[last] | truncated[last])
-            last = np.where(goes_on, (last + self.num_envs) % len(rewards), last)
-            reward = reward + goes_on * self._gamma_power[k] * rewards[last]
-            steps += goes_on
-        # gamma^k (1 - terminated)
-        return reward, self._gamma_power[steps] * ~terminated[last], last
 
     def state_dict(self) -> dict[str, Any]:
         """Stored rows and positions, as tensors and plain values.
@@ -262,7 +250,7 @@ class ReplayMemory:
             ValueError: if the rows are of another shape or type, as with another capacity or number of environments, or
                 were meant for another number of steps or frames, or another sampler.
         """
-        self._refuse_other(state)
+        refuse_other(state, self.state_dict(), type(self.sampler).__name__)
         rows = state["rows"]
         self._observations.load(rows["observation"])
         for name, array in self._written.items():
@@ -272,27 +260,39 @@ class ReplayMemory:
         self._drawable[:] = state["drawable"].numpy()
         self.sampler.load_state_dict(state["sampler"])
 
-    def _refuse_other(self, state: dict[str, Any]) -> None:
-        """Refuse the state of another kind of memory before anything of it is taken over."""
-        # before there was a choice, observations were kept as they were
-        for knob, then in (("n_step", state["n_step"]), ("frame_stack", state.get("frame_stack", 1))):
-            if then != getattr(self, knob):
-                raise ValueError(
-                    f"the checkpoint's memory was filled for data.{knob}={then}, this run has {getattr(self, knob)}: "
-                    "use the value that the checkpoint was made with"
-                )
-        if state["sampler"].keys() != self.sampler.state_dict().keys():
-            raise ValueError(
-                f"the checkpoint's memory had another kind of sampler, this run has {type(self.sampler).__name__}: "
-                "use the data.sampler that the checkpoint was made with"
-            )
-        forms = {name: (array.shape, array.dtype) for name, array in self._written.items()}
-        for name, now in {"observation": (self._observations.shape, self._observations.dtype), **forms}.items():
-            stored = state["rows"][name].numpy()
-            then = ((state["slots"], *stored.shape[1:]), stored.dtype)
-            if then != now:
-                raise ValueError(
-                    f"the checkpoint's memory has {name} rows of {then[1]} {then[0]} (slots, envs, ...), "
-                    f"this run's are {now[1]} {now[0]}: use the memory_capacity and num_envs that the "
-                    "checkpoint was made with"
-                )
+    def refill(self, states: Sequence[dict[str, Any]], *, rank: int, world_size: int) -> None:
+        """Take up a share of the memories of another number of ranks, as if it had been played here; `begin` goes on.
+
+        What a share is made of, and what is lost, is said at `dealing.deal`. A prioritised sampler gets the priorities
+        too, but keeps its own beta and its own draws.
+
+        Args:
+            states: of all those ranks, as `state_dict` gave them; this memory must be new.
+            rank: this one, among as many as there are now.
+            world_size: how many these are.
+
+        Raises:
+            ValueError: as from `load_state_dict`, but that the capacity may be another.
+        """
+        assert not self._steps, "only a new memory takes up a share of others"
+        for state in states:
+            refuse_other(state, self.state_dict() | {"slots": state["slots"]}, type(self.sampler).__name__)
+        priorities, end = np.zeros((self._slots, self.num_envs)), 0
+        # as many as can all be drawn, none for its frame only
+        room = self._slots - self.frame_stack + 1
+        for piece in deal(states, rank=rank, world_size=world_size, slots=room):
+            start, end = end, end + len(piece["playable"])
+            self._observations.load(torch.from_numpy(piece["observation"]), start)
+            for name, array in self._written.items():
+                array[start:end] = piece[name]
+            priorities[start:end] = piece.get("priority", 0.0)
+        # the last row is what was seen last: it stands at the cursor, and the n - 1 before it wait as in `_advance`
+        self._steps = self._cursor = max(end - 1, 0)
+        playable = self._written["playable"][: max(end - self.n_step, 0)]
+        self._drawable[: len(playable)] = playable.sum(1)
+        rows = np.flatnonzero(playable)
+        inherit = getattr(self.sampler, "inherit", None)
+        if inherit is None:
+            self.sampler.add(rows)
+        else:
+            inherit(rows, priorities.ravel()[rows], max(state["sampler"]["largest"] for state in states))

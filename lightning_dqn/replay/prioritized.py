@@ -161,6 +161,21 @@ class PrioritizedSampler:
         factors: NDArray[np.float32] = ratio.astype(np.float32) ** np.float32(self.beta)
         return factors
 
+    def inherit(self, rows: NDArray[np.int64], numbers: NDArray[np.float64], largest: float) -> None:
+        """Make the first rows of all eligible, with the numbers that the trees of other samplers had for them.
+
+        Args:
+            rows: (n,) oldest first.
+            numbers: (n,) p_i^alpha; 0 for rows that had none yet, which enter with the largest.
+            largest: of all numbers that were ever written there.
+        """
+        self._largest = largest
+        leaves = np.zeros(self._capacity)
+        leaves[rows] = np.where(numbers > 0, numbers, largest)
+        self._tree = make_tree(self._capacity)
+        self._tree.load(leaves)
+        self._queue.add(rows)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything the next draws depend on, as tensors and plain values."""
         leaves = np.zeros(self._capacity) if self._tree is None else self._tree.leaves.copy()

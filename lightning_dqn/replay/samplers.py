@@ -15,8 +15,8 @@ from lightning_dqn.replay.row_queue import RowQueue
 class Sampler(Protocol):
     """Chooses rows of the memory. Rows enter and leave in the order of time.
 
-    One that learns from errors also has a `beta` and a `write(rows, priorities)`, and for runs of several ranks
-    `said(minibatches)` and `heard(said)`, see `PrioritizedSampler`.
+    One that learns from errors also has a `beta` and a `write(rows, priorities)`, and for several ranks
+    `said(minibatches)`, `heard(said)` and `inherit(rows, numbers, largest)`, see `PrioritizedSampler`.
     """
 
     def __len__(self) -> int: ...

@@ -60,8 +60,8 @@ class Storage(Protocol):
     def state(self, used: int) -> Tensor:
         """The first slots as a CPU tensor, (used, N, ...): its own where it lies in RAM, a copy elsewhere."""
 
-    def load(self, stored: Tensor) -> None:
-        """Put back what `state` gave."""
+    def load(self, stored: Tensor, start: int = 0) -> None:
+        """Lay (T, N, ...) observations, as `state` gives them, into the slots from one on."""
 
 
 class ArrayStorage:
@@ -102,9 +102,9 @@ class ArrayStorage:
         """The first slots, (used, N, ...), its own."""
         return torch.from_numpy(self._slots[:used])
 
-    def load(self, stored: Tensor) -> None:
-        """Put back what `state` gave."""
-        self._slots[: len(stored)] = stored.numpy()
+    def load(self, stored: Tensor, start: int = 0) -> None:
+        """Lay (T, N, ...) observations, as `state` gives them, into the slots from one on."""
+        self._slots[start : start + len(stored)] = stored.numpy()
 
 
 def check_folder(folder: Path) -> None:
@@ -160,10 +160,10 @@ class TensorStorage:
         """The first slots on the CPU, (used, N, ...): copies, but for a device that is the CPU."""
         return self._slots[:used].cpu()
 
-    def load(self, stored: Tensor) -> None:
-        """Put back what `state` gave."""
+    def load(self, stored: Tensor, start: int = 0) -> None:
+        """Lay (T, N, ...) observations, as `state` gives them, into the slots from one on."""
         # not by way of a second tensor on the device, which may have no room for it
-        self._slots[: len(stored)].copy_(stored)
+        self._slots[start : start + len(stored)].copy_(stored)
 
 
 def make_storage(

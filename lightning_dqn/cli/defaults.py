@@ -1,0 +1,57 @@
+"""What every run of the command line has, asked for or not: callbacks, a logger, its configuration in its folder."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+
+from lightning_dqn.callbacks import EpisodeStatistics, EpisodeWriter, FiniteCheck, RunSummary, StopOnSignal
+from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.secrets import hide_secrets
+
+BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
+
+
+def trainer_defaults(callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """What every run has, its own callbacks included, and more of them."""
+    return {
+        "callbacks": [
+            EpisodeStatistics(),
+            EpisodeWriter(),
+            RunSummary(),
+            FiniteCheck(),
+            *callbacks,
+            StopOnSignal(),
+            # not `save_on_exception`: that would replace the last good state by one in mid-step
+            ModelCheckpoint(filename="last", enable_version_counter=False),
+        ],
+        "max_epochs": 40,
+        "num_sanity_val_steps": 0,
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.WandbLogger",
+            "init_args": {"project": "lightning_dqn"},
+        },
+    }
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run's folder, and to the loggers, before the first step."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let all ranks mean the first one's folder: by their own clocks they have named others, and made none."""
+        trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by Lightning once a run."""
+        if stage != "fit":
+            return
+        shown = self.config.clone()
+        shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
+        text = self.parser.dump(shown, skip_none=False)
+        (run_folder(trainer) / "config.yaml").write_text(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
