@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks.launch import ROOT, answers, progress
 from benchmarks.report import machine
 from benchmarks.scaling.picture import draw
-from benchmarks.scaling.report import Measured, check_table, markdown, messages_table, results
+from benchmarks.scaling.report import Measured, results
+from benchmarks.scaling.tables import check_table, markdown, messages_table
 from benchmarks.scaling.workloads import WORKLOADS
 from benchmarks.settings import AbsentError, Job
 
@@ -87,7 +88,7 @@ def _run(entry: str, job: Job, cores: list[int], world: int | None = None) -> li
     world = world or len(cores)
     jobs = [replace(job, core=core, scratch=tempfile.mkdtemp(dir=job.scratch)) for core in cores]
     port = _free_port()
-    places = [_place(rank, world, port) for rank in range(len(cores))] if world > 1 else None
+    places = [place(rank, world, port) for rank in range(len(cores))] if world > 1 else None
     found = answers(f"benchmarks.scaling.processes:{entry}", jobs, TIMEOUT_S, places)
     for answer in found:
         if "absent" in answer:
@@ -99,7 +100,7 @@ def _run(entry: str, job: Job, cores: list[int], world: int | None = None) -> li
     return found
 
 
-def _place(rank: int, world: int, port: int) -> dict[str, str]:
+def place(rank: int, world: int, port: int) -> dict[str, str]:
     """What Lightning and torch ask the environment for."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}

@@ -1,7 +1,8 @@
-"""What the processes of a measurement do: one rank alone, one that is answered at once, two ranks, bare messages."""
+"""What the processes of a measurement do: one rank alone, one with nobody to wait for, two ranks, bare messages."""
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, distributed
 
 from benchmarks.atari.proof import moved, weights
 from benchmarks.ours import make_trainer
-from benchmarks.scaling.trace import Recorder, TraceClock
+from benchmarks.scaling.trace import COLLECTIVES, Recorder, TraceClock
 from benchmarks.scaling.workloads import WORKLOADS
 from benchmarks.settings import Job, Result
 from lightning_dqn.callbacks import EpisodeStatistics
@@ -25,6 +26,8 @@ REPEATS = 120
 # a rank works for up to so long between two messages, as it does in training: caches cool, cores fall asleep
 WORK_S = 1e-3
 HOPS = 40
+# about what a call takes here; a rank that slept so long computes more slowly at first, as one does that waited
+ANSWER_S = 2e-4
 
 
 def single(job: Job) -> Result:
@@ -33,11 +36,21 @@ def single(job: Job) -> Result:
 
 
 def answered(job: Job) -> Result:
-    """The trace of the first of two ranks, where nobody else is: all calls are answered at once, with nonsense."""
+    """The trace of the first of two ranks, where nobody else is: a call sleeps for a while and answers nonsense."""
     distributed.init_process_group("fake", rank=0, world_size=2)
+    for name in COLLECTIVES:
+        setattr(distributed, name, _after_a_sleep(getattr(distributed, name)))
     # the ranks meet in a group of their own, of gloo, where that is not what they have
     distributed.new_group = lambda **_: distributed.group.WORLD
     return _train(job, devices=2)
+
+
+def _after_a_sleep(call: Callable[..., Any]) -> Callable[..., Any]:
+    def sleeping(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(ANSWER_S)
+        return call(*args, **kwargs)
+
+    return sleeping
 
 
 def together(job: Job) -> Result:

@@ -1,4 +1,4 @@
-"""From traces to results and tables: predictions for all numbers of ranks, and the check of the one for two."""
+"""From traces to results: predictions for all numbers of ranks, and the check of the one for two."""
 
 import shlex
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import BUSY, commit, versions
+from benchmarks.report import commit, versions
 from benchmarks.scaling.model import NETWORKS, Cost, Gloo, Prediction, drawing, fit, halved_at, simulate
 from benchmarks.scaling.trace import COLLECTIVES, Trace
 from benchmarks.scaling.workloads import WORKLOADS
@@ -23,15 +23,6 @@ ASSUMPTIONS = (
     "a hop costs the same whatever the number of ranks; links don't disturb each other",
     "how late a call comes back is as between two ranks",
 )
-# shown of the check; the others follow from them
-CHECKED = {
-    "env_steps_per_s": "env steps/s",
-    "update_ms": "an update, ms",
-    "update_p99_ms": "99 of 100 below",
-    "compute_ms": "an iteration: computes, ms",
-    "messages_ms": "messages",
-    "waiting_ms": "waits for the other",
-}
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Measured:
 
     Attributes:
         single: one rank, by itself.
-        answered: the first of two, whose calls were answered at once.
+        answered: the first of two, whose calls were answered by nobody.
         together: both of two.
     """
 
@@ -181,46 +172,3 @@ def _check(predicted: dict[str, float], measured: dict[str, float]) -> dict[str,
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def messages_table(found: dict[str, Any]) -> str:
-    """What messages cost here."""
-    lines = [f"\nA hop over loopback takes {found['hop_us']:.0f} us; on top of it:\n"]
-    lines += ["| call | fixed, us | MB/s | two ranks, median us by bytes |", "|---|---|---|---|"]
-    for kind, cost in found["messages"].items():
-        medians = ", ".join(f"{int(size):,}: {at['median']:.0f}" for size, at in cost["measured_us"].items())
-        speed = f"{cost['mb_per_s']:,.0f}" if cost["mb_per_s"] else "-"
-        lines.append(f"| {kind} | {cost['fixed_us']:.0f} | {speed} | {medians} |")
-    return "\n".join(lines) + "\n"
-
-
-def check_table(found: dict[str, Any]) -> str:
-    """Two ranks, as predicted and as they were."""
-    lines = ["\nTwo ranks on this machine, predicted / measured (error):\n"]
-    lines += ["| | " + " | ".join(CHECKED.values()) + " |", "|---" * (len(CHECKED) + 1) + "|"]
-    lacking = []
-    for workload in found["workloads"].values():
-        compared = [workload["check"][name] for name in CHECKED]
-        cells = [f"{at['predicted']:.4g} / {at['measured']:.4g} ({at['error']:+.0%})" for at in compared]
-        lines.append(f"| {workload['title']} | " + " | ".join(cells) + " |")
-        had = min(workload["core_shares"])
-        if had < BUSY:
-            lacking.append(f"\n{workload['title']}: a rank alone had {had:.0%} of its core's time.")
-    lines += lacking
-    return "\n".join(lines) + "\n"
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """The README's table."""
-    shown = (1, *WORLDS)
-    lines = ["| | between ranks | " + " | ".join(str(world) for world in shown) + " | an update, ms |"]
-    lines.append("|---" * (len(shown) + 3) + "|")
-    for workload in found["workloads"].values():
-        title = workload["title"]
-        for network, predicted in workload["predicted"].items():
-            ranks = {int(world): row for world, row in predicted["ranks"].items()}
-            cells = [f"{ranks[world]['env_steps_per_s']:,.0f} ({ranks[world]['efficiency']:.0%})" for world in shown]
-            update = " / ".join(f"{ranks[world]['update_ms']:.3g}" for world in (1, 8, 64))
-            lines.append(f"| {title} | {network} | " + " | ".join(cells) + f" | {update} |")
-            title = ""
-    return "\n".join(lines) + "\n"

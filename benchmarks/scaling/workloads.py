@@ -59,5 +59,5 @@ def _pong(job: Job) -> Run:
 WORKLOADS = {
     "textbook": Workload("CartPole, 1 env, 1 update", _textbook, 1_500, 3_000),
     "vector": Workload("CartPole, 16 envs, 16 updates", _vector, 100, 500),
-    "pong": Workload("Pong, 4 envs, 1 update", _pong, 20, 150),
+    "pong": Workload("Pong, 4 envs, 1 update", _pong, 20, 300),
 }

@@ -1,0 +1,85 @@
+"""Results in Markdown: for the terminal what was measured, for the README what is predicted."""
+
+import textwrap
+from typing import Any
+
+from benchmarks.report import BUSY
+
+# of the check; the other figures follow from them
+CHECKED = {
+    "env_steps_per_s": "env steps/s",
+    "update_ms": "an update, ms",
+    "update_p99_ms": "99 of 100 below",
+    "compute_ms": "an iteration: computes, ms",
+    "messages_ms": "messages",
+    "waiting_ms": "waits for the other",
+}
+# ranks whose updates are shown
+UPDATES_OF = (1, 8, 64)
+MOST = 64
+README_WIDTH = 120
+
+
+def messages_table(found: dict[str, Any]) -> str:
+    """What messages cost here."""
+    lines = [f"\nA hop over loopback takes {found['hop_us']:.0f} us; on top of it:\n"]
+    lines += ["| call | fixed, us | MB/s | two ranks, median us by bytes |", "|---|---|---|---|"]
+    for kind, cost in found["messages"].items():
+        medians = ", ".join(f"{int(size):,}: {at['median']:.0f}" for size, at in cost["measured_us"].items())
+        speed = f"{cost['mb_per_s']:,.0f}" if cost["mb_per_s"] else "-"
+        lines.append(f"| {kind} | {cost['fixed_us']:.0f} | {speed} | {medians} |")
+    return "\n".join(lines) + "\n"
+
+
+def check_table(found: dict[str, Any]) -> str:
+    """Two ranks, as predicted and as they were."""
+    lines = ["\nTwo ranks on this machine, predicted / measured (error):\n"]
+    lines += ["| | " + " | ".join(CHECKED.values()) + " |", "|---" * (len(CHECKED) + 1) + "|"]
+    lacking = []
+    for workload in found["workloads"].values():
+        compared = [workload["check"][name] for name in CHECKED]
+        cells = [f"{at['predicted']:.4g} / {at['measured']:.4g} ({at['error']:+.0%})" for at in compared]
+        lines.append(f"| {workload['title']} | " + " | ".join(cells) + " |")
+        had = min(workload["core_shares"])
+        if had < BUSY:
+            lacking.append(f"\n{workload['title']}: a rank alone had {had:.0%} of its core's time.")
+    return "\n".join(lines + lacking) + "\n"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """What the README has: a line for each run and network, and how far the prediction for two ranks was off."""
+    worlds = list(next(iter(found["workloads"].values()))["predicted"][found["networks"][0]["name"]]["ranks"])
+    head = ["ranks", "between them", *map(str, worlds), "below half", "messages, waiting", "an update, ms"]
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for workload in found["workloads"].values():
+        title = workload["title"]
+        for network, predicted in workload["predicted"].items():
+            lines.append(_row([title, network, *_cells(predicted)]))
+            title = ""
+    return "\n".join([*lines, "", *_checks(found)]) + "\n"
+
+
+def _cells(predicted: dict[str, Any]) -> list[str]:
+    """Rates of all numbers of ranks, where they lose half, what 64 lose it to, and the time of an update."""
+    ranks = {int(world): row for world, row in predicted["ranks"].items()}
+    rates = [f"{row['env_steps_per_s']:,.0f} ({row['efficiency']:.0%})" for row in ranks.values()]
+    halved = f"from {predicted['halved_at']}" if predicted["halved_at"] else "never"
+    lost = ", ".join(f"{ranks[MOST][part] / ranks[MOST]['iteration_ms']:.0%}" for part in ("messages_ms", "waiting_ms"))
+    return [*rates, halved, lost, " / ".join(f"{ranks[world]['update_ms']:.3g}" for world in UPDATES_OF)]
+
+
+def _checks(found: dict[str, Any]) -> list[str]:
+    """What two ranks really did, run by run, in lines as long as the README's."""
+    checks = [workload["check"] for workload in found["workloads"].values()]
+    said = []
+    for name, unit, style in (("env_steps_per_s", "env steps/s", ",.0f"), ("update_ms", "ms an update", ".3g")):
+        compared = [check[name] for check in checks]
+        measured = " / ".join(f"{at['measured']:{style}}" for at in compared)
+        errors = " / ".join(f"{at['error']:+.0%}" for at in compared)
+        said.append(f"{measured} {unit} (predicted: {errors})")
+    text = f"Two real ranks on two cores made {said[0]}, at {said[1]}."
+    return textwrap.wrap(text, README_WIDTH, break_on_hyphens=False)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
