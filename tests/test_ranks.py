@@ -19,16 +19,18 @@ JOB = {"num_envs": 2, "updates_per_iteration": 2, "epoch_env_steps": 600, "memor
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """What two ranks brought back from four fits: plain, compiled, prioritised, and with updates by Lightning."""
+    """What two ranks brought back from five fits, as they are named here."""
     jobs = [
         {"name": "plain", **JOB},
         {"name": "compiled", **JOB, "compile": True, "limits": {"max_steps": 2000, "max_epochs": -1}},
         {"name": "prioritized", **JOB, "prioritized": True},
         {"name": "by Lightning", **JOB, "watched": True},
+        {"name": "plain and long", **JOB, "limits": {"max_steps": 2000, "max_epochs": -1}},
     ]
     both = run(tmp_path_factory.mktemp("two"), "fits", jobs=jobs)
     return {
-        job: [ours[i] for ours in both] for i, job in enumerate(("plain", "compiled", "prioritized", "by Lightning"))
+        job: [ours[i] for ours in both]
+        for i, job in enumerate(("plain", "compiled", "prioritized", "by Lightning", "plain and long"))
     }
 
 
@@ -68,11 +70,11 @@ def test_updates_by_lightnings_calls_are_the_same_as_ours(two_ranks):
     assert ours["digests"] == theirs["digests"]
 
 
-@pytest.mark.parametrize("job", ["plain", "compiled", "prioritized", "by Lightning"])
+@pytest.mark.parametrize("job", ["plain", "compiled", "prioritized", "by Lightning", "plain and long"])
 def test_both_nets_stay_equal_to_the_bit(two_ranks, job):
     one, other = two_ranks[job]
     assert one["digests"] == other["digests"]
-    assert len(one["digests"]) >= (20 if job == "compiled" else 5)
+    assert len(one["digests"]) >= (20 if job in ("compiled", "plain and long") else 5)
     # and they do learn
     assert len(set(one["digests"])) == len(one["digests"])
     assert one["compiled"] == (job == "compiled")
