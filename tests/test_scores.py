@@ -119,6 +119,16 @@ def test_results_are_merged_seed_by_seed_and_other_settings_replace_them():
     assert list(scores["environments"]["cartpole"]["variants"]["dqn"]["seeds"]) == ["1"]
 
 
+def test_what_the_results_hold_is_not_run_again_unless_its_settings_changed():
+    one, other = runs_of(["cartpole"], ["dqn"], 2)
+    [double] = runs_of(["cartpole"], ["double"], 1)
+    assert not report.holds({}, one)
+    scores = report.merge({}, [(one, result(one, 400.0))], {})
+    assert [report.holds(scores, run) for run in (one, other, double)] == [True, False, False]
+    scores = report.merge({}, [(one, result(one, 400.0, key="of other settings"))], {})
+    assert not report.holds(scores, one)
+
+
 def test_all_environments_count_alike_in_the_whole(tmp_path):
     runs = runs_of(EVERY, ["dqn"], 1)
     scores = report.merge({}, [(run, result(run, run.environment.published)) for run in runs[:3]], {})

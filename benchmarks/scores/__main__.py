@@ -3,7 +3,8 @@
 Every run is `python -m lightning_dqn fit --config ...` with a variant's words, then `test` of its `last.ckpt` over 100
 fresh greedy episodes; the best checkpoint is never looked at. Results go to benchmarks/results/scores.json and
 scores.png, beside what is there. Ctrl-C stops; the same command goes on, since finished runs are kept in the work
-folder and repeated only where their settings have changed.
+folder, and not repeated either where the results hold them already: only where settings have changed. Another --out
+begins anew.
 """
 
 import argparse
@@ -64,8 +65,9 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, _stop)
     results = {run: result for run in runs if (result := finished(given.work, run)) is not None}
-    due = [run for run in runs if run not in results]
-    _say(f"{len(runs)} runs, {len(results)} of them finished before")
+    before = report.load(given.out / "scores.json")
+    due = [run for run in runs if run not in results and not report.holds(before, run)]
+    _say(f"{len(runs)} runs, {len(runs) - len(due)} of them finished before")
     failed, interrupted = [], False
     # the last cores are the least used by others
     runner = Runner(given.work, available_cores()[-given.jobs :], given.timeout)

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.launch import ROOT
 from benchmarks.report import versions
 from benchmarks.scores.plan import ENVIRONMENTS, VARIANTS, Environment, Run
-from benchmarks.scores.runs import EPISODES, Result, write
+from benchmarks.scores.runs import EPISODES, Result, key, write
 from benchmarks.scores.statistics import normalized, summary
 
 PROTOCOL = (
@@ -36,6 +36,13 @@ def entry(result: Result) -> dict[str, Any]:
         "command": result["command"],
         "curve": [[env_steps, round(value, 2)] for env_steps, value in result["curve"]],
     }
+
+
+def holds(scores: Scores, run: Run) -> bool:
+    """Whether a run with these settings is among the results, wherever it was made."""
+    variants = scores.get("environments", {}).get(run.environment.name, {}).get("variants", {})
+    variant = variants.get(run.variant.name, {"key": None, "seeds": {}})
+    return variant["key"] == key(run) and str(run.seed) in variant["seeds"]
 
 
 def merge(scores: Scores, results: Iterable[tuple[Run, Result]], where: dict[str, Any]) -> Scores:
