@@ -79,34 +79,47 @@ def prefer_fused(optimizer: torch.optim.Optimizer) -> None:
             group["fused"] = True
 
 
-def lean_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
-    """What `optimizer.step()` does, without its wrapper where that costs more than the arithmetic.
+class FusedStep:
+    """A step of fused Adam or AdamW on one vector: the kernel itself, on the optimizer's own state.
 
-    For fused Adam and AdamW on one vector the kernel itself is called, on the optimizer's own state, so that its
-    `state_dict` is what it always is. All others, and those with hooks, take their own step.
+    Args:
+        optimizer: one of these; its `state_dict` is what it always is.
+        recorded: whether the step may be recorded as a CUDA graph: all that changes from step to step then lies in
+            tensors, the learning rate too.
     """
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    group = optimizer.param_groups[0]
-    plain = not (group.get("capturable") or group.get("differentiable") or isinstance(group.get("lr"), Tensor))
-    lean = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(group["params"]) == 1
-    if hooks or not (lean and plain and group.get("fused")):
-        return optimizer.step
-    [vector] = group["params"]
-    on_cpu = vector.device.type == "cpu"
-    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
 
-    def step() -> None:  # as the optimizer's own
-        state = optimizer.state[vector]
+    def __init__(self, optimizer: torch.optim.Optimizer, *, recorded: bool = False) -> None:
+        self._optimizer = optimizer
+        [self._group] = optimizer.param_groups
+        [self._vector] = self._group["params"]
+        self._kernel = torch._fused_adamw_ if self._group["decoupled_weight_decay"] else torch._fused_adam_
+        self._counts_in_numpy = self._vector.device.type == "cpu" and not recorded
+        self._rate = torch.tensor(float("nan"), device=self._vector.device) if recorded else None
+        self._known_rate = float("nan")
+
+    def constants(self) -> tuple[Any, ...]:
+        """What a step reads beside its tensors, and where these lie; the learning rate is laid into one first."""
+        group = self._group
+        if self._rate is not None and group["lr"] != self._known_rate:
+            self._known_rate = group["lr"]
+            self._rate.fill_(self._known_rate)
+        numbers = (group[name] for name in ("amsgrad", "betas", "weight_decay", "eps", "maximize"))
+        return *numbers, *(tensor.data_ptr() for tensor in self._optimizer.state[self._vector].values())
+
+    def __call__(self) -> None:
+        """Move the vector by its gradient."""
+        vector, group = self._vector, self._group
+        state = self._optimizer.state[vector]
         if not state:
             # the first step makes the state
-            optimizer.step()
+            self._optimizer.step()
             return
-        if on_cpu:
+        if self._counts_in_numpy:
             # a number, in numpy's hands a tenth of the cost
             np.add(count := state["step"].numpy(), 1, out=count)
         else:
             state["step"] += 1
-        kernel(
+        self._kernel(
             [vector.data],
             [vector.grad],
             [state["exp_avg"]],
@@ -114,7 +127,7 @@ def lean_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
             [state["max_exp_avg_sq"]] if group["amsgrad"] else [],
             [state["step"]],
             amsgrad=group["amsgrad"],
-            lr=group["lr"],
+            lr=group["lr"] if self._rate is None else self._rate,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             weight_decay=group["weight_decay"],
@@ -122,4 +135,20 @@ def lean_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
             maximize=group["maximize"],
         )
 
-    return step
+
+def lean_step(optimizer: torch.optim.Optimizer, *, recorded: bool = False) -> Callable[[], Any]:
+    """What `optimizer.step()` does, without its wrapper where that costs more than the arithmetic.
+
+    Fused Adam and AdamW on one vector get a `FusedStep`; all others, and those with hooks, take their own step.
+
+    Args:
+        optimizer: any.
+        recorded: as in `FusedStep`.
+    """
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    group = optimizer.param_groups[0]
+    plain = not (group.get("capturable") or group.get("differentiable") or isinstance(group.get("lr"), Tensor))
+    lean = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(group["params"]) == 1
+    if hooks or not (lean and plain and group.get("fused")):
+        return optimizer.step
+    return FusedStep(optimizer, recorded=recorded)

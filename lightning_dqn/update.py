@@ -2,7 +2,7 @@
 
 `module.DQN` owns the equations; this file makes them cheap. Parameters lie in one vector, see `flat`; where nobody
 watches the steps of an update, they follow each other without Lightning's calls between them. `optimizers` makes its
-last step cheaper still, `compilation` its first.
+last step cheaper still, `compilation` its first, and on a GPU `graphs` makes one launch of both.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lightning_dqn.compilation import Change, Gradient, Loss, compiling_pays, try_to_compile
 from lightning_dqn.flat import FlatParameters
-from lightning_dqn.optimizers import lean_step
+from lightning_dqn.graphs import GraphedCall, Recorder, record_cuda_graph
+from lightning_dqn.optimizers import FusedStep, lean_step
 from lightning_dqn.ranks import mean_over_ranks
 from lightning_dqn.shares import check_plugin
 
@@ -52,6 +53,7 @@ class LeanUpdate:
         optimizer: of the policy net's vector, as Lightning wraps it: its counters are the update clock.
         finish: what remains to be done to a gradient, such as clipping.
         compiled: whether the gradient is.
+        record: what makes one launch of all the kernels of an update, if that shall be done.
     """
 
     def __init__(
@@ -62,25 +64,47 @@ class LeanUpdate:
         *,
         finish: list[Change],
         compiled: bool,
+        record: Recorder | None = None,
     ) -> None:
         self.compiled = compiled
         self._gradient = gradient
         self._vector, self._values, self._target_values = flat[0].vector, flat[0].values, flat[1].values
         self._optimizer = optimizer
-        self._step = lean_step(optimizer.optimizer)
         self._finish = finish
+        self._work: Callable[..., tuple[Tensor, ...]] = self._find
+        self._step = step = lean_step(optimizer.optimizer, recorded=record is not None)
+        if record is not None and isinstance(step, FusedStep):
+
+            def find_and_step(*fields: Tensor) -> tuple[Tensor, ...]:
+                results = self._find(*fields)
+                step()
+                return results
+
+            self._work, self._step = GraphedCall(find_and_step, constants=step.constants, record=record), _nothing
+        elif record is not None:
+            # other optimizers look at numbers in each step, which stays apart
+            self._work = GraphedCall(self._find, constants=tuple, record=record)
 
     def __call__(self, batch: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
-        gradient, *results = self._gradient(self._values, self._target_values, *batch)
-        for change in self._finish:
-            gradient = change(gradient)
-        self._vector.grad = gradient
+        results = self._work(*batch)
         # LightningOptimizer.step, but for closures and hooks that nobody asks of such an update
         self._optimizer._on_before_step()
         self._step()
         self._optimizer._on_after_step()
+        return results
+
+    def _find(self, *fields: Tensor) -> tuple[Tensor, ...]:
+        """Lay the gradient where the optimizer takes it; the parts of the loss."""
+        gradient, *results = self._gradient(self._values, self._target_values, *fields)
+        for change in self._finish:
+            gradient = change(gradient)
+        self._vector.grad = gradient
         return tuple(results)
+
+
+def _nothing() -> None:
+    """For a step that was made already."""
 
 
 class LightningUpdate:
@@ -160,7 +184,9 @@ def choose_update(
     elif compiled:
         finish = []
     optimizer: Any = module.optimizers()
-    return LeanUpdate(gradient, flat, optimizer, finish=finish, compiled=compiled)
+    # ranks wait for each other in the middle of an update
+    record = record_cuda_graph if compiled and not several and module.device.type == "cuda" else None
+    return LeanUpdate(gradient, flat, optimizer, finish=finish, compiled=compiled, record=record)
 
 
 def reduces_plainly(trainer: Trainer) -> bool:
