@@ -104,7 +104,8 @@ def differences(one, other, path=""):
 def play(checkpoint, steps=50):
     """What the environments of a checkpoint show in their next steps, as bytes."""
     knobs, under_way = checkpoint["DQNDataModule"]["knobs"], checkpoint["DQNDataModule"]["train"]["under_way"]
-    envs = make_vector_env(EnvSettings(knobs["env_id"]), knobs["num_envs"], knobs["vectorization"])
+    settings = EnvSettings(knobs["env_id"], frame_stack=knobs["frame_stack"])
+    envs = make_vector_env(settings, knobs["num_envs"], knobs["vectorization"])
     restore(envs, under_way["envs"])
     rng = np.random.default_rng(0)
     shown = []

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv
+from toys import through_a_checkpoint
 
 from lightning_dqn import DQNDataModule
 from lightning_dqn.data.player import Player
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
 from lightning_dqn.replay import ReplayMemory
+from lightning_dqn.snapshots import CannotRestoreError, prove, restore, snapshot
 
 CLASSICAL = {"repeat_action_probability": 0.0, "noop_max": 0}
 BREAKOUT = EnvSettings("ALE/Breakout-v5", CLASSICAL, frame_stack=4)
@@ -206,3 +208,64 @@ def test_wrappers_and_stacks_are_the_same_in_play_and_in_evaluation():
     assert envs.step(np.array([0, 0]))[1].tolist() == [10, 10]
     with pytest.raises(ValueError, match="wrappers and frame_stack are for single environments; use sync or async"):
         make_vector_env(settings, 2, "vector_entry_point")
+
+
+def step_on(games, actions):
+    """All that steps show, to the bit."""
+    return [[part.tobytes() for part in games.step(np.array(action))[:4]] for action in actions]
+
+
+@pytest.mark.parametrize(("env_id", "before", "after"), [("ALE/Pong-v5", 60, 100), ("ALE/Breakout-v5", 100, 200)])
+def test_games_that_are_stepped_one_by_one_go_on_to_the_bit(env_id, before, after):
+    # sticky actions, up to 30 no-ops at a start
+    settings = EnvSettings(env_id, frame_stack=4)
+    games, again = (make_vector_env(settings, 2, "sync") for _ in range(2))
+    actions = np.random.default_rng(0).integers(4, size=(before + after, 2))
+    games.reset(seed=3)
+    step_on(games, actions[:before])
+    state = through_a_checkpoint(snapshot(games))
+    expected = step_on(games, actions[before:])
+    # in the midst of something else
+    again.reset(seed=4)
+    step_on(again, actions[:20])
+    restore(again, state)
+    assert step_on(again, actions[before:]) == expected
+    if env_id == "ALE/Breakout-v5":
+        ends = [np.frombuffer(ended, np.bool_) for _, _, ended, _ in expected]
+        assert np.all(np.sum(ends, axis=0) >= 1), "lives were lost, games began anew"
+    # and nothing else would have done
+    again.reset(seed=3)
+    assert step_on(again, actions[before:]) != expected
+
+
+@pytest.mark.parametrize(
+    ("env_id", "stickiness"), [("ALE/Qbert-v5", 0.0), ("ALE/TicTacToe3D-v5", 0.0), ("ALE/Pong-v5", 0.9)]
+)
+def test_what_an_emulator_leaves_out_of_its_state_goes_on_to_the_bit(env_id, stickiness):
+    # what it draws lines by, or the action that sticks
+    settings = EnvSettings(env_id, {"frameskip": 1, "noop_max": 0, "repeat_action_probability": stickiness})
+    games, again = (make_vector_env(settings, 1, "sync") for _ in range(2))
+    actions = np.random.default_rng(0).integers(6, size=(75, 1)) % games.single_action_space.n
+    games.reset(seed=0)
+    for moment in range(0, 75, 15):
+        step_on(games, actions[moment : moment + 9])
+        restore(again, snapshot(games))
+        rest = actions[moment + 9 : moment + 15]
+        assert step_on(again, rest) == step_on(games, rest), moment
+
+
+def test_only_games_that_are_stepped_one_by_one_are_proved():
+    settings = EnvSettings("ALE/Breakout-v5", frame_stack=4)
+    assert prove(lambda: make_vector_env(settings, 2, "sync"), seed=0) is None
+    assert "ALEVectorInterface: state that is not in" in prove(lambda: make_vector_env(settings, 2), seed=0)
+    # an old id, by which a game comes without our protocol
+    said = prove(lambda: make_vector_env(EnvSettings("PongNoFrameskip-v4"), 1), seed=0)
+    assert "can't be written into a snapshot" in said
+
+
+def test_a_snapshot_of_another_game_is_refused():
+    ids, all_actions = ("ALE/Pong-v5", "ALE/Breakout-v5"), {"full_action_space": True}
+    pong, breakout = (make_vector_env(EnvSettings(env_id, all_actions), 1, "sync") for env_id in ids)
+    pong.reset(seed=0)
+    with pytest.raises(CannotRestoreError, match=r"LoggedEmulator: the snapshot is of pong\.bin, this is breakout"):
+        restore(breakout, snapshot(pong))

@@ -25,6 +25,7 @@ from test_replay_dataset import (
     transitions,
     written_by,
 )
+from torch import nn
 
 from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler
 from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
@@ -99,6 +100,30 @@ def test_case_01_the_comparison_would_show_another_seed(tmp_path):
         fit(tmp_path / name, seed=seed)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "one" / "epoch1.ckpt", tmp_path / "other" / "epoch1.ckpt")
+
+
+class Glance(nn.Module):
+    """A quick network that sees one pixel in 49."""
+
+    def __init__(self, observation_space, num_actions):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(observation_space.shape[0] * 144, num_actions))
+
+    def forward(self, observation):
+        return self.layers(observation[:, :, ::7, ::7] / 255)
+
+
+@pytest.mark.learning
+def test_case_01_games_that_are_stepped_one_by_one_go_on_exactly_from_an_epochs_end_and_from_mid_run(tmp_path, notes):
+    # sticky actions; a game of random play takes 100 to 300 env steps
+    knobs = {"env_id": "ALE/Breakout-v5", "vectorization": "sync", "num_envs": 2, "frame_stack": 4, "network": Glance}
+    knobs |= {"epoch_env_steps": 600, "eval_max_steps": 20}
+    fit(tmp_path / "whole", **knobs)
+    for part in ("epoch0", "mid444"):
+        fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
+        assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    assert [line.endswith(" transitions.") for line in said] == [True, True], "nothing that is not exact"
 
 
 @pytest.mark.parametrize("compile", [slow(True), "auto"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections import deque
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -378,6 +379,39 @@ class Breaking(Toy):
         if self.value > 20:
             raise RuntimeError("the wheel came off")
         return 0.0
+
+
+class Apart(Toy):
+    """Keeps an iterator out of snapshots, and makes it anew by how far it was."""
+
+    not_in_snapshots: ClassVar = {"numbers"}
+
+    def __init__(self, value):
+        super().__init__(value)
+        self.numbers, self.drawn = itertools.count(), 0
+
+    def draw(self):
+        self.drawn += 1
+        return next(self.numbers)
+
+    def catch_up(self):
+        if self.drawn != self.value:
+            raise ValueError(f"{self.drawn} is not {self.value}")
+        self.numbers = itertools.count(self.drawn)
+
+
+def test_what_an_object_keeps_out_of_a_snapshot_it_sees_to_itself():
+    envs, again = toys(5, toy=Apart), toys(5, toy=Apart)
+    envs.reset(seed=0)
+    again.reset(seed=0)
+    actions = [np.zeros(1, dtype=np.int64)] * 5
+    while envs.envs[0].drawn < 5:
+        play(envs, actions[:1])
+    restore(again, through_a_checkpoint(snapshot(envs)))
+    assert next(again.envs[0].numbers) == 5
+    play(envs, actions)
+    with pytest.raises(CannotRestoreError, match=r"Apart: \d+ is not 5"):
+        restore(again, snapshot(envs))
 
 
 def test_what_is_refused_or_breaks_is_a_sentence_of_the_proof():

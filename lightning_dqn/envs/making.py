@@ -23,7 +23,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformReward
 
-from lightning_dqn.envs.atari import GameProtocol, make_game, make_games
+from lightning_dqn.envs.atari import GameProtocol, LoggedEmulator, make_game, make_games
 from lightning_dqn.envs.single import SingleVectorEnv
 from lightning_dqn.secrets import hide_in_text, hide_secrets
 
@@ -179,6 +179,8 @@ def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
             "data.env_kwargs.episodic_life=true: a game goes on after a lost life in its own vector form only; use "
             "vectorization=auto"
         )
+    game: Any = env.unwrapped
+    game.ale = LoggedEmulator(game.ale)
     return TransformReward(env, _clip_reward) if protocol.reward_clipping else env
 
 

@@ -10,6 +10,7 @@ can't be changed in place is written where it is used:
 The table is JSON: quick to write and to read, and nothing but plain values can be in it.
 Objects are not made anew at a restore: their attributes are put into the object at the same place in an environment
 made in the same way. So a snapshot names types, to compare them, but never brings one to life.
+Attributes that a class names in `not_in_snapshots` stay out; its method `catch_up` puts them right after a restore.
 """
 
 import json
@@ -100,9 +101,10 @@ def constant_name(value: object) -> str | None:
 
 
 def is_argument(owner: object, name: str, value: object) -> bool:
-    """Whether an attribute only says how its owner was made, so that another one made in the same way has it too."""
+    """Whether an attribute stays out: another owner made in the same way has it too, or its `catch_up` sees to it."""
     in_space = type(owner).__module__.startswith("gymnasium.spaces.") and isinstance(value, (np.ndarray, frozenset))
-    return in_space or name in _ARGUMENTS or isinstance(value, EnvSpec)
+    own = name in getattr(type(owner), "not_in_snapshots", ())
+    return in_space or own or name in _ARGUMENTS or isinstance(value, EnvSpec)
 
 
 class _Encoder:

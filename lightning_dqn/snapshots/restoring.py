@@ -46,7 +46,7 @@ def restore(envs: VectorEnv[Any, Any, Any], state: dict[str, Any]) -> None:
         state: what `snapshot` gave.
 
     Raises:
-        CannotRestoreError: if they were made in another way; they are left reset then.
+        CannotRestoreError: if they were made in another way; they have to be reset then.
     """
     if state["version"] != VERSION:
         raise CannotRestoreError(
@@ -167,6 +167,17 @@ class _Restorer:
                 self._made[index].set_state(self._decode(content[1]))
             elif tag == "random":
                 self._made[index].setstate(self._decode(content[0]))
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Let objects see to those of their attributes that their class names in `not_in_snapshots`."""
+        for index, (tag, *_) in enumerate(self._nodes):
+            made = self._made[index]
+            if tag == "object" and getattr(type(made), "not_in_snapshots", ()):
+                try:
+                    made.catch_up()
+                except ValueError as error:
+                    raise CannotRestoreError(f"{type_name(made)}: {error}") from error
 
     def _make(self, index: int) -> Any:
         """The thing a node stands for, still empty if it is something to be filled."""
