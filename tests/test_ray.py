@@ -84,8 +84,10 @@ def test_ray_is_told_the_score_and_given_a_checkpoint_that_opens(run):
     score, checkpoint = re.search(r"^return (\d+\.\d), (\S+)$", text, re.MULTILINE).groups()
     # a policy that acts by chance lasts 20 steps or so
     assert float(score) > 60
-    [kept] = (folder / "runs" / "ray" / "cartpole").glob("checkpoint_*/")
+    *left_over, kept = sorted((folder / "runs" / "ray" / "cartpole").glob("checkpoint_*/"))
     assert kept == Path(checkpoint)
+    # of all others Ray forgets but one whose report a worker's death cut short
+    assert len(left_over) <= 1
     content = AtomicCheckpointIO().load_checkpoint(kept / "checkpoint.ckpt")
     assert content["epoch"] == 3
     assert len(content["DQNDataModule"]["train"]["memory"]["rows"]) > 0
