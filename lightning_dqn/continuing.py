@@ -93,7 +93,30 @@ def generators_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def set_generators(state: dict[str, Any], device: torch.device) -> None:
+def start_generators(state: dict[str, Any] | None, device: torch.device, *, rank: int, updates: int) -> None:
+    """Set the generators for a fit that begins or goes on.
+
+    All ranks of a new run have been given the same seed, by which their networks are equal; what they draw from here on
+    shall differ. Nor shall a run that goes on without its generators draw what it began with.
+
+    Args:
+        state: what `generators_state` gave, if that is known.
+        device: that is trained on.
+        rank: this one.
+        updates: that the run has made.
+    """
+    if state is not None:
+        _set_generators(state, device)
+    elif rank or updates:
+        for_torch, for_python, for_numpy = np.random.SeedSequence([torch.initial_seed(), rank, updates]).generate_state(
+            3
+        )
+        torch.manual_seed(int(for_torch))
+        random.seed(int(for_python))
+        np.random.seed(for_numpy)
+
+
+def _set_generators(state: dict[str, Any], device: torch.device) -> None:
     """Put the generators back where `generators_state` found them; one of a device only on a device of that kind.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, optim
 
@@ -50,6 +51,14 @@ def learner_in_words(
         "spaces": {"observation_space": str(observation_space), "action_space": str(action_space)},
         "knobs": {name: str(value) for name, value in {**knobs, **named}.items()},
     }
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """A hash of all tensors, by which ranks see whether they have the same."""
+    found = hashlib.sha256()
+    for tensor in state.values():
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def check_positive(**knobs: float | None) -> None:

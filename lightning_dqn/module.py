@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_dqn.acting import act
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.continuing import generators_state, prepare_to_go_on, prepare_to_save, set_generators
+from lightning_dqn.continuing import generators_state, prepare_to_go_on, prepare_to_save, start_generators
 from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.fingerprint import check_positive, learner_in_words, refuse_foreign
 from lightning_dqn.flat import Pair, make_optimizer, move_net
@@ -186,10 +186,9 @@ class DQN(pl.LightningModule):
         self._after_update = find_schedules(self.trainer, has_target=self.target_net is not None)
 
     def on_train_start(self) -> None:
-        """Put the generators back where a run that goes on left them, at the last moment before they are drawn from."""
-        if self._generators is not None:
-            set_generators(self._generators, self.device)
-            self._generators = None
+        """Let each rank draw its own numbers, or those that are due where a run goes on, from this moment."""
+        start_generators(self._generators, self.device, rank=self.global_rank, updates=self.trainer.global_step)
+        self._generators = None
 
     def training_step(self, batch: AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
         """Make U updates, one a minibatch.

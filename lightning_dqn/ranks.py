@@ -3,14 +3,36 @@
 The data side meets after each iteration's play; of the learner only gradients travel, one an update. Legend: W ranks.
 """
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+
+
+def processes_started() -> tuple[str, int]:
+    """Who has started this process, torchrun or srun, and with how many others; one if neither has."""
+    starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "srun"
+    return starter, int(os.environ.get("WORLD_SIZE" if starter == "torchrun" else "SLURM_STEP_NUM_TASKS", "1"))
+
+
+def check_networks(module: nn.Module) -> None:
+    """Refuse layers that would go astray on each rank: only gradients are shared.
+
+    Raises:
+        MisconfigurationException: naming the layer.
+    """
+    for name, layer in module.named_modules():
+        if getattr(layer, "track_running_stats", False):
+            raise MisconfigurationException(
+                f"{name} is a {type(layer).__name__}, whose running statistics would differ from rank to rank: train "
+                "on one device, or use layer norm"
+            )
 
 
 class RankLostError(RuntimeError):
@@ -116,6 +138,12 @@ class Ranks:
         """What each rank has, in their order: plain values and tensors; called on all."""
         heard: list[Any] = [None] * self.world_size
         distributed.all_gather_object(heard, own, group=self._cpu_group())
+        return heard
+
+    def bring_to_first(self, own: Any) -> list[Any]:
+        """As `gather`, but only the first rank hears it, and the others nothing: for what is large."""
+        heard: list[Any] = [None] * self.world_size if self.rank == 0 else []
+        distributed.gather_object(own, heard or None, group=self._cpu_group())
         return heard
 
     def _cpu_group(self) -> Any:

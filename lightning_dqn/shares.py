@@ -11,8 +11,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-# where a checkpoint names the shares of the other ranks, as paths
-SHARES = "shares"
+from lightning_dqn.fingerprint import digest
+
+# where a checkpoint names the shares of the other ranks, as paths; in its file it does so within ENTRY
+SHARES, ENTRY = "shares", "lightning_dqn"
+REMEDY = "use Trainer(plugins=[lightning_dqn.checkpoint_io.AtomicCheckpointIO()])"
 
 
 def check_plugin(trainer: Trainer) -> None:
@@ -55,12 +58,20 @@ def take_up_share(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 
     Raises:
         CheckpointError: if a share is missing or damaged.
+        MisconfigurationException: if another rank has read another checkpoint, or it was read without its shares.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if SHARES in checkpoint.get(ENTRY, {}):
+        raise MisconfigurationException(
+            f"The checkpoint is of several ranks, of which {type(trainer.strategy.checkpoint_io).__name__} knows the "
+            f"first alone: {REMEDY}"
+        )
     paths = checkpoint.get(SHARES, [])
     then, now = 1 + len(paths), trainer.world_size
     if then == now == 1:
         return
+    if now > 1:
+        _refuse_others(checkpoint, trainer, data.ranks)
     plugin, name = _plugin(trainer), type(data).__qualname__
     if then == now:
         if trainer.global_rank:
@@ -75,6 +86,18 @@ def take_up_share(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     # they were of ranks that are no more
     del checkpoint["generators"]
     _rescale_epoch(checkpoint["loops"]["fit_loop"], then / now, len(data.train_dataset))
+
+
+def _refuse_others(checkpoint: dict[str, Any], trainer: Trainer, ranks: Any) -> None:
+    """Each rank finds its checkpoint for itself, by the words of the same command; say so where they are several."""
+    read = ranks.gather((str(trainer.ckpt_path), checkpoint["global_step"], digest(checkpoint["state_dict"])))
+    for rank, other in enumerate(read):
+        # machines may have it under different names
+        if other[1:] != read[0][1:]:
+            raise MisconfigurationException(
+                f"Rank 0 goes on from {read[0][0]}, rank {rank} from {other[0]}, which is another checkpoint: give the "
+                "path of one that all ranks see"
+            )
 
 
 def _rescale_epoch(fit_loop: dict[str, Any], factor: float, length: int) -> None:
@@ -98,8 +121,7 @@ def _plugin(trainer: Trainer) -> Any:
     plugin = getattr(plugin, "checkpoint_io", None) or plugin
     if not hasattr(plugin, "save_share"):
         raise MisconfigurationException(
-            f"{type(plugin).__name__} saves what the first of {trainer.world_size} ranks has, alone: use "
-            "Trainer(plugins=[lightning_dqn.checkpoint_io.AtomicCheckpointIO()])"
+            f"{type(plugin).__name__} saves what the first of {trainer.world_size} ranks has, alone: {REMEDY}"
         )
     return plugin
 

@@ -21,7 +21,7 @@ from lightning_dqn.compilation import Change, Gradient, Loss, compiling_pays, tr
 from lightning_dqn.flat import FlatParameters
 from lightning_dqn.graphs import GraphedCall, Recorder, record_cuda_graph
 from lightning_dqn.optimizers import FusedStep, lean_step
-from lightning_dqn.ranks import mean_over_ranks
+from lightning_dqn.ranks import check_networks, mean_over_ranks
 from lightning_dqn.shares import check_plugin
 
 # what callbacks and subclasses may have Lightning call in the middle of an update
@@ -221,9 +221,11 @@ def find_schedules(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any]
 
     Raises:
         MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed,
-            or checkpoints would lack what ranks but the first have.
+            or checkpoints would lack what ranks but the first have, or networks would go astray on them.
     """
     check_plugin(trainer)
+    if trainer.world_size > 1:
+        check_networks(trainer.lightning_module)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
     if has_target and not after_update:

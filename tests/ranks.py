@@ -3,8 +3,10 @@
 A job is what a rank does, a function of this file by its name, with arguments that JSON can hold.
 """
 
+import functools
 import hashlib
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import clean_environment
 from torch import distributed
@@ -85,15 +88,20 @@ def witness(counts):
             record["epsilon"].append(float(pl_module.epsilon))
             record["updates"].append(trainer.global_step)
             record["calls"].append(dict(counts))
+            if "generators" not in record:
+                states = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+                record["generators"] = [hashlib.sha256(repr(state).encode()).hexdigest() for state in states]
             if "first_batch" not in record and len(batch.reward):
                 record["first_batch"] = batch.observation.clone()
             if trainer.global_step and trainer.global_step % 100 == 0:
-                record["digests"].append((digest(pl_module.policy_net), digest(pl_module.target_net)))
+                nets = [net for net in (pl_module.policy_net, pl_module.target_net) if net is not None]
+                record["digests"].append(tuple(digest(net) for net in nets))
 
         def on_validation_batch_end(self, trainer, pl_module, outputs, batch, *_):
             self.record.setdefault("evaluated", []).append(float(batch.episode_return))
 
         def on_validation_end(self, trainer, pl_module):
+            self.record.setdefault("evaluated_at", []).append(trainer.datamodule.env_steps)
             self.record["val"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     return Witness()
@@ -128,29 +136,41 @@ def count_collectives():
 
 def fits(folder, rank, world_size, *, jobs):
     """Train, one job after the other; see `runs.fit` for what may be in them."""
-    import runs  # noqa: PLC0415  as above
+    import runs  # noqa: PLC0415
+    from lightning.pytorch.callbacks import EarlyStopping  # noqa: PLC0415
+    from lightning.pytorch.loggers import CSVLogger  # noqa: PLC0415
 
-    from lightning_dqn import PrioritizedSampler  # noqa: PLC0415
-    from lightning_dqn.callbacks import RankCheck  # noqa: PLC0415
+    import lightning_dqn  # noqa: PLC0415  as above
+    from lightning_dqn.callbacks import EpisodeStatistics, RankCheck  # noqa: PLC0415
+
+    networks = {"Dropout": runs.Dropout, "noisy": functools.partial(lightning_dqn.MLP, noisy=True)}
 
     records = []
     for job in jobs:
         seen = witness(count_collectives())
         if job.pop("prioritized", False):
-            job["sampler"] = PrioritizedSampler
+            job["sampler"] = lightning_dqn.PrioritizedSampler
         # who takes part in the steps of an update has Lightning make them, and its DDP reduce the gradient
         watchers = [watcher()] if job.pop("watched", False) else []
+        if job.pop("hard to please", False):
+            watchers.append(EarlyStopping("val/episode_return", mode="max", min_delta=1e9, patience=1))
         if "network" in job:
-            job["network"] = getattr(runs, job["network"])
+            job["network"] = networks[job["network"]]
+        job["model"] = getattr(lightning_dqn, job.pop("model", "DQN"))
         strategy = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
+        if job.pop("logged", False):
+            watchers.append(EpisodeStatistics())
+            strategy |= {"logger": CSVLogger(folder, "logged"), "log_every_n_steps": 1}
         trainer = runs.fit(
             Path(folder, job.pop("name")),
             callbacks=[seen, RankCheck(every_n_updates=100), *watchers],
             limits={"max_epochs": 2, **job.pop("limits", {}), **strategy},
             **job,
         )
-        module, memory = trainer.lightning_module, trainer.datamodule.train_dataset.memory
-        last = {"policy": module.policy_net.state_dict(), "rows": len(memory), "slots": len(memory._drawable)}
+        module, memory = trainer.lightning_module, getattr(trainer.datamodule.train_dataset, "memory", None)
+        last = {"policy": module.policy_net.state_dict(), "ended_at": trainer.datamodule.episodes.env_steps}
+        if memory is not None:
+            last |= {"rows": len(memory), "slots": len(memory._drawable)}
         records.append({**seen.record, **last, "compiled": module._compiled})
     return records
 
@@ -170,6 +190,14 @@ def one_goes_astray(folder, rank, world_size):
 
     strategy = {"devices": world_size, "strategy": "ddp", "max_epochs": 2}
     runs.fit(Path(folder, "run"), callbacks=[Meddler(), RankCheck(every_n_updates=100)], limits=strategy)
+
+
+def each_from_its_own(folder, rank, world_size, *, checkpoints):
+    """Go on from a checkpoint that the other rank does not go on from."""
+    import runs  # noqa: PLC0415  as above
+
+    limits = {"strategy": "ddp", "devices": world_size, "max_epochs": 3}
+    runs.fit(Path(folder, "run"), ckpt_path=checkpoints[rank], limits=limits, epoch_env_steps=100)
 
 
 def one_falls_silent(folder, rank, world_size):

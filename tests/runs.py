@@ -58,7 +58,6 @@ def fit(
     )
     trainer = pl.Trainer(
         accelerator="cpu",
-        logger=False,
         plugins=[AtomicCheckpointIO()],
         callbacks=[
             SoftTargetUpdate(**dict(target)),
@@ -71,7 +70,7 @@ def fit(
         enable_progress_bar=show,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **(limits or {"max_epochs": 2}),
+        **{"logger": False, **(limits or {"max_epochs": 2})},
     )
     model, data = make_pair(**knobs)
     trainer.fit(model, data, ckpt_path=ckpt_path)

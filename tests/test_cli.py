@@ -738,6 +738,7 @@ DEFAULTS = {
     "epsilon.end": "0.05",
     "epsilon.decay_env_steps": "1000",
     "trainer.max_epochs": "40",
+    "trainer.devices": "1",
     "seed_everything": "0",
 }
 

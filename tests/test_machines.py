@@ -203,6 +203,21 @@ def test_the_first_rank_alone_says_which_configuration_lies_with_a_checkpoint(tm
     assert (str(config) in capfd.readouterr().err) == (rank == 0)
 
 
+def test_ranks_that_lightning_starts_are_told_which_checkpoint_is_meant(tmp_path, monkeypatch, capsys):
+    checkpoint = tmp_path / "runs" / "CartPole-v1" / "now" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (checkpoint.parent.parent / "config.yaml").write_text("seed_everything: 5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_dqn", "test", "--ckpt_path", "last", "--print_config"])
+    with pytest.raises(SystemExit):
+        main()
+    # Lightning hands these on
+    path = str(checkpoint.relative_to(tmp_path))
+    assert sys.argv[-2:] == ["--ckpt_path", path]
+    assert f"ckpt_path: {path}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -56,6 +56,15 @@ def test_a_place_that_cannot_be_is_refused_at_once(knobs, said):
         data_module(**knobs)
 
 
+def test_a_memory_of_many_processes_is_looked_at_share_by_share(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1000")
+    data = data_module(memory_capacity=10**10)
+    # alone, as it turns out when the run begins
+    with pytest.raises(ValueError, match=r"data\.memory_capacity=10000000000: needs 70,"):
+        trained(data)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
 def test_a_device_that_is_not_there_is_refused_at_once():
     with pytest.raises(ValueError, match=r"data\.memory_device=cuda: torch finds no such device"):

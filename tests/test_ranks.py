@@ -7,31 +7,40 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import clean_environment, run_cli
+from conftest import clean_environment, quiet_trainer, run_cli
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ranks import run, start
-from runs import differences, load, play
+from runs import Dropout, differences, fit, load, make_pair, play
+from torch import nn
+
+from lightning_dqn import EpsilonDecay, PrioritizedSampler, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.ranks import check_networks
 
 pytestmark = pytest.mark.ranks
 TWO_DEVICES = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
 # of two ranks: an iteration is 2 x 2 env steps and 2 updates, an epoch 150 iterations
 JOB = {"num_envs": 2, "updates_per_iteration": 2, "epoch_env_steps": 600, "memory_capacity": 1001, "eval_episodes": 5}
+# of PQN: an iteration is 2 x 2 x 10 env steps and 4 updates
+ROLLOUTS = {"model": "PQN", "steps_per_iteration": 10, "batch_size": 10, "updates_per_iteration": 4}
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """What two ranks brought back from five fits, as they are named here."""
+    """What two ranks brought back from fits of all kinds, by the names that these have here."""
     jobs = [
         {"name": "plain", **JOB},
         {"name": "compiled", **JOB, "compile": True, "limits": {"max_steps": 2000, "max_epochs": -1}},
         {"name": "prioritized", **JOB, "prioritized": True},
         {"name": "by Lightning", **JOB, "watched": True},
         {"name": "plain and long", **JOB, "limits": {"max_steps": 2000, "max_epochs": -1}},
+        {"name": "noisy IQN", **JOB, "model": "IQN", "network": "noisy"},
+        {"name": "PQN", **JOB, **ROLLOUTS, "hard to please": True, "limits": {"max_epochs": 5}},
+        # one game of a rank is over long before the first of the other
+        {"name": "logged", **JOB, "num_envs": 1, "logged": True, "limits": {"max_epochs": 1}},
     ]
+    names = [job["name"] for job in jobs]
     both = run(tmp_path_factory.mktemp("two"), "fits", jobs=jobs)
-    return {
-        job: [ours[i] for ours in both]
-        for i, job in enumerate(("plain", "compiled", "prioritized", "by Lightning", "plain and long"))
-    }
+    return {name: [ours[i] for ours in both] for i, name in enumerate(names)}
 
 
 def test_each_rank_plays_and_draws_for_itself(two_ranks):
@@ -70,11 +79,13 @@ def test_updates_by_lightnings_calls_are_the_same_as_ours(two_ranks):
     assert ours["digests"] == theirs["digests"]
 
 
-@pytest.mark.parametrize("job", ["plain", "compiled", "prioritized", "by Lightning", "plain and long"])
+@pytest.mark.parametrize(
+    "job", ["plain", "compiled", "prioritized", "by Lightning", "plain and long", "noisy IQN", "PQN"]
+)
 def test_both_nets_stay_equal_to_the_bit(two_ranks, job):
     one, other = two_ranks[job]
     assert one["digests"] == other["digests"]
-    assert len(one["digests"]) >= (20 if job in ("compiled", "plain and long") else 5)
+    assert len(one["digests"]) >= (20 if job in ("compiled", "plain and long") else 1 if job == "PQN" else 5)
     # and they do learn
     assert len(set(one["digests"])) == len(one["digests"])
     assert one["compiled"] == (job == "compiled")
@@ -101,6 +112,28 @@ def test_an_evaluation_is_shared_out_and_its_result_that_of_all(two_ranks):
         assert ours["val"]["val/episode_return"] == pytest.approx(np.mean(last))
         assert ours["val"]["val/episode_return_std"] == pytest.approx(np.std(last))
         assert ours["val"]["val/episode_return_min"] == min(last)
+
+
+@pytest.mark.parametrize("job", ["plain", "noisy IQN", "PQN"])
+def test_ranks_draw_numbers_of_their_own_from_all_generators(two_ranks, job):
+    one, other = (ours["generators"] for ours in two_ranks[job])
+    assert [a == b for a, b in zip(one, other, strict=True)] == [False, False, False]
+
+
+def test_an_early_stop_is_one_of_all_ranks(two_ranks):
+    one, other = two_ranks["PQN"]
+    # the first evaluation is the best there is, and the one after it the last
+    assert len(one["evaluated_at"]) == 2
+    assert one["evaluated_at"] == other["evaluated_at"] == pytest.approx([600, 1200], abs=4)
+    assert one["updates"] == other["updates"]
+    assert one["val"] == other["val"]
+
+
+def test_ranks_log_together_while_one_has_not_ended_an_episode(two_ranks, tmp_path_factory):
+    one, other = two_ranks["logged"]
+    first = [min(ours["ended_at"], default=10**9) for ours in (one, other)]
+    assert first[0] != first[1]
+    assert one["env_steps"][-1] == other["env_steps"][-1] >= 598
 
 
 @pytest.mark.parametrize("compile", [False, True])
@@ -143,6 +176,32 @@ def test_case_25_every_rank_goes_on_exactly_where_it_was(stopped_and_resumed, ho
     assert {".generators.torch", ".DQNDataModule.train.rng.state.state"} < set(found)
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_case_25_another_number_of_ranks_goes_on_within_the_epoch(stopped_and_resumed, tmp_path, world_size):
+    checkpoint = stopped_and_resumed / "whole" / "mid222.ckpt"
+    start_at = load(checkpoint)["DQNDataModule"]["train"]["env_steps"] * 2
+    job = {"name": "dealt", **OWN, "seed": 77, "ckpt_path": str(checkpoint)}
+    records = [found for [found] in run(tmp_path, "fits", world_size=world_size, jobs=[job])]
+    of_an_iteration = 2 * world_size
+    assert records[0]["env_steps"][0] == pytest.approx(start_at, abs=2 * of_an_iteration)
+    # what the epoch lacked, then the next one
+    assert records[0]["evaluated_at"] == pytest.approx([600, 1200], abs=2 * of_an_iteration)
+    for other in records[1:]:
+        assert other["env_steps"] == records[0]["env_steps"]
+        assert other["updates"] == records[0]["updates"]
+        assert other["digests"] == records[0]["digests"]
+        assert other["generators"] != records[0]["generators"]
+
+
+def test_case_25_a_checkpoint_of_two_ranks_is_refused_where_its_shares_are_unknown(stopped_and_resumed):
+    model, data = make_pair(**{**JOB, "network": Dropout, "sampler": PrioritizedSampler})
+    trainer = quiet_trainer(max_epochs=3, callbacks=[SoftTargetUpdate(), EpsilonDecay(), PriorityUpdate()])
+    with pytest.raises(
+        MisconfigurationException, match=r"TorchCheckpointIO knows the first alone: use Trainer\(plugins"
+    ):
+        trainer.fit(model, data, ckpt_path=stopped_and_resumed / "whole" / "epoch1.ckpt")
+
+
 def test_no_share_outlives_its_checkpoint(stopped_and_resumed):
     names = {path.name for path in (stopped_and_resumed / "whole").iterdir()}
     checkpoints = {name for name in names if name.endswith(".ckpt")}
@@ -155,6 +214,18 @@ def test_a_rank_whose_weights_were_changed_alone_ends_the_fit(tmp_path):
     assert [process.wait(120) for process in processes] == [1, 1]
     said = (tmp_path / "output-0.txt").read_text()
     assert "policy_net of rank 1 is not that of rank 0 any more, after 200 updates" in said
+
+
+def test_ranks_that_found_other_checkpoints_end_with_both_names(tmp_path):
+    limits = {"max_epochs": 1}
+    for seed in (0, 1):
+        fit(tmp_path / f"seed{seed}", seed=seed, limits=limits, epoch_env_steps=100)
+    checkpoints = [str(tmp_path / f"seed{seed}" / "epoch0.ckpt") for seed in (0, 1)]
+    processes = start(tmp_path, "each_from_its_own", checkpoints=checkpoints)
+    assert [process.wait(120) for process in processes] == [1, 1]
+    for rank in (0, 1):
+        said = (tmp_path / f"output-{rank}.txt").read_text()
+        assert f"Rank 0 goes on from {checkpoints[0]}, rank 1 from {checkpoints[1]}, which is another" in said
 
 
 def test_a_rank_waits_for_another_as_long_as_the_strategy_says(tmp_path):
@@ -242,3 +313,9 @@ def test_case_25_another_number_of_ranks_goes_on_from_shares_that_are_dealt_anew
     assert len(shares) == now
     rows = sum(int(share["DQNDataModule"]["train"]["memory"]["rows"]["playable"].sum()) for share in shares)
     assert 1100 < rows <= finished_at
+
+
+def test_layers_that_would_go_astray_on_each_rank_are_refused():
+    check_networks(nn.Sequential(nn.LayerNorm(3), nn.BatchNorm1d(3, track_running_stats=False), nn.InstanceNorm1d(3)))
+    with pytest.raises(MisconfigurationException, match="1 is a BatchNorm1d, whose running statistics would differ"):
+        check_networks(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_dqn.data import EpisodeDataset, ReplayDataset
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
@@ -552,9 +553,9 @@ def test_exactly_the_episodes_asked_for_are_played(make_episodes, num_episodes):
     assert sorted(int(episode.episode_length) for episode in episodes) == sorted(expected)
 
 
-@pytest.mark.parametrize(("num_episodes", "world_size"), [(7, 3), (20, 2), (1, 4)])
+@pytest.mark.parametrize(("num_episodes", "world_size"), [(7, 3), (20, 2), (4, 4)])
 def test_ranks_share_the_episodes_of_an_evaluation_out(make_episodes, num_episodes, world_size):
-    whole = make_episodes("TestCountdown-v0", first_action, num_episodes=max(num_episodes, world_size))
+    whole = make_episodes("TestCountdown-v0", first_action, num_episodes=num_episodes)
     shares = [
         make_episodes("TestCountdown-v0", first_action, num_episodes=num_episodes, ranks=Ranks(rank, world_size))
         for rank in range(world_size)
@@ -563,6 +564,14 @@ def test_ranks_share_the_episodes_of_an_evaluation_out(make_episodes, num_episod
     # an evaluation without an episode would be left out by Lightning, and waited for by the other ranks
     assert min(map(len, shares)) >= 1
     assert sorted(itertools.chain(*map(results, shares))) == results(whole)
+
+
+def test_more_ranks_than_episodes_are_refused_on_all_of_them(make_episodes):
+    for rank in range(3):
+        with pytest.raises(
+            MisconfigurationException, match=r"data\.eval_episodes=2: each of 3 ranks plays one at least"
+        ):
+            make_episodes("TestCountdown-v0", first_action, num_episodes=2, ranks=Ranks(rank, 3))
 
 
 @pytest.mark.parametrize(("env_id", "policy"), [("CartPole-v1", lean), ("TestCountdown-v0", first_action)])

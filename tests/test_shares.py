@@ -96,6 +96,48 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_with_all_its_shares(tmp_pat
     assert ranks_in(plugin, tmp_path / "last.ckpt") == [0, 1, 2]
 
 
+def test_shares_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    save(plugin, here / "last.ckpt")
+    before = parts(here)
+    shares = [str(plugin.save_share(content(rank, 2), here)) for rank in (1, 2)]
+    names, moved = set(parts(here)) - set(before), []
+
+    def second_is_one_too_many(source, target):
+        moved.append(source)
+        target.write_bytes(source.read_bytes()[:10])
+        if len(moved) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lightning_dqn.checkpoint_io.folder._link_or_copy", second_is_one_too_many)
+    with pytest.raises(CheckpointError, match="No space left"):
+        plugin.save_checkpoint({**content(0, 2), "epoch": 2, "shares": shares}, there / "hpc.ckpt")
+    monkeypatch.undo()
+    assert parts(there) == []
+    # what did not follow is left to the sweep at the next start, and no more than that
+    assert set(before) <= set(parts(here)) <= set(before) | names
+    sweep(here)
+    assert parts(here) == before
+    assert ranks_in(plugin, here / "last.ckpt") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("one_file_system", [True, False])
+def test_shares_follow_without_a_copy_where_they_can(tmp_path, plugin, monkeypatch, one_file_system):
+    here, there = tmp_path / "here", tmp_path / "there"
+    share = plugin.save_share(content(1), here)
+    inode = share.stat().st_ino
+
+    def across(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    if not one_file_system:
+        monkeypatch.setattr(os, "link", across)
+    plugin.save_checkpoint({**content(0), "epoch": 0, "shares": [str(share)]}, there / "hpc.ckpt")
+    assert ((there / share.name).stat().st_ino == inode) == one_file_system
+    assert ranks_in(plugin, there / "hpc.ckpt") == [0, 1]
+    assert parts(here) == []
+
+
 def test_shares_of_ranks_that_died_before_their_checkpoint_are_swept(tmp_path, plugin):
     save(plugin, tmp_path / "last.ckpt")
     before = parts(tmp_path)

@@ -44,7 +44,7 @@ ALLOWED = {
     "flat": {"compilation", "losses", "optimizers"},
     "fingerprint": set(),
     "continuing": {"shares"},
-    "shares": set(),
+    "shares": {"fingerprint"},
     "ranks": set(),
     "update": {"compilation", "flat", "graphs", "optimizers", "ranks", "shares"},
     "module": {
@@ -67,7 +67,7 @@ ALLOWED = {
     "checkpoint_io": set(),
     "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "ranks", "secrets"},
     # callbacks see the learner and the data side as types only
-    "callbacks": {"envs"},
+    "callbacks": {"envs", "fingerprint"},
     "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "secrets"},
     "sweep": {"cli", "callbacks", "secrets"},
     "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},

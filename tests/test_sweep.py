@@ -245,19 +245,19 @@ def test_a_study_takes_no_trials_of_another_search(tmp_path):
 
 def test_a_stopped_trial_is_asked_for_again_and_a_failed_one_is_not(tmp_path):
     search = search_in(tmp_path)
-
-    def ask(study):
-        study.sampler = search._sampler(study)
-        trial = study.ask()
-        return trial, {parameter.name: parameter.ask(trial) for parameter in search.file.parameters}
-
-    first, asked = ask(search.open())
+    first, asked = search.ask(search.open())
     first.set_user_attr("stopped", True)
     search.open().tell(first, state=TrialState.FAIL)
-    second, again = ask(search.open())
+    second, again = search.ask(search.open())
     assert again == asked
     search.open().tell(second, state=TrialState.FAIL)
-    assert ask(search.open())[1] != asked
+    assert search.ask(search.open())[1] != asked
+
+
+def test_two_sweeps_at_once_ask_for_different_trials(tmp_path):
+    one, other = (search_in(tmp_path) for _ in range(2))
+    # both look before either has told how its trial went
+    assert one.ask(one.open())[1] != other.ask(other.open())[1]
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,4 @@ def test_a_killed_trial_fails_alone_and_a_stopped_sweep_goes_on(tiny):
     stopped = study.trials[1].params
     search = search_in(cwd, storage=storage, extra=["--data.epoch_env_steps=100000"])
     assert search.open().study_name == "tiny"
-    reopened = search.open()
-    reopened.sampler = search._sampler(reopened)
-    trial = reopened.ask()
-    assert {parameter.name: parameter.ask(trial) for parameter in search.file.parameters} == stopped
+    assert search.ask(search.open())[1] == stopped

@@ -84,7 +84,9 @@ class EpisodeStatistics(Callback):
     def _episodes(self, trainer: Trainer, data: "DQNDataModule") -> dict[str, float]:
         """Mean return and length of the last episodes of each rank; nothing before the first has ended."""
         returns, lengths = data.episodes.returns[-self.window :], data.episodes.lengths[-self.window :]
-        own = torch.tensor([sum(returns), sum(lengths), len(returns)], device=trainer.strategy.root_device)
+        # of a type that does not hang on whether there are any: all ranks must send the same
+        sums = [sum(returns), sum(lengths), len(returns)]
+        own = torch.tensor(sums, dtype=torch.float32, device=trainer.strategy.root_device)
         sum_of_returns, sum_of_lengths, count = trainer.strategy.reduce(own, reduce_op="sum").tolist()
         if not count:
             return {}

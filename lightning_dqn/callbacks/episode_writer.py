@@ -34,7 +34,7 @@ class EpisodeWriter(Callback):
         """Write those of all ranks."""
         ranks = data_of(trainer).ranks
         if not ranks.alone:
-            self._episodes = list(itertools.chain(*ranks.gather(self._episodes)))
+            self._episodes = list(itertools.chain(*ranks.bring_to_first(self._episodes)))
         if trainer.is_global_zero:
             path = run_folder(trainer) / "episodes.pt"
             torch.save(self._episodes, path)

@@ -1,12 +1,11 @@
 """Sees that the networks of all ranks are still the same, to the bit: an option for who doubts it."""
 
-import hashlib
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_dqn.callbacks.context import data_of
+from lightning_dqn.fingerprint import digest
 
 
 class RankCheck(Callback):
@@ -51,7 +50,8 @@ class RankCheck(Callback):
         ranks = data_of(trainer).ranks
         if ranks.alone:
             return
-        own = [f"{name} {_digest(net)}" for name, net in pl_module.named_children() if name.endswith("_net")]
+        nets = [(name, net) for name, net in pl_module.named_children() if name.endswith("_net")]
+        own = [f"{name} {digest(net.state_dict())}" for name, net in nets]
         first, *others = (said.split(", ") for said in ranks.gather(", ".join(own)))
         for rank, other in enumerate(others, start=1):
             for expected, found in zip(first, other, strict=True):
@@ -61,11 +61,3 @@ class RankCheck(Callback):
                         f"{trainer.global_step:,} updates: something changes weights on one rank alone; find it, and "
                         "go on from an earlier checkpoint"
                     )
-
-
-def _digest(net: torch.nn.Module) -> str:
-    """A hash of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for tensor in net.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

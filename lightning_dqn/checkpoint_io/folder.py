@@ -120,27 +120,44 @@ def shares_in(folder: Path, names: list[str]) -> list[str]:
     return [str(folder / name) for name in names]
 
 
-def bring(shares: list[Path], folder: Path) -> set[str]:
+def parts_of_shares(shares: list[Path]) -> set[str]:
+    """Names of shares and of what they need."""
+    return {share.name for share in shares}.union(*(parts_of(share) for share in shares))
+
+
+def bring(shares: list[Path], folder: Path) -> None:
     """Let shares that were written elsewhere, with what they need, lie where their checkpoint will.
 
     Args:
         shares: of all ranks but the first.
         folder: of the checkpoint.
-
-    Returns:
-        Names of all parts that they are.
     """
-    parts: set[str] = set()
     for share in shares:
+        if share.parent.resolve() == folder.resolve():
+            continue
         names = {share.name, *parts_of(share)}
-        if share.parent.resolve() != folder.resolve():
+        try:
             for name in names:
                 new = temporary(folder)
-                shutil.copyfile(share.with_name(name), new)
-                os.replace(new, folder / name)
+                try:
+                    _link_or_copy(share.with_name(name), new)
+                    os.replace(new, folder / name)
+                finally:
+                    with contextlib.suppress(OSError):
+                        new.unlink()
+        finally:
             remove_unneeded(share.parent, names)
-        parts |= names
-    return parts
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that was synced when it was written; a synced copy where there can be none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as old, target.open("xb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
 
 
 def remove_unneeded(folder: Path, parts: set[str]) -> list[Path]:

@@ -24,6 +24,7 @@ from lightning_dqn.checkpoint_io.folder import (
     check_schema,
     local_path,
     parts_of,
+    parts_of_shares,
     remove_unneeded,
     share_name,
     shares_in,
@@ -103,7 +104,7 @@ class AtomicCheckpointIO(CheckpointIO):
         content[ENTRY] = {"schema": SCHEMA, **({"shares": [path.name for path in shares]} if shares else {})}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._write(content, tensors, target, bring(shares, target.parent))
+            self._write(content, tensors, target, shares)
         except (OSError, RuntimeError) as error:
             cause = _os_error(error)
             if cause is None:
@@ -113,19 +114,20 @@ class AtomicCheckpointIO(CheckpointIO):
                 "Make room in that folder, or choose another one"
             ) from error
 
-    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path, parts: set[str]) -> None:
+    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path, shares: list[Path]) -> None:
         """Write all there is under temporary names; rename the memory first, since the checkpoint needs it.
 
         Args:
             content: of the checkpoint.
             tensors: of a large memory, if there is one.
             target: of the last rename.
-            parts: names of what was written before for this checkpoint alone.
+            shares: of other ranks, written before for this checkpoint alone.
         """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
-        stale = parts_of(target) | parts
+        stale = parts_of(target) | parts_of_shares(shares)
         try:
+            bring(shares, folder)
             if tensors:
                 record = write_beside(tensors, new_memory)
                 content[ENTRY]["memory"] = {"at": list(self.memory), **record}

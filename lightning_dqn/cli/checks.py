@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.ranks import processes_started
 
 PROBE_BYTES = 2**20
 
@@ -62,8 +63,7 @@ def check_processes(trainer: Trainer) -> None:
     Raises:
         ValueError: if they started several processes, and not as many as the trainer has ranks.
     """
-    starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "srun"
-    started = int(os.environ.get("WORLD_SIZE" if starter == "torchrun" else "SLURM_STEP_NUM_TASKS", "1"))
+    starter, started = processes_started()
     if started > 1 and started != trainer.num_devices * trainer.num_nodes:
         raise ValueError(
             f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}: but {starter} has started "

@@ -94,11 +94,14 @@ class DQNCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Find the run that `--ckpt_path` means, and take its configuration where no other is given."""
-        words = list(sys.argv[1:] if args is None else args)
+        words = with_run_config(list(sys.argv[1:] if args is None else args))
+        if args is None:
+            # Lightning starts other ranks by these words, and to them `last` may be a run that ended in the meantime
+            sys.argv[1:] = words
         self.asked_for_logger = any(word.startswith("--trainer.logger") for word in words)
         refuse_knobs_before_class(words)
         with own_defaults():
-            self.config = parser.parse_args(with_run_config(words))
+            self.config = parser.parse_args(words)
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
             refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
@@ -191,7 +194,9 @@ class DQNCLI(LightningCLI):
         if self.checkpoint is not None:
             relocate_best(self.checkpoint, path)
         if self.subcommand == "fit" and trainer.is_global_zero:
-            sweep(folder)
+            # Lightning's checkpoint for SLURM lies beside the others' folder
+            for place in (folder, self.folder):
+                sweep(place)
         if run.ckpt_path or not self.is_new:
             # of course it is
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

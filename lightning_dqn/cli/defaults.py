@@ -29,6 +29,8 @@ def trainer_defaults(callbacks: Iterable[Callback]) -> dict[str, Any]:
             ModelCheckpoint(filename="last", enable_version_counter=False),
         ],
         "max_epochs": 40,
+        # "auto" would be all GPUs of the machine, each with a batch of its own: another run on another machine
+        "devices": 1,
         "num_sanity_val_steps": 0,
         "logger": {
             "class_path": "lightning.pytorch.loggers.WandbLogger",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -45,12 +46,15 @@ class EpisodeDataset(IterableDataset[Episode]):
     Args:
         settings: which environment.
         policy: what chooses the actions.
-        num_episodes: episodes of one pass, over all ranks; at least one of each is played.
+        num_episodes: episodes of one pass, over all ranks.
         seed: of the first episode.
         max_episode_steps: env steps after which an episode is cut.
         keep_steps: whether the episodes carry their observations, actions and rewards.
         action_masks: whether the environments say which actions they allow.
         ranks: this rank, which plays every W-th episode, and all.
+
+    Raises:
+        MisconfigurationException: if a rank would have no episode.
     """
 
     def __init__(
@@ -67,9 +71,13 @@ class EpisodeDataset(IterableDataset[Episode]):
     ) -> None:
         super().__init__()
         ranks = ranks or Ranks()
+        if num_episodes < ranks.world_size:
+            # Lightning leaves an evaluation without episodes out, and the others would wait for that rank
+            raise MisconfigurationException(
+                f"data.eval_episodes={num_episodes}: each of {ranks.world_size} ranks plays one at least; raise it"
+            )
         self.policy = policy
-        # Lightning leaves an evaluation without episodes out, and would wait for that rank's at the end
-        self._numbers = range(ranks.rank, max(num_episodes, ranks.world_size), ranks.world_size)
+        self._numbers = range(ranks.rank, num_episodes, ranks.world_size)
         self.seed = seed
         self.max_episode_steps = max_episode_steps
         self.keep_steps = keep_steps

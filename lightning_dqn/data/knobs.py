@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lightning_dqn.ram import MemorySize
+from lightning_dqn.ranks import processes_started
 from lightning_dqn.replay import try_out
 from lightning_dqn.secrets import paths_of_left_out
 
@@ -136,6 +137,9 @@ def check_memory(data: "DQNDataModule") -> None:
     """
     if data.memory_device == "cuda" and not torch.cuda.is_available():
         raise ValueError("data.memory_device=cuda: torch finds no such device; use auto or cpu")
+    if processes_started()[1] > 1:
+        # each has a share, on a machine of its own perhaps: how large, is known when the run begins
+        return
     if data.memory_device == "auto" and torch.cuda.is_available() and not data.memory_folder:
         return
     memory_size(data, *place_of_memory(data)).check()

@@ -101,12 +101,16 @@ class Search:
                 self._play_one(study, process)
             return process.received
 
+    def ask(self, study: optuna.Study) -> tuple[optuna.Trial, dict[str, Any]]:
+        """The next trial, and the values of its parameters."""
+        trial = study.ask()
+        study.sampler = self._sampler(study, trial.number)
+        return trial, {parameter.name: parameter.ask(trial) for parameter in self.file.parameters}
+
     def _play_one(self, study: optuna.Study, process: TrialProcess) -> None:
         """Ask, run, tell, and say so."""
         begun = time.monotonic()
-        study.sampler = self._sampler(study)
-        trial = study.ask()
-        values = {parameter.name: parameter.ask(trial) for parameter in self.file.parameters}
+        trial, values = self.ask(study)
         words = self.file.words(values, self.extra)
         trial.set_user_attr("words", hide_in_words(words))
         say(f"trial {trial.number:<3} {' '.join(f'{name}={_short(value)}' for name, value in values.items())}")
@@ -137,9 +141,10 @@ class Search:
         study.tell(trial, state=TrialState.FAIL)
         return why if stopped else f"failed: {why}"
 
-    def _sampler(self, study: optuna.Study) -> optuna.samplers.BaseSampler:
-        """That of the next trial: a search that was stopped asks for the same trials as one that was not."""
-        number = sum(not trial.user_attrs.get("stopped") for trial in study.get_trials(deepcopy=False))
+    def _sampler(self, study: optuna.Study, trial_number: int) -> optuna.samplers.BaseSampler:
+        """That of a trial: a search that was stopped asks for the same ones as one that was not, two at once never."""
+        earlier = study.get_trials(deepcopy=False)[:trial_number]
+        number = sum(not trial.user_attrs.get("stopped") for trial in earlier)
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         if self.file.method == "random":
             return optuna.samplers.RandomSampler(seed=seed)
