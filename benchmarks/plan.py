@@ -220,6 +220,7 @@ MEASUREMENTS = (
         "Pong's frames alone, 4 a step, stacked, random actions",
         {"env_steps_per_s": "env steps/s"},
         (
+            System("ours, 64 envs, all cores", "benchmarks.atari.ours:stepping", Job(num_envs=64, all_cores=True)),
             System("ours, 8 envs, all cores", "benchmarks.atari.ours:stepping", Job(num_envs=8, all_cores=True)),
             System("ours, 8 envs, one core", "benchmarks.atari.ours:stepping", Job(num_envs=8)),
             System(WRAPPED, "benchmarks.atari.gymnasium_env:stepping"),

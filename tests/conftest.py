@@ -78,15 +78,6 @@ def run_cli(cwd: Path, env: dict[str, str], *words: str) -> Finished:
     return Finished(cwd, env, done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
 
 
-def pytest_collection_modifyitems(items):
-    """Side by side, a file's tests stay together, since their fixtures cost more than they do; so do those of the three
-    files that look at the default runs."""
-    together = {"test_callbacks", "test_cli", "test_tracking"}
-    for item in items:
-        group = "default runs" if item.path.stem in together else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def default_runs(tmp_path_factory):
     """Two default fits, started at the same time in the same folder: `plain` into pipes, `tty` in a terminal."""

@@ -35,7 +35,7 @@ def holds(whole, part):
     return whole == part
 
 
-@pytest.mark.parametrize("path", every())
+@pytest.mark.parametrize("path", list(every()))
 def test_every_configuration_runs_for_a_short_epoch(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = "--trainer.max_epochs 1 --data.epoch_env_steps 300 --data.eval_episodes 2 --video.episodes 0"
