@@ -22,9 +22,10 @@ SIZES = {
     "all_gather": (32, 4_096, 65_536),
     "broadcast": (8, 4_096, 65_536),
 }
-REPEATS = 120
-# a rank works for up to so long between two messages, as it does in training: caches cool, cores fall asleep
-WORK_S = 1e-3
+REPEATS = 400
+# a rank works for so long between two messages, as it does in training: caches cool, cores fall asleep, and all ranks
+# come at about the same moment, when some kernels let their threads wait for 3 ms; who come apart are served sooner
+WORK_S = 5e-4
 HOPS = 40
 # about what a call takes here; a rank that slept so long computes more slowly at first, as one does that waited
 ANSWER_S = 2e-4
@@ -77,9 +78,8 @@ def _train(job: Job, devices: int) -> Result:
 def messages(job: Job) -> Result:
     """When one of two ranks entered and left each of many collective calls, and what a message takes one way."""
     distributed.init_process_group("gloo")
-    rng = np.random.default_rng(distributed.get_rank())
-    spans = {kind: {size: _spans(_call(kind, size), rng) for size in sizes} for kind, sizes in SIZES.items()}
-    hop = _hop_s(rng)
+    spans = {kind: {size: _spans(_call(kind, size)) for size in sizes} for kind, sizes in SIZES.items()}
+    hop = _hop_s()
     distributed.destroy_process_group()
     return {"figures": {"hop_us": hop * 1e6}, "notes": {"spans": spans}}
 
@@ -95,18 +95,18 @@ def _call(kind: str, size: int) -> Callable[[], object]:
     return lambda: distributed.all_gather(heard, said)
 
 
-def _spans(call: Callable[[], object], rng: np.random.Generator) -> list[tuple[float, float]]:
+def _spans(call: Callable[[], object]) -> list[tuple[float, float]]:
     """Seconds at which each call was entered and left; the first few find their way."""
     found = []
     for _ in range(REPEATS):
-        _work(rng.uniform(0, WORK_S))
+        _work(WORK_S)
         entered = time.perf_counter()
         call()
         found.append((entered, time.perf_counter()))
     return found[5:]
 
 
-def _hop_s(rng: np.random.Generator) -> float:
+def _hop_s() -> float:
     """Seconds that a small message takes to the other rank, from many that go to and fro."""
     ball, first = torch.zeros(16), distributed.get_rank() == 0
     found = []
