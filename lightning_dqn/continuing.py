@@ -108,12 +108,10 @@ def start_generators(state: dict[str, Any] | None, device: torch.device, *, rank
     if state is not None:
         _set_generators(state, device)
     elif rank or updates:
-        for_torch, for_python, for_numpy = np.random.SeedSequence([torch.initial_seed(), rank, updates]).generate_state(
-            3
-        )
-        torch.manual_seed(int(for_torch))
-        random.seed(int(for_python))
-        np.random.seed(for_numpy)
+        seeds = np.random.SeedSequence([torch.initial_seed(), rank, updates]).generate_state(3)
+        torch.manual_seed(int(seeds[0]))
+        random.seed(int(seeds[1]))
+        np.random.seed(seeds[2])
 
 
 def _set_generators(state: dict[str, Any], device: torch.device) -> None:
