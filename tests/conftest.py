@@ -158,14 +158,13 @@ def _records(store, path: Path):
 
 
 def quiet_trainer(checkpoint=None, **kwargs):
-    """A trainer on the CPU that prints nothing; one epoch with the two schedules unless told otherwise.
+    """A trainer that prints nothing; on the CPU and for one epoch with the two schedules, unless told otherwise.
 
     It writes nothing but what a ModelCheckpoint that it is given does.
     """
-    kwargs = {"max_epochs": 1, "callbacks": [SoftTargetUpdate(), EpsilonDecay()], **kwargs}
+    kwargs = {"accelerator": "cpu", "max_epochs": 1, "callbacks": [SoftTargetUpdate(), EpsilonDecay()], **kwargs}
     kwargs["callbacks"] = [*kwargs["callbacks"], *([checkpoint] if checkpoint else [])]
     return pl.Trainer(
-        accelerator="cpu",
         logger=False,
         enable_checkpointing=checkpoint is not None,
         enable_progress_bar=False,

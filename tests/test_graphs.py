@@ -11,7 +11,7 @@ from conftest import quiet_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dqn import DQN, IQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.graphs import WARM_UP_CALLS, GraphedCall
+from lightning_dqn.graphs import WARM_UP_CALLS, GraphedCall, record_cuda_graph
 from lightning_dqn.update import LeanUpdate
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -89,14 +89,19 @@ class Graphed(pl.Callback):
             )
 
 
-def trained(num_updates, callbacks=(), model=DQN, **knobs):
+def trained(num_updates, callbacks=(), model=DQN, accelerator="cpu", **knobs):
     """A module after so many updates on CartPole, from seed 0."""
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, updates_per_iteration=4)
     module = model(data.observation_space, data.action_space, **knobs)
     schedules = [SoftTargetUpdate(tau=0.1, every_n_updates=3), EpsilonDecay()]
     trainer = quiet_trainer(
-        max_epochs=None, max_steps=num_updates, limit_val_batches=0, callbacks=[*schedules, *callbacks]
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=None,
+        max_steps=num_updates,
+        limit_val_batches=0,
+        callbacks=[*schedules, *callbacks],
     )
     trainer.fit(module, data)
     assert trainer.global_step == num_updates
@@ -187,6 +192,7 @@ def test_it_is_recorded_once_and_its_results_outlive_the_next_call():
 @pytest.mark.parametrize("model", [DQN, IQN])
 def test_updates_on_a_gpu_are_graphs_and_end_in_the_weights_of_plain_ones(optimizer, model, caplog):
     knobs = {"optimizer": optimizer, "lr_scheduler": falling, "clip_grad_norm": 0.5, "model": model}
+    knobs["accelerator"] = "cuda"
     plain = trained(60, compile=False, **knobs)
     with caplog.at_level(logging.INFO):
         graph = trained(60, compile=True, **knobs)
@@ -199,9 +205,6 @@ def test_updates_on_a_gpu_are_graphs_and_end_in_the_weights_of_plain_ones(optimi
 
 @on_a_gpu
 def test_noise_on_a_gpu_is_another_in_each_replay():
-    call = GraphedCall(lambda a: (a + torch.randn_like(a),), constants=tuple, record=None)
-    from lightning_dqn.graphs import record_cuda_graph  # noqa: PLC0415
-
-    call._record = record_cuda_graph
+    call = GraphedCall(lambda a: (a + torch.randn_like(a),), constants=tuple, record=record_cuda_graph)
     seen = [call(torch.zeros(8, device="cuda"))[0].cpu().numpy() for _ in range(8)]
     assert len(np.unique(seen)) == 64
