@@ -4,6 +4,6 @@ Read `plugin` (what Lightning calls), then `plain` (what may be in a checkpoint)
 (temporaries, and who may remove what).
 """
 
-from lightning_dqn.checkpoint_io.folder import CheckpointError as CheckpointError
 from lightning_dqn.checkpoint_io.folder import sweep as sweep
 from lightning_dqn.checkpoint_io.plugin import AtomicCheckpointIO as AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError as CheckpointError

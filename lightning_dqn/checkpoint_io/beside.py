@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_dqn.checkpoint_io.folder import MEMORY_NAME, CheckpointError, memory_name
+from lightning_dqn.checkpoint_io.folder import MEMORY_NAME, memory_name
+from lightning_dqn.resume.content import CheckpointError
 
 # bytes; tensors start at multiples of it, as any dtype needs
 ALIGNMENT = 64

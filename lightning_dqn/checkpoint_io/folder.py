@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from lightning_dqn.resume.content import CheckpointError
+
 SCHEMA = 1
 # the key of a checkpoint that says how it was written
 ENTRY = "lightning_dqn"
@@ -25,10 +27,6 @@ PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARE_NAME.pattern}")
 TEMPORARY_NAME = re.compile(r"\.saving-(\d{1,9})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 # tells this process from an earlier one of the same number: in containers they start alike
 _PROCESS = secrets.token_hex(4)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or is none that can be read; the message names the file and the remedy."""
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:

@@ -19,7 +19,6 @@ from lightning_dqn.checkpoint_io.folder import (
     PART_NAME,
     SCHEMA,
     SHARE_NAME,
-    CheckpointError,
     bring,
     check_schema,
     local_path,
@@ -32,6 +31,7 @@ from lightning_dqn.checkpoint_io.folder import (
     temporary,
 )
 from lightning_dqn.checkpoint_io.plain import check_plain
+from lightning_dqn.resume.content import CheckpointError
 
 MEMORY_ROWS = ("DQNDataModule", "train", "memory", "rows")
 

@@ -1,0 +1,178 @@
+"""Checks of the values in a checkpoint, made before any of them is used: a file is data, and may be damaged or forged.
+
+Every function takes the name of the value in the checkpoint, so that the error says which one is wrong.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# counters of env steps, updates and episodes stay far below it, and so do sums of a few of them in int64
+MAX_COUNT = 2**53
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, read or used; the message names the file or the value, and the remedy."""
+
+
+def invalid(name: str, problem: str) -> NoReturn:
+    """Reject a value of a checkpoint.
+
+    Raises:
+        CheckpointError: always.
+    """
+    raise CheckpointError(f"{name} in the checkpoint {problem}: it is damaged or not of this package; use another one")
+
+
+def check_dict(value: Any, name: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """A dict that has all of these keys.
+
+    Raises:
+        CheckpointError: if it is none, or a key is missing.
+    """
+    if type(value) is not dict:
+        invalid(name, f"is a {type(value).__name__}, not a dict")
+    for key in keys:
+        if key not in value:
+            invalid(f"{name}.{key}" if name else key, "is missing")
+    return value
+
+
+def check_int(value: Any, name: str, low: int = 0, high: int = MAX_COUNT) -> int:
+    """An int in [low, high].
+
+    Raises:
+        CheckpointError: if it is anything else.
+    """
+    if type(value) is not int or not low <= value <= high:
+        invalid(name, f"is {_short(value)}, not an int in [{low}, {high}]")
+    return value
+
+
+def check_float(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high], as a float.
+
+    Raises:
+        CheckpointError: if it is anything else.
+    """
+    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        invalid(name, f"is {_short(value)}, not a finite number in [{low}, {high}]")
+    return float(value)
+
+
+def check_bool(value: Any, name: str) -> bool:
+    """A bool.
+
+    Raises:
+        CheckpointError: if it is anything else.
+    """
+    if type(value) is not bool:
+        invalid(name, f"is {_short(value)}, not a bool")
+    return value
+
+
+def check_tensor(
+    value: Any,
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    shape: Sequence[int | None] | None = None,
+    finite: bool = True,
+) -> Tensor:
+    """A dense tensor of plain numbers.
+
+    Args:
+        value: what should be one.
+        name: of the value in the checkpoint.
+        dtype: that it has; None for any.
+        shape: that it has; None for any, and None for any size of a dimension.
+        finite: whether NaN and infinity are rejected.
+
+    Raises:
+        CheckpointError: if it is anything else.
+    """
+    if type(value) not in (Tensor, nn.Parameter):
+        invalid(name, f"is a {type(value).__name__}, not a tensor")
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
+        invalid(name, "is not a dense tensor")
+    if dtype is not None and value.dtype != dtype:
+        invalid(name, f"has dtype {value.dtype}, not {dtype}")
+    if shape is not None:
+        fits = value.dim() == len(shape) and all(
+            wanted in (None, size) for wanted, size in zip(shape, value.shape, strict=True)
+        )
+        if not fits:
+            invalid(name, f"has shape {tuple(value.shape)}, not {tuple('any' if s is None else s for s in shape)}")
+    if finite and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        invalid(name, "is not finite")
+    tensor: Tensor = value
+    return tensor
+
+
+def check_like(value: Any, example: Any, name: str) -> None:
+    """The same structure as an example: keys, lengths, types, and of tensors dtype and shape. Numbers are not negative.
+
+    Raises:
+        CheckpointError: naming the first place that differs.
+    """
+    if isinstance(example, Mapping):
+        check_dict(value, name)
+        for key in [*example.keys(), *value.keys()]:
+            if key not in value or key not in example:
+                invalid(f"{name}.{key}", "is missing" if key not in value else "is unknown")
+            check_like(value[key], example[key], f"{name}.{key}")
+    elif isinstance(example, (list, tuple)):
+        if type(value) is not type(example) or len(value) != len(example):
+            invalid(name, f"is not a {type(example).__name__} of length {len(example)}")
+        for i, (item, other) in enumerate(zip(value, example, strict=True)):
+            check_like(item, other, f"{name}[{i}]")
+    elif isinstance(example, Tensor):
+        check_tensor(value, name, dtype=example.dtype, shape=example.shape)
+    elif isinstance(example, bool):
+        check_bool(value, name)
+    elif isinstance(example, int):
+        check_int(value, name)
+    elif isinstance(example, float):
+        check_float(value, name)
+    elif type(value) is not type(example):
+        invalid(name, f"is a {type(value).__name__}, not a {type(example).__name__}")
+
+
+def check_generator(value: Any, name: str) -> dict[str, Any]:
+    """The state of a `numpy.random.Generator` with PCG64, as its `bit_generator.state` gives it.
+
+    Raises:
+        CheckpointError: if it is anything else.
+    """
+    state = check_dict(value, name, ("bit_generator", "state", "has_uint32", "uinteger"))
+    if state["bit_generator"] != "PCG64":
+        invalid(f"{name}.bit_generator", f"is {_short(state['bit_generator'])}, not PCG64")
+    inner = check_dict(state["state"], f"{name}.state", ("state", "inc"))
+    for key in ("state", "inc"):
+        check_int(inner[key], f"{name}.state.{key}", 0, 2**128 - 1)
+    check_int(state["has_uint32"], f"{name}.has_uint32", 0, 1)
+    check_int(state["uinteger"], f"{name}.uinteger", 0, 2**32 - 1)
+    return state
+
+
+def generator_from(value: Any, name: str) -> np.random.Generator:
+    """A generator that continues from a state that `check_generator` accepts.
+
+    Raises:
+        CheckpointError: if it is no such state.
+    """
+    generator = np.random.default_rng(0)
+    generator.bit_generator.state = check_generator(value, name)
+    return generator
+
+
+def _short(value: Any) -> str:
+    """A value in at most 40 characters."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"an int of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, (int, float, str, bool, type(None))) else f"a {type(value).__name__}"
+    return text if len(text) <= 40 else f"{text[:37]}..."
