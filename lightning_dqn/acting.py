@@ -6,6 +6,7 @@ Asked by `module.DQN.act`. Legend: N envs, A actions.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +18,35 @@ if TYPE_CHECKING:
 
 # observations for which the calls of a forward pass cost more than its arithmetic
 FEW_OBSERVATIONS = 32
+
+
+def as_batch(observation: Any, space: gym.Space[Any]) -> tuple[NDArray[Any], bool]:
+    """An observation, or an array of them, as an array of N.
+
+    Args:
+        observation: what an environment gives, or an array with a first dimension of N.
+        space: of one observation.
+
+    Returns:
+        (N, ...) observations of the space's dtype, and whether it was a single one.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    shape = space.shape
+    if type(observation) is np.ndarray and observation.shape[1:] == shape and observation.ndim == len(shape) + 1:
+        return observation, False
+    try:
+        array = np.asarray(observation, space.dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"observation: is no array of shape {shape} of {space.dtype} ({error})") from error
+    if array.shape == shape:
+        return array[None], True
+    if array.shape[1:] != shape or not array.ndim:
+        raise ValueError(
+            f"observation: has shape {array.shape}; {shape} is needed, or (N, {str(shape)[1:-1].rstrip(',')}) for N of them"
+        )
+    return array, False
 
 
 def act(

@@ -5,8 +5,9 @@ Legend: U updates, B batch, N envs, A actions.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+import os
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -16,17 +17,21 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_dqn.acting import act
+from lightning_dqn.acting import act, as_batch, judge
+from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.continuing import generators_state, prepare_to_go_on, prepare_to_save, start_generators
 from lightning_dqn.evaluation import EpisodeMetrics
-from lightning_dqn.fingerprint import check_positive, learner_in_words, refuse_foreign
 from lightning_dqn.flat import Pair, make_optimizer, move_net
 from lightning_dqn.losses import LOSSES, TDLoss, allowed, chosen, double_q_target, munchausen_target, q_target
 from lightning_dqn.networks import MLP, NoisyLinear
-from lightning_dqn.optimizers import check_optimizer
+from lightning_dqn.optimizers import can_be_flat, check_optimizer
 from lightning_dqn.replay import AnyTransition
+from lightning_dqn.resume.arguments import record_arguments
+from lightning_dqn.resume.checkpoint import check_checkpoint, complete_checkpoint, make_module, prepare_resume
+from lightning_dqn.resume.manifest import build_manifest, check_same_on_ranks
+from lightning_dqn.resume.rng import seed_rank, set_rng_state
 from lightning_dqn.update import Limits, Update, choose_update, denormals_are_flushed, find_schedules
+from lightning_dqn.validation import check_positive
 
 # attributes that change in every iteration: past nn.Module's search for parameters
 PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
@@ -36,6 +41,7 @@ OptimizerCallable = Callable[[Any], torch.optim.Optimizer]
 SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
+@record_arguments
 class DQN(pl.LightningModule):
     """Deep Q-learning (Mnih et al. 2015).
 
@@ -61,6 +67,11 @@ class DQN(pl.LightningModule):
 
     # whether it learns from rollouts of its own policy, with neither memory nor target net: the data side asks
     on_policy: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let subclasses record their arguments too: checkpoints hold them."""
+        super().__init_subclass__(**kwargs)
+        record_arguments(cls)
 
     def __init__(
         self,
@@ -108,9 +119,9 @@ class DQN(pl.LightningModule):
         self.munchausen, self.munchausen_temperature = munchausen, munchausen_temperature if munchausen else None
         self.boltzmann_temperature = boltzmann_temperature
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
-        knobs = {"model": type(self).__qualname__, "loss": loss, "double": double, "munchausen": munchausen, **positive}
-        throwaways = check_optimizer(optimizer, lr_scheduler, self.policy_net)
-        self._words = learner_in_words(observation_space, action_space, *throwaways, knobs)
+        check_optimizer(optimizer, lr_scheduler, self.policy_net)
+        # what identifies the run, known from the setup of a fit on
+        self.manifest: dict[str, Any] | None = None
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
         self._flat: Pair | None = None
@@ -119,15 +130,20 @@ class DQN(pl.LightningModule):
         self._flushed_before = False
         # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
         self._compiled = False
-        self._generators: dict[str, Any] | None = None
+        self.rng_state: dict[str, Any] | None = None
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
         self._known_epsilon = (1.0, -1)
         self.episode_metrics = EpisodeMetrics()
 
-    def add_knobs(self, **knobs: float) -> None:
-        """Name values that a run must keep when it goes on; those of subclasses."""
-        self._words["knobs"].update({name: str(value) for name, value in knobs.items()})
+    def probe_optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
+        """An optimizer like the one that a fit would use, and its schedule if there is one, to be looked at only."""
+        optimizer, scheduler = check_optimizer(self._make_optimizer, self._make_scheduler, self.policy_net)
+        if can_be_flat(self.policy_net, optimizer):
+            size = sum(parameter.numel() for parameter in self.policy_net.parameters())
+            vector = nn.Parameter(torch.zeros(size))
+            optimizer, scheduler = check_optimizer(lambda _: self._make_optimizer([vector]), self._make_scheduler, self)
+        return optimizer, scheduler
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the policy net, on one flat vector if it treats all entries alike, and its schedule."""
@@ -163,21 +179,45 @@ class DQN(pl.LightningModule):
 
     def act(
         self,
-        observation: NDArray[Any],
+        observation: Any,
         rng: np.random.Generator | None = None,
         action_mask: NDArray[np.bool_] | None = None,
-    ) -> NDArray[np.int64]:
-        """Choose actions: they explore with a generator, and are greedy without one.
+    ) -> Any:
+        """Choose actions: exploring with a generator, greedy without one.
 
         Args:
-            observation: (N, ...) one observation an environment.
-            rng: where chance comes from.
-            action_mask: (N, A) which actions are allowed, if not all.
+            observation: one observation, or an array of N observations; numbers and lists are converted.
+            rng: random generator of exploration.
+            action_mask: (A,) or (N, A) which actions are allowed; None for all.
 
         Returns:
-            (N,) actions as the environment takes them.
+            One action as an int, or an array (N,) of actions, as the environment takes them.
+
+        Raises:
+            ValueError: if the observation does not fit the observation space.
         """
-        return act(self, observation, rng, action_mask)
+        batch, is_single = as_batch(observation, self.observation_space)
+        if is_single and action_mask is not None:
+            action_mask = np.asarray(action_mask)[None]
+        action = act(self, batch, rng, action_mask)
+        return int(action[0]) if is_single else action
+
+    def q_values(self, observation: Any) -> NDArray[np.float32]:
+        """Action values of the policy net, (A,) of one observation or (N, A) of N, without exploration noise."""
+        batch, is_single = as_batch(observation, self.observation_space)
+        values = judge(self, batch, noisy=False)
+        return values[0] if is_single else values
+
+    def setup(self, stage: str) -> None:
+        """Build the manifest of the run, and see that all ranks have the same one.
+
+        Raises:
+            MisconfigurationException: naming an argument that differs between ranks, with both values.
+        """
+        if stage == "fit":
+            self.manifest = build_manifest(self, self.trainer)
+            if self.trainer.world_size > 1 and hasattr(self.trainer, "datamodule"):
+                check_same_on_ranks(self.manifest, self.trainer, self.trainer.datamodule.ranks)
 
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
@@ -186,9 +226,12 @@ class DQN(pl.LightningModule):
         self._after_update = find_schedules(self.trainer, has_target=self.target_net is not None)
 
     def on_train_start(self) -> None:
-        """Let each rank draw its own numbers, or those that are due where a run goes on, from this moment."""
-        start_generators(self._generators, self.device, rank=self.global_rank, updates=self.trainer.global_step)
-        self._generators = None
+        """Restore the random generators of a resumed run; else let each rank draw its own numbers."""
+        if self.rng_state is None:
+            seed_rank(self.global_rank, self.trainer.global_step)
+        else:
+            set_rng_state(self.rng_state, self.device)
+        self.rng_state = None
 
     def training_step(self, batch: AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
         """Make U updates, one a minibatch.
@@ -276,23 +319,46 @@ class DQN(pl.LightningModule):
         self.episode_metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what this run is, so that it is not mistaken for another, and what else it needs to go on exactly."""
-        generators = self._generators or generators_state(self.device)
-        checkpoint.update(self._words, generators=generators, compiled=self._compiled)
-        prepare_to_save(checkpoint, self._trainer)
+        """Add what identifies the run, what its agent can be made from, and what else an exact resume needs."""
+        checkpoint["compiled"] = self._compiled
+        complete_checkpoint(checkpoint, self, self._trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare before anything is loaded; a fit keeps what waits until it goes on.
+        """Check everything before anything is loaded; a fit also needs the same run, and all of its state.
 
         Raises:
             MisconfigurationException: if the checkpoint is of another environment, network or run.
+            CheckpointError: naming the first value that is missing or is not what it should be.
         """
-        goes_on = self._trainer is not None and self.trainer.state.fn == "fit"
-        self.check_checkpoint(checkpoint, goes_on=goes_on)
-        if goes_on:
-            prepare_to_go_on(checkpoint, self.trainer)
-            self._generators, self._compiled = checkpoint.get("generators"), bool(checkpoint.get("compiled"))
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != "fit":
+            check_checkpoint(checkpoint, self)
+            return
+        check_checkpoint(checkpoint, self, trainer)
+        prepare_resume(checkpoint, trainer)
+        self.rng_state, self._compiled = checkpoint.get("generators"), checkpoint["compiled"]
 
-    def check_checkpoint(self, checkpoint: dict[str, Any], *, goes_on: bool) -> None:
-        """Refuse weights that can't be ours and, if the run shall go on, one with other knobs than ours; see above."""
-        refuse_foreign(checkpoint, self._words, self.state_dict(), with_knobs=goes_on)
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | os.PathLike[str],
+        map_location: Any = None,
+        *,
+        trusted_modules: Collection[str] = (),
+        **arguments: Any,
+    ) -> Self:
+        """Load a module from its checkpoint alone: its class, arguments and weights. Nothing of the file is executed.
+
+        Args:
+            checkpoint_path: of a `.ckpt` file.
+            map_location: where its tensors go; the CPU by default.
+            trusted_modules: modules and packages from which the checkpoint may name classes; they are imported.
+            arguments: constructor arguments in place of those of the checkpoint, such as a `network` that was given as
+                a Python function.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it is no checkpoint of this package, is damaged, or needs a module that is not trusted.
+        """
+        checkpoint = AtomicCheckpointIO().load_checkpoint(checkpoint_path, map_location)
+        return make_module(cls, checkpoint, trusted_modules, arguments)

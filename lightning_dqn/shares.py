@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_dqn.fingerprint import digest
+from lightning_dqn.resume.training_state import weights_digest
 
 # where a checkpoint names the shares of the other ranks, as paths; in its file it does so within ENTRY
 SHARES, ENTRY = "shares", "lightning_dqn"
@@ -90,7 +90,7 @@ def take_up_share(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 
 def _refuse_others(checkpoint: dict[str, Any], trainer: Trainer, ranks: Any) -> None:
     """Each rank finds its checkpoint for itself, by the words of the same command; say so where they are several."""
-    read = ranks.gather((str(trainer.ckpt_path), checkpoint["global_step"], digest(checkpoint["state_dict"])))
+    read = ranks.gather((str(trainer.ckpt_path), checkpoint["global_step"], weights_digest(checkpoint["state_dict"])))
     for rank, other in enumerate(read):
         # machines may have it under different names
         if other[1:] != read[0][1:]:

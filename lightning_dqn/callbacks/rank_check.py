@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_dqn.callbacks.context import data_of
-from lightning_dqn.fingerprint import digest
+from lightning_dqn.resume.training_state import weights_digest
 
 
 class RankCheck(Callback):
@@ -51,7 +51,7 @@ class RankCheck(Callback):
         if ranks.alone:
             return
         nets = [(name, net) for name, net in pl_module.named_children() if name.endswith("_net")]
-        own = [f"{name} {digest(net.state_dict())}" for name, net in nets]
+        own = [f"{name} {weights_digest(net.state_dict())}" for name, net in nets]
         first, *others = (said.split(", ") for said in ranks.gather(", ".join(own)))
         for rank, other in enumerate(others, start=1):
             for expected, found in zip(first, other, strict=True):

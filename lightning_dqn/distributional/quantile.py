@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
-from lightning_dqn.fingerprint import check_positive
 from lightning_dqn.losses import TDLoss, allowed, chosen, munchausen_bonus, quantile_huber, soft_value
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
 from lightning_dqn.networks import MLP, ImplicitQuantiles
 from lightning_dqn.replay import AnyTransition
+from lightning_dqn.validation import check_positive
 
 
 class QRDQN(DQN):

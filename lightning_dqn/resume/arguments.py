@@ -1,0 +1,127 @@
+"""Constructor arguments as plain values: what a checkpoint keeps of a class, so that it can be made again from the file.
+
+A class is described as `{"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4, ...}}`, as in a LightningCLI
+configuration. What has no such description is `{"opaque": name}`: it has to be given again as a Python object.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from lightning_dqn.resume.plain import plain_form
+
+T = TypeVar("T", bound=type)
+# packages in which classes have a public name that is shorter than the module that defines them
+PUBLIC_MODULES = ("lightning_dqn", "torch.optim", "torch.optim.lr_scheduler", "torch.nn", "gymnasium.wrappers")
+
+
+def record_arguments(cls: T) -> T:
+    """Let each instance keep the arguments that its constructor was called with.
+
+    `instance.init_args` are those of the outermost constructor, by name, defaults included; `instance.all_args` are
+    those too of the constructors that it calls with `super().__init__`.
+
+    Args:
+        cls: with a constructor of its own; others are returned as they are.
+    """
+    constructor: Any = cls.__dict__.get("__init__")
+    if constructor is None:
+        return cls
+    signature = inspect.signature(constructor)
+    variadic = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+
+    @functools.wraps(constructor)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        constructor(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _, *given = bound.arguments.items()
+        own = {name: value for name, value in given if name not in variadic}
+        for name in variadic:
+            own |= bound.arguments[name]
+        # the constructors that this one called have recorded theirs already
+        self.all_args = {**getattr(self, "all_args", {}), **own}
+        self.init_args = own
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    return cls
+
+
+def public_path(cls: type) -> str:
+    """The shortest import path of a class that stays valid when a package moves it between its modules."""
+    for module in PUBLIC_MODULES:
+        if cls.__module__.startswith(module) and getattr(importlib.import_module(module), cls.__name__, None) is cls:
+            return f"{module}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def describe_class(cls: type, given: Mapping[str, Any], *, skip: int) -> dict[str, Any]:
+    """A class with its arguments, those that were not given at their defaults.
+
+    Args:
+        cls: the class.
+        given: its arguments by name.
+        skip: its first parameters that the caller will give, which are left out.
+    """
+    parameters = list(inspect.signature(cls).parameters.values())
+    caller = {parameter.name for parameter in parameters[:skip]}
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    arguments = {name: value for name, value in {**defaults, **given}.items() if name not in caller}
+    return {"class_path": public_path(cls), "init_args": {name: describe(value) for name, value in arguments.items()}}
+
+
+def describe(value: Any, *, skip: int = 0) -> Any:
+    """A value as plain values.
+
+    Args:
+        value: plain values, a class, a `functools.partial` of a class, or anything else.
+        skip: first parameters of a class that the caller will give.
+    """
+    if isinstance(value, type):
+        return describe_class(value, {}, skip=skip)
+    if isinstance(value, functools.partial):
+        # jsonargparse gives a class as an argument of functions of its own
+        classes = [part for part in (value.func, *value.args) if isinstance(part, type)]
+        if len(classes) == 1:
+            return describe_class(classes[0], value.keywords, skip=skip)
+    if callable(value):
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return {"opaque": f"{getattr(value, '__module__', type(value).__module__)}.{name}"}
+    return plain_form(value)
+
+
+def describe_made(make: Any, made: Iterable[Any], *, skip: int) -> dict[str, Any]:
+    """A class with its arguments: of the callable or, for a lambda, of the first recorded instance that it made.
+
+    Args:
+        make: the callable.
+        made: instances that it made, the outermost first.
+        skip: first parameters of the class that the caller will give.
+    """
+    described: dict[str, Any] = describe(make, skip=skip)
+    if "opaque" in described:
+        for instance in made:
+            if hasattr(instance, "init_args"):
+                return describe_class(type(instance), instance.init_args, skip=skip)
+    return described
+
+
+def describe_optimizer(optimizer: Any) -> dict[str, Any]:
+    """The class and arguments of an optimizer, read from the instance."""
+    names = inspect.signature(type(optimizer)).parameters
+    return describe_class(type(optimizer), {k: v for k, v in optimizer.defaults.items() if k in names}, skip=1)
+
+
+def describe_scheduler(make: Any, scheduler: Any) -> dict[str, Any] | None:
+    """The class and arguments of a learning rate schedule: of the callable, or from the instance's attributes."""
+    if scheduler is None:
+        return None
+    described: dict[str, Any] = describe(make, skip=1)
+    if "opaque" in described:
+        names = list(inspect.signature(type(scheduler)).parameters)[1:]
+        if all(hasattr(scheduler, name) for name in names):
+            given = {name: getattr(scheduler, name) for name in names if name != "last_epoch"}
+            described = describe_class(type(scheduler), given, skip=1)
+    return described

@@ -1,0 +1,101 @@
+"""What `module.DQN` asks of this package: what a checkpoint holds of a run, its checks, and a module made from it."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_dqn.resume.content import CheckpointError, check_dict
+from lightning_dqn.resume.loops import plain_schedules, repair_loop_progress
+from lightning_dqn.resume.manifest import build_manifest, check_same_run, check_same_spaces, describe_run
+from lightning_dqn.resume.rebuild import make_arguments, resolve_class
+from lightning_dqn.resume.rng import get_rng_state
+from lightning_dqn.resume.spaces import decode_space
+from lightning_dqn.resume.training_state import check_training_state, check_weights
+from lightning_dqn.shares import save_share, take_up_share
+
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Trainer | None) -> None:
+    """Add what identifies the run, what its agent can be made from, and what else an exact resume needs.
+
+    Args:
+        checkpoint: as Lightning makes it; changed in place.
+        module: a `DQN`.
+        trainer: of the run, if there is one.
+    """
+    checkpoint["manifest"] = module.manifest or build_manifest(module, trainer)
+    checkpoint["agent"] = describe_run(module, trainer)
+    checkpoint["generators"] = module.rng_state or get_rng_state(module.device)
+    plain_schedules(checkpoint.get("lr_schedulers", []))
+    if trainer is not None:
+        save_share(checkpoint, trainer)
+
+
+def check_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Trainer | None = None) -> None:
+    """Check a checkpoint that a module is to load, before anything of it is used.
+
+    Args:
+        checkpoint: as Lightning writes it.
+        module: a `DQN`.
+        trainer: of the fit that is to resume from it; None if only the weights are needed.
+
+    Raises:
+        MisconfigurationException: if the checkpoint is of another environment, network or run.
+        CheckpointError: naming the first value that is missing or is not what it should be.
+    """
+    for name in ("state_dict", "manifest", "agent"):
+        if name not in checkpoint:
+            raise CheckpointError(f"{name} is missing: this is no checkpoint of this package; use another one")
+    manifest = check_dict(checkpoint["manifest"], "manifest")
+    if trainer is not None:
+        trainer.datamodule.check_checkpoint(checkpoint)  # type: ignore[attr-defined]
+        check_same_run(manifest, build_manifest(module, trainer))
+    check_same_spaces(manifest, describe_run(module, None))
+    check_weights(checkpoint["state_dict"], module.state_dict())
+    if trainer is not None:
+        check_training_state(checkpoint, module, trainer)
+
+
+def prepare_resume(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Let a checked checkpoint hold what this rank resumes from, and all that Lightning needs.
+
+    Args:
+        checkpoint: changed in place.
+        trainer: of the fit.
+    """
+    take_up_share(checkpoint, trainer)
+    repair_loop_progress(checkpoint["loops"]["fit_loop"])
+
+
+def make_module(
+    base: type[Module], checkpoint: Mapping[str, Any], trusted_modules: Collection[str], given: Mapping[str, Any]
+) -> Module:
+    """A module of the class and with the arguments and weights of a checkpoint.
+
+    Args:
+        base: that the class must be, or be derived from.
+        checkpoint: as it was read.
+        trusted_modules: modules and packages from which the checkpoint may name classes; they are imported.
+        given: constructor arguments in place of those of the checkpoint.
+
+    Raises:
+        CheckpointError: if a value is missing or wrong, or needs a module that is not trusted.
+    """
+    agent = check_dict(checkpoint.get("agent"), "agent", ("model", "observation_space", "action_space"))
+    model = check_dict(agent["model"], "agent.model", ("class_path", "init_args"))
+    cls = resolve_class(model["class_path"], base, "agent.model.class_path", trusted_modules)
+    arguments = make_arguments(cls, model["init_args"], "agent.model.init_args", trusted_modules, given)
+    spaces = {
+        name: decode_space(agent[name], f"agent.{name}")
+        for name in ("observation_space", "action_space")
+        if name not in given
+    }
+    try:
+        module: Module = cls(**{**spaces, **arguments})
+    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        raise CheckpointError(f"agent.model in the checkpoint makes no {cls.__name__}: {error}") from error
+    check_checkpoint(dict(checkpoint), module)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module

@@ -1,0 +1,167 @@
+"""The manifest of a run: everything that identifies it, as a flat dict of plain values, written into every checkpoint.
+
+A resumed run must have the same manifest, but for the names in `MAY_CHANGE`; ranks of one run must have the same one.
+"""
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_dqn.resume.arguments import (
+    describe,
+    describe_made,
+    describe_optimizer,
+    describe_scheduler,
+    public_path,
+)
+from lightning_dqn.resume.spaces import encode_space
+
+# names that a resumed run may change, also whole sections, with the reason
+MAY_CHANGE = {
+    "versions": "reported to people, not compared",
+    "data.eval_episodes": "evaluation does not change what is learnt",
+    "data.eval_max_steps": "evaluation does not change what is learnt",
+    "data.save_memory": "says what the next checkpoints hold",
+    "data.memory_device": "says where observations are stored, not which",
+    "data.memory_folder": "says where observations are stored, not which",
+    "model.compile": "says how the gradient is computed, not what it is",
+    "model.optimizer.foreach": "says how a step is computed, not what it is",
+    "model.optimizer.fused": "says how a step is computed, not what it is",
+    "model.optimizer.capturable": "says how a step is computed, not what it is",
+    "model.optimizer.differentiable": "says how a step is computed, not what it is",
+}
+# options of the trainer that all ranks must share, since they decide when ranks wait for each other
+TRAINER_OPTIONS = (
+    *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "val_check_interval"),
+    *("check_val_every_n_epoch", "log_every_n_steps", "world_size", "precision"),
+)
+SPACES = ("observation_space", "action_space")
+
+
+def describe_run(module: Any, trainer: Trainer | None) -> dict[str, Any]:
+    """What is needed to make the parts of a run again, as plain values.
+
+    Args:
+        module: a `DQN`.
+        trainer: that it belongs to, if any: its data module and its schedules are described too.
+
+    Returns:
+        `model`, `observation_space`, `action_space` and, with a trainer, `data`, `seed` and a section for each schedule.
+    """
+    run: dict[str, Any] = {"model": describe_model(module, module.init_args)}
+    run |= {name: encode_space(getattr(module, name)) for name in SPACES}
+    data = getattr(trainer, "datamodule", None)
+    if trainer is None or not hasattr(data, "describe"):
+        return run
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    run |= {"seed": None if seed is None else int(seed), **data.describe()}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        section = getattr(callback, "manifest_section", None)
+        if section is not None and (section != "priorities" or data.is_prioritized):
+            run[section] = {name: describe(value) for name, value in callback.init_args.items()}
+    return run
+
+
+def describe_model(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Class path and arguments of a `DQN`, without its spaces."""
+    described = {name: describe(value) for name, value in arguments.items() if name not in SPACES}
+    if "network" in described:
+        described["network"] = describe_made(arguments["network"], module.policy_net.modules(), skip=2)
+    optimizer, scheduler = module.probe_optimizer()
+    if "optimizer" in described:
+        described["optimizer"] = describe_optimizer(optimizer)
+    if "lr_scheduler" in described:
+        described["lr_scheduler"] = describe_scheduler(arguments["lr_scheduler"], scheduler)
+    return {"class_path": public_path(type(module)), "init_args": described}
+
+
+def build_manifest(module: Any, trainer: Trainer | None) -> dict[str, Any]:
+    """The flat manifest of a run; names as in a configuration, `model.optimizer.lr`, values plain."""
+    run = {**describe_run(module, trainer), "model": describe_model(module, module.all_args)}
+    packages = ("lightning_dqn", "lightning", "torch", "gymnasium", "numpy")
+    run["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return dict(_flatten(run, ""))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Leaves by their dotted names; a class counts as the name itself, its arguments come under it."""
+    for name, value in tree.items():
+        if name == "class_path" and prefix:
+            yield prefix.removesuffix("."), value
+        elif isinstance(value, dict) and name not in (*SPACES, "env_kwargs", "env_observation_space"):
+            yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def changed(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Names whose values differ and may not, with both values; "nothing" stands for a name that one side lacks."""
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        one, other = theirs.get(name, "nothing"), ours.get(name, "nothing")
+        # no seed was asked for: the run keeps the generators of the checkpoint
+        free = name == "seed" and None in (one, other)
+        if not free and not any(name == each or name.startswith(f"{each}.") for each in MAY_CHANGE):
+            if _normal(one) != _normal(other):
+                yield name, one, other
+
+
+def _normal(value: Any) -> Any:
+    """A value as it is compared: a tuple is a list in a configuration file, and NaN equals NaN."""
+    if isinstance(value, float) and value != value:
+        return "nan"
+    if isinstance(value, (list, tuple)):
+        return [_normal(item) for item in value]
+    return {key: _normal(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Compare the manifest of a checkpoint with that of the run that shall resume from it.
+
+    Raises:
+        MisconfigurationException: naming the first argument that differs, with both values.
+    """
+    for name, one, other in changed(theirs, ours):
+        remedy = "use the same value"
+        if name.startswith(("model", "data", "epsilon", "target_update", "priorities")) and name != "data.env_id":
+            remedy += ", or start a new run from its weights: `fit --init_from`, in Python `DQN.load_from_checkpoint`"
+        raise MisconfigurationException(f"{name}={_show(other)}: the checkpoint was made with {_show(one)}; {remedy}")
+
+
+def check_same_spaces(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Compare the spaces of a checkpoint with those of the module that shall act with its weights.
+
+    Raises:
+        MisconfigurationException: with both spaces.
+    """
+    for name in SPACES:
+        if theirs.get(name) != ours[name]:
+            raise MisconfigurationException(
+                f"{name}={_show(ours[name])}: the checkpoint was made with {_show(theirs.get(name))}; use its env_id"
+            )
+
+
+def check_same_on_ranks(manifest: Mapping[str, Any], trainer: Trainer, ranks: Any) -> None:
+    """Compare the manifests of all ranks, and those options of their trainers that they must share.
+
+    Raises:
+        MisconfigurationException: on every rank, naming the first difference with both values.
+    """
+    options = {f"trainer.{name}": str(getattr(trainer, name, None)) for name in TRAINER_OPTIONS}
+    first, *others = ranks.gather({**manifest, **options})
+    for rank, other in enumerate(others, start=1):
+        for name in [*first, *(name for name in other if name not in first)]:
+            one, two = first.get(name, "nothing"), other.get(name, "nothing")
+            if _normal(one) != _normal(two):
+                raise MisconfigurationException(
+                    f"{name}={_show(two)} on rank {rank}, but {_show(one)} on rank 0: start all ranks with the same"
+                )
+
+
+def _show(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,247 @@
+"""Classes and objects made again from the descriptions in a checkpoint.
+
+A file is data: a class that it names is imported only from this package, from torch's optimizers, schedules and layers,
+and from Gymnasium's wrappers. Any other module must be trusted by the caller, by its name.
+"""
+
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium as gym
+import torch
+from torch import nn
+
+from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
+
+
+
+@runtime_checkable
+class _Sampler(Protocol):
+    """What tells the class of a sampler from others."""
+
+    def add(self, rows: Any) -> None: ...
+
+    def drop_oldest(self, count: int) -> None: ...
+
+    def draw(self, size: int, minibatches: int = 1) -> Any: ...
+
+
+# modules whose classes a file may name, those below them included
+ALLOWED_MODULES = ("lightning_dqn", "torch.optim", "torch.nn", "gymnasium.wrappers")
+# arguments that are themselves classes with arguments, and what they must be derived from
+CLASS_ARGUMENTS: dict[str, type] = {
+    "network": nn.Module,
+    "optimizer": torch.optim.Optimizer,
+    "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
+    "sampler": _Sampler,
+}
+MAX_DEPTH = 16
+
+
+def is_trusted(module: str, trusted_modules: Collection[str]) -> bool:
+    """Whether a module, or a package that contains it, may be imported because a file names it."""
+    return any(module == name or module.startswith(f"{name}.") for name in (*ALLOWED_MODULES, *trusted_modules))
+
+
+def check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> None:
+    """See that a module may be imported.
+
+    Args:
+        module: that a file names.
+        name: of the value in the checkpoint that names it.
+        trusted_modules: that the caller trusts beside ours.
+
+    Raises:
+        CheckpointError: with the option that allows it.
+    """
+    if not is_trusted(module, trusted_modules):
+        root = module.partition(".")[0]
+        raise CheckpointError(
+            f"{name} in the checkpoint needs the module {module}, which would be imported: if you trust it, say "
+            f"--trust {root}, in Python trusted_modules=[{root!r}]"
+        )
+
+
+def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Collection[str] = ()) -> type:
+    """The class that a checkpoint names.
+
+    Args:
+        class_path: dotted import path.
+        base: that it must be derived from.
+        name: of the value in the checkpoint.
+        trusted_modules: modules that may be imported beside ours.
+
+    Raises:
+        CheckpointError: if it is not in a trusted module, does not exist, or is no such class.
+    """
+    if type(class_path) is not str or not all(part.isidentifier() for part in class_path.split(".")):
+        invalid(name, "is not the import path of a class")
+    module, _, attribute = class_path.rpartition(".")
+    check_trusted(module, name, trusted_modules)
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise CheckpointError(f"{name}={class_path} in the checkpoint can't be imported: {error}") from error
+    if not isinstance(found, type) or not issubclass(found, base):
+        invalid(name, f"is {class_path}, which is not a subclass of {base.__module__}.{base.__qualname__}")
+    # a trusted module hands on names that it imports from others
+    check_trusted(found.__module__, name, trusted_modules)
+    return found
+
+
+def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Collection[str] = ()) -> dict[str, Any]:
+    """Arguments of a class as plain values, except those that are described classes themselves.
+
+    Args:
+        cls: the class.
+        arguments: as the checkpoint has them.
+        name: of the arguments in the checkpoint.
+        trusted_modules: modules that may be imported beside ours.
+
+    Returns:
+        The same arguments; descriptions of classes are checked, but still descriptions.
+
+    Raises:
+        CheckpointError: naming an argument that has no plain form and must be given again, or that is not allowed.
+    """
+    hints = _type_hints(cls)
+    for key, value in check_dict(arguments, name).items():
+        where = f"{name}.{key}"
+        if isinstance(value, dict) and "opaque" in value:
+            raise CheckpointError(
+                f"{where}: was given as the Python object {value['opaque']}, which no file can hold; pass {key}=... again"
+            )
+        if isinstance(value, dict) and "class_path" in value:
+            if key not in CLASS_ARGUMENTS:
+                invalid(where, "is a class, which is not allowed there")
+            check_class(value, CLASS_ARGUMENTS[key], where, trusted_modules)
+        elif key in CLASS_ARGUMENTS and value is not None:
+            invalid(where, "is not a class with its arguments")
+        elif value is not None and _takes_code(hints.get(key)):
+            invalid(where, "is a function, which no file may name")
+        else:
+            check_plain(value, where)
+    return dict(arguments)
+
+
+def check_class(
+    description: Any, base: type, name: str, trusted_modules: Collection[str] = ()
+) -> tuple[type, dict[str, Any]]:
+    """A described class and its arguments, both checked.
+
+    Args:
+        description: `{"class_path": ..., "init_args": {...}}` from a file.
+        base: that the class must be derived from.
+        name: of the description in the checkpoint.
+        trusted_modules: modules that may be imported beside ours.
+
+    Raises:
+        CheckpointError: as `resolve_class` and `check_arguments`.
+    """
+    content = check_dict(description, name, ("class_path", "init_args"))
+    cls = resolve_class(content["class_path"], base, name, trusted_modules)
+    return cls, check_arguments(cls, content["init_args"], name, trusted_modules)
+
+
+def make_factory(
+    description: Any, base: type, name: str, trusted_modules: Collection[str] = ()
+) -> Callable[..., Any] | None:
+    """What makes an instance of a described class; None for no description."""
+    if description is None:
+        return None
+    cls, arguments = check_class(description, base, name, trusted_modules)
+    return functools.partial(cls, **arguments)
+
+
+def make_arguments(
+    cls: type, arguments: Any, name: str, trusted_modules: Collection[str] = (), given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Arguments of a class as Python objects: described classes become what makes instances of them.
+
+    Args:
+        cls: the class.
+        arguments: as the checkpoint has them.
+        name: of the arguments in the checkpoint.
+        trusted_modules: modules that may be imported beside ours.
+        given: arguments that the caller gives, which replace those of the checkpoint.
+
+    Raises:
+        CheckpointError: as `check_arguments`.
+    """
+    given = given or {}
+    content = check_dict(arguments, name)
+    own = {key: value for key, value in content.items() if key not in given}
+    for key, value in check_arguments(cls, own, name, trusted_modules).items():
+        if key in CLASS_ARGUMENTS:
+            own[key] = make_factory(value, CLASS_ARGUMENTS[key], f"{name}.{key}", trusted_modules)
+    return {**own, **given}
+
+
+def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str] = ()) -> list[Callable[..., Any]]:
+    """What puts the described Gymnasium wrappers around an environment."""
+    if descriptions is None:
+        return []
+    if not isinstance(descriptions, list):
+        invalid(name, "is not a list of wrappers")
+    for i, each in enumerate(descriptions):
+        if isinstance(each, dict) and "opaque" in each:
+            raise CheckpointError(
+                f"{name}[{i}]: was given as the Python object {each['opaque']}, which no file can hold; pass "
+                "wrappers=[...] again"
+            )
+    made = [make_factory(each, gym.Wrapper, f"{name}[{i}]", trusted_modules) for i, each in enumerate(descriptions)]
+    return [each for each in made if each is not None]
+
+
+def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) -> str:
+    """An environment's id, whose module, if it names one, is trusted.
+
+    Raises:
+        CheckpointError: if it is no id, or its module is not trusted.
+    """
+    if type(env_id) is not str or not env_id or len(env_id) > 500:
+        invalid(name, "is not the id of an environment")
+    module = env_id.rpartition(":")[0]
+    if module:
+        check_trusted(module, name, trusted_modules)
+    return env_id
+
+
+def check_plain(value: Any, name: str, depth: int = 0) -> None:
+    """See that a value consists of None, bool, int, float, str, lists, tuples and dicts, none of which describes a class.
+
+    Raises:
+        CheckpointError: naming the part that is something else.
+    """
+    if depth > MAX_DEPTH:
+        invalid(name, "is nested too deeply")
+    if type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            check_plain(item, f"{name}[{i}]", depth + 1)
+    elif type(value) is dict:
+        if "class_path" in value:
+            invalid(name, "is a class, which is not allowed there")
+        for key, item in value.items():
+            check_plain(key, f"{name} (a key)", depth + 1)
+            check_plain(item, f"{name}.{key}", depth + 1)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        invalid(name, f"is a {type(value).__name__}, not a plain value")
+
+
+def _type_hints(cls: type) -> dict[str, Any]:
+    """Annotations of a constructor's parameters, those that can be evaluated."""
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except (NameError, TypeError, AttributeError):
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
+
+
+def _takes_code(hint: Any) -> bool:
+    """Whether an annotation allows a function or a class."""
+    text = hint if isinstance(hint, str) else str(hint)
+    return hint is type or "Callable" in text or "type[" in text.lower()

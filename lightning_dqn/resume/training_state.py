@@ -1,0 +1,234 @@
+"""Checks of what a fit resumes from, before any of it is loaded: weights, optimizer, schedules, loops, callbacks, RNG.
+
+The data module checks its own state when it loads it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_dqn.resume.content import (
+    CheckpointError,
+    check_bool,
+    check_dict,
+    check_float,
+    check_int,
+    check_like,
+    check_tensor,
+    invalid,
+)
+from lightning_dqn.resume.rng import check_rng_state
+
+# sums of squares and counters that optimizers keep
+NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta"}
+TRAINING_KEYS = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "generators", "compiled", "global_step")
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """A hash of all tensors, by which ranks compare theirs."""
+    found = hashlib.sha256()
+    for tensor in state.values():
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
+    """See that weights fit a module: names, shapes, kinds of numbers, and that none is NaN or infinite.
+
+    Args:
+        state: of the checkpoint.
+        own: `state_dict()` of the module.
+
+    Raises:
+        CheckpointError: naming the first that does not fit.
+    """
+    check_dict(state, "state_dict")
+    for name in [*own, *state]:
+        if name not in state or name not in own:
+            problem = "is missing" if name not in state else "is not in this network"
+            raise CheckpointError(
+                f"state_dict.{name} {problem}: use the model and the model.network that the checkpoint was made with"
+            )
+        tensor, expected = check_tensor(state[name], f"state_dict.{name}"), own[name]
+        if tensor.shape != expected.shape:
+            raise CheckpointError(
+                f"state_dict.{name} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(expected.shape)} "
+                "here: use the model.network that it was made with"
+            )
+        if tensor.is_floating_point() != expected.is_floating_point() or tensor.is_complex():
+            invalid(f"state_dict.{name}", f"has dtype {tensor.dtype}, not {expected.dtype}")
+    if "epsilon" in own:
+        check_float(float(state["epsilon"]), "state_dict.epsilon", 0, 1)
+
+
+def check_training_state(checkpoint: Mapping[str, Any], module: Any, trainer: Trainer) -> None:
+    """See that a checkpoint holds all that a fit resumes from, in the form that this run would save it in.
+
+    Raises:
+        CheckpointError: naming the first value that does not fit.
+    """
+    for name in TRAINING_KEYS:
+        if name not in checkpoint:
+            raise CheckpointError(
+                f"{name} is missing: the checkpoint holds weights only (save_weights_only=True), from which no run can "
+                "be resumed; start a new one from them: `fit --init_from`, in Python `DQN.load_from_checkpoint`"
+            )
+    check_bool(checkpoint["compiled"], "compiled")
+    updates = check_int(checkpoint["global_step"], "global_step")
+    optimizer, scheduler = module.probe_optimizer()
+    states = checkpoint["optimizer_states"]
+    if type(states) is not list or len(states) != 1:
+        invalid("optimizer_states", "does not hold the state of one optimizer")
+    check_optimizer_state(states[0], optimizer, "optimizer_states[0]")
+    schedules = [] if scheduler is None else [scheduler.state_dict()]
+    _check_numbers(checkpoint["lr_schedulers"], schedules, "lr_schedulers")
+    check_loops(checkpoint["loops"], trainer, updates)
+    check_callbacks(checkpoint["callbacks"], trainer.callbacks)  # type: ignore[attr-defined]
+    check_rng_state(checkpoint["generators"], "generators")
+
+
+def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
+    """See that an optimizer can load a state: kernels read and write as many numbers as there are parameters.
+
+    Args:
+        state: of the checkpoint.
+        optimizer: one like it, with parameters of the same shapes, that has made no step.
+        name: of the state in the checkpoint.
+
+    Raises:
+        CheckpointError: naming the first value that does not fit.
+    """
+    check_dict(state, name, ("state", "param_groups"))
+    groups, own_groups = state["param_groups"], optimizer.param_groups
+    if type(groups) is not list or len(groups) != len(own_groups):
+        invalid(f"{name}.param_groups", f"is not a list of {len(own_groups)}")
+    shapes: list[torch.Size] = []
+    for i, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
+        where = f"{name}.param_groups[{i}]"
+        check_dict(group, where, tuple(own))
+        if group["params"] != list(range(len(shapes), len(shapes) + len(own["params"]))):
+            invalid(f"{where}.params", f"does not name the {len(own['params'])} parameters of this network")
+        shapes += [parameter.shape for parameter in own["params"]]
+        for key in sorted(group.keys() - {"params"}):
+            if key not in own and key != "initial_lr":
+                invalid(f"{where}.{key}", "is unknown")
+            _check_numbers(group[key], own.get(key, 0.0), f"{where}.{key}")
+        check_float(group["lr"], f"{where}.lr", 0)
+    expected = _state_names(optimizer)
+    for index, values in check_dict(state["state"], f"{name}.state").items():
+        where = f"{name}.state.{index}"
+        if type(index) is not int or not 0 <= index < len(shapes):
+            invalid(where, "is of no parameter")
+        if expected is not None and set(check_dict(values, where)) != expected:
+            invalid(where, f"holds {sorted(map(str, values))}, not {sorted(expected)}")
+        for key, value in check_dict(values, where).items():
+            _check_moment(value, shapes[index], f"{where}.{key}")
+
+
+def _check_moment(value: Any, shape: torch.Size, name: str) -> None:
+    """See that what an optimizer keeps for a parameter is a number, or a tensor of the parameter's shape."""
+    if type(value) is not Tensor:
+        if value is not None:
+            check_float(value, name)
+        return
+    check_tensor(value, name)
+    if value.shape not in ((), shape):
+        invalid(name, f"has shape {tuple(value.shape)}, not {tuple(shape)}")
+    if not value.is_floating_point():
+        invalid(name, f"has dtype {value.dtype}, which is not floating")
+    if name.rpartition(".")[2] in NOT_NEGATIVE and bool((value < 0).any()):
+        invalid(name, "is negative")
+
+
+def _state_names(optimizer: torch.optim.Optimizer) -> set[str] | None:
+    """What an optimizer with these options keeps for a parameter; None for those that torch does not define."""
+    if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
+        return None
+    number = torch.nn.Parameter(torch.zeros(2))
+    number.grad = torch.ones(2)
+    options = {name: value for name, value in optimizer.param_groups[0].items() if name not in ("params", "initial_lr")}
+    probe = type(optimizer)([{"params": [number], **options}])
+    probe.step()
+    return set(probe.state[number])
+
+
+def check_loops(loops: Any, trainer: Trainer, updates: int) -> None:
+    """See that Lightning's loops can load their progress, and that it counts as many updates as the checkpoint.
+
+    Raises:
+        CheckpointError: naming the first value that does not fit.
+    """
+    check_dict(loops, "loops", ("fit_loop",))
+    check_like(loops["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
+    steps = loops["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
+    if steps != updates:
+        invalid("loops.fit_loop", f"counts {steps} updates, and global_step {updates}")
+
+
+def check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
+    """See that the callbacks of a run can load their states.
+
+    Raises:
+        CheckpointError: naming the first value that does not fit.
+    """
+    check_dict(states, "callbacks")
+    for callback in callbacks:
+        state, name = states.get(callback.state_key), f"callbacks.{callback.state_key}"
+        if state is None:
+            continue
+        example = callback.state_dict()
+        check_dict(state, name, tuple(example))
+        for key, value in example.items():
+            other, where = state[key], f"{name}.{key}"
+            if type(value) is int:
+                check_int(other, where)
+            elif value is not None and other is not None and type(other) is not type(value):
+                invalid(where, f"is a {type(other).__name__}, not a {type(value).__name__}")
+        if isinstance(callback, ModelCheckpoint):
+            _check_checkpoint_paths(state, name)
+
+
+def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
+    """Files that a ModelCheckpoint may remove are in its own folder."""
+    folder = state["dirpath"]
+    if folder is not None and type(folder) is not str:
+        invalid(f"{name}.dirpath", "is not a path")
+    paths = [state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
+    for path in [*paths, *state["best_k_models"]]:
+        inside = type(path) is str and (not path or (folder and Path(path).is_relative_to(folder)))
+        if not inside or ".." in Path(path).parts[len(Path(folder or "").parts) :]:
+            invalid(name, f"names the file {path!r}, which is not in its folder")
+    scores = [state["best_model_score"], state["kth_value"], *state["best_k_models"].values()]
+    for score in scores:
+        if score is not None:
+            check_tensor(score, f"{name}.best_k_models", shape=(), finite=False)
+
+
+def _check_numbers(value: Any, example: Any, name: str) -> None:
+    """The same structure as an example, with finite numbers; switches may be true, false or null."""
+    if isinstance(example, Mapping):
+        check_dict(value, name)
+        for key in [*example.keys(), *value.keys()]:
+            if key not in value or key not in example:
+                invalid(f"{name}.{key}", "is missing" if key not in value else "is unknown")
+            _check_numbers(value[key], example[key], f"{name}.{key}")
+    elif isinstance(example, (list, tuple)):
+        if type(value) not in (list, tuple) or len(value) != len(example):
+            invalid(name, f"is not a list of length {len(example)}")
+        for i, (item, other) in enumerate(zip(value, example, strict=True)):
+            _check_numbers(item, other, f"{name}[{i}]")
+    elif isinstance(example, Tensor):
+        check_tensor(value, name, shape=example.shape)
+    elif example is None or isinstance(example, bool):
+        if value is not None and type(value) is not bool:
+            invalid(name, "is neither true, false nor null")
+    elif isinstance(example, (int, float)):
+        check_float(value, name)
+    elif type(value) is not type(example):
+        invalid(name, f"is a {type(value).__name__}, not a {type(example).__name__}")
