@@ -4,7 +4,7 @@ The update is `module.DQN`'s; here stand the targets. Legend: U updates, B batch
 """
 
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.losses import TDLoss, allowed, chosen, lambda_returns, weighted_mse
-from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
+from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable
 from lightning_dqn.networks import MLP
 from lightning_dqn.replay import AnyTransition, Transition
 
@@ -32,13 +32,13 @@ class PQN(DQN):
         action_space: discrete space of actions; the CLI takes it from the environment.
         network: what maps observations to one value an action; layer norm keeps it stable without a target net.
         optimizer: what moves its parameters.
-        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
         clip_grad_norm: largest norm of the whole gradient; null leaves it as it is.
         td_lambda: how much later rewards count against the value, in [0, 1]: 0 is one step, 1 the whole rollout.
-        compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
+        **kwargs: arguments of `DQN` but for those of its loss, targets and exploration, and clip_grad_value.
 
     Raises:
-        TypeError: if the action space is not discrete or the network can't take the observations.
+        TypeError: if the action space is not discrete or the network can't take the observations, or for an argument
+            that it does not take.
         ValueError: if td_lambda, clip_grad_norm or the learning rate is out of its range.
     """
 
@@ -51,10 +51,9 @@ class PQN(DQN):
         *,
         network: NetworkCallable = lambda observation_space, outputs: MLP(observation_space, outputs, layer_norm=True),
         optimizer: OptimizerCallable = lambda params: torch.optim.RAdam(params, lr=2.5e-4),
-        lr_scheduler: SchedulerCallable | None = None,
         clip_grad_norm: float | None = 10.0,
         td_lambda: float = 0.65,
-        compile: bool | Literal["auto"] = "auto",
+        **kwargs: Any,
     ) -> None:
         if not 0 <= td_lambda <= 1:
             raise ValueError(f"model.td_lambda={td_lambda}: must be in [0, 1]")
@@ -63,10 +62,14 @@ class PQN(DQN):
             action_space,
             network=network,
             optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            clip_grad_value=None,
             clip_grad_norm=clip_grad_norm,
-            compile=compile,
+            clip_grad_value=None,
+            loss="mse",
+            double=False,
+            munchausen=False,
+            munchausen_temperature=0.03,
+            boltzmann_temperature=None,
+            **kwargs,
         )
         self.td_lambda = td_lambda
         self.add_knobs(td_lambda=td_lambda)

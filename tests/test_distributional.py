@@ -341,12 +341,6 @@ def test_values_and_switches_that_make_no_sense_are_refused_by_name_and_value(ma
         make(BOX, spaces.Discrete(2), **knobs)
 
 
-@pytest.mark.parametrize("make", MODELS)
-def test_a_loss_of_its_own_leaves_no_choice_of_another(make):
-    with pytest.raises(TypeError, match="loss"):
-        make(BOX, spaces.Discrete(2), loss="mse")
-
-
 def test_a_network_that_cannot_be_taken_apart_is_refused_by_name():
     with pytest.raises(TypeError, match="network Linear has no features"):
         IQN(BOX, spaces.Discrete(2), network=lambda space, n: torch.nn.Linear(2, n))

@@ -84,7 +84,8 @@ def _suggestion(parser: ArgumentParser, unknown: str, model: Any) -> str:
     """The knob that was probably meant, of those that the chosen model has."""
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
     for prefix, owner in (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
-        known |= {f"{prefix}.{name}" for name in inspect.signature(owner).parameters if name not in LINKED}
+        dests = {action.dest for action in _knobs(_command(parser), owner, prefix)._actions}
+        known |= {dest for dest in dests if not dest.endswith(".help")}
     last = unknown.rpartition(".")[2]
     # a whole group is no knob
     known -= {name.rpartition(".")[0] for name in known}

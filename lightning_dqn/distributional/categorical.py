@@ -1,6 +1,6 @@
 """Learns the chance of each of some fixed returns: C51. Legend: B batch, A actions, Z atoms."""
 
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.losses import TDLoss, allowed, categorical_projection, chosen
-from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
+from lightning_dqn.module import DQN, NetworkCallable
 from lightning_dqn.networks import MLP
 from lightning_dqn.replay import AnyTransition
 
@@ -20,18 +20,13 @@ class C51(DQN):
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
         network: what maps observations to num_atoms logits an action.
-        optimizer: what moves the parameters of policy_net.
-        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
-        clip_grad_value: largest absolute value of a gradient entry; null leaves them as they are.
-        clip_grad_norm: largest norm of the whole gradient, taken after its entries are clipped; null for any.
-        double: whether the policy net picks the action that the target net judges.
-        boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
-        compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
         num_atoms: returns that have a chance, Z.
         v_min: the lowest of them; no discounted return should lie below.
         v_max: the highest of them; no discounted return should lie above.
+        **kwargs: arguments of `DQN` but for loss and munchausen, which has no meaning for distributions.
 
     Raises:
+        TypeError: for an argument that it does not take.
         ValueError: if there are less than 2 atoms, or v_min is not below v_max.
     """
 
@@ -41,16 +36,10 @@ class C51(DQN):
         action_space: gym.Space[Any],
         *,
         network: NetworkCallable = MLP,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
-        lr_scheduler: SchedulerCallable | None = None,
-        clip_grad_value: float | None = 100.0,
-        clip_grad_norm: float | None = None,
-        double: bool = False,
-        boltzmann_temperature: float | None = None,
-        compile: bool | Literal["auto"] = "auto",
         num_atoms: int = 51,
         v_min: float = -100.0,
         v_max: float = 100.0,
+        **kwargs: Any,
     ) -> None:
         if num_atoms < 2:
             raise ValueError(f"model.num_atoms={num_atoms}: must be at least 2")
@@ -60,13 +49,10 @@ class C51(DQN):
             observation_space,
             action_space,
             network=lambda space, num_actions: network(space, (num_actions, num_atoms)),
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            clip_grad_value=clip_grad_value,
-            clip_grad_norm=clip_grad_norm,
-            double=double,
-            boltzmann_temperature=boltzmann_temperature,
-            compile=compile,
+            loss="huber",
+            munchausen=False,
+            munchausen_temperature=0.03,
+            **kwargs,
         )
         self.num_atoms, self.v_min, self.v_max = num_atoms, v_min, v_max
         self.add_knobs(v_min=v_min, v_max=v_max)

@@ -1,6 +1,6 @@
 """Learns quantiles of the return: QR-DQN at fixed levels, IQN at any. Legend: B batch, A actions, Z quantiles."""
 
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.losses import TDLoss, allowed, chosen, munchausen_bonus, quantile_huber, soft_value
-from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable, SchedulerCallable
+from lightning_dqn.module import DQN, NetworkCallable
 from lightning_dqn.networks import MLP, ImplicitQuantiles
 from lightning_dqn.replay import AnyTransition
 from lightning_dqn.validation import check_positive
@@ -21,19 +21,12 @@ class QRDQN(DQN):
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
         network: what maps observations to num_quantiles values an action.
-        optimizer: what moves the parameters of policy_net.
-        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
-        clip_grad_value: largest absolute value of a gradient entry; null leaves them as they are.
-        clip_grad_norm: largest norm of the whole gradient, taken after its entries are clipped; null for any.
-        double: whether the policy net picks the action that the target net judges.
-        munchausen: whether sure actions are rewarded and values are soft (Vieillard et al. 2020).
-        munchausen_temperature: of the softmax policy of munchausen.
-        boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
-        compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
         num_quantiles: Z; 200 in the paper.
         kappa: error beyond which the loss of a quantile is straight.
+        **kwargs: arguments of `DQN` but for loss.
 
     Raises:
+        TypeError: for an argument that it does not take.
         ValueError: if num_quantiles or kappa is not positive.
     """
 
@@ -43,32 +36,17 @@ class QRDQN(DQN):
         action_space: gym.Space[Any],
         *,
         network: NetworkCallable = MLP,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
-        lr_scheduler: SchedulerCallable | None = None,
-        clip_grad_value: float | None = 100.0,
-        clip_grad_norm: float | None = None,
-        double: bool = False,
-        munchausen: bool = False,
-        munchausen_temperature: float = 0.03,
-        boltzmann_temperature: float | None = None,
-        compile: bool | Literal["auto"] = "auto",
         num_quantiles: int = 50,
         kappa: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         check_positive(num_quantiles=num_quantiles, kappa=kappa)
         super().__init__(
             observation_space,
             action_space,
             network=lambda space, num_actions: network(space, (num_actions, num_quantiles)),
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            clip_grad_value=clip_grad_value,
-            clip_grad_norm=clip_grad_norm,
-            double=double,
-            munchausen=munchausen,
-            munchausen_temperature=munchausen_temperature,
-            boltzmann_temperature=boltzmann_temperature,
-            compile=compile,
+            loss="huber",
+            **kwargs,
         )
         self.num_quantiles, self.kappa = num_quantiles, kappa
         self.add_knobs(kappa=kappa)
@@ -97,23 +75,15 @@ class IQN(DQN):
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
         network: what has features, a head behind them with a value an action, and num_features, as MLP.
-        optimizer: what moves the parameters of policy_net.
-        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
-        clip_grad_value: largest absolute value of a gradient entry; null leaves them as they are.
-        clip_grad_norm: largest norm of the whole gradient, taken after its entries are clipped; null for any.
-        double: whether the policy net picks the action that the target net judges.
-        munchausen: whether sure actions are rewarded and values are soft (Vieillard et al. 2020).
-        munchausen_temperature: of the softmax policy of munchausen.
-        boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
-        compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
         num_quantiles: levels drawn for the estimate, N.
         num_target_quantiles: levels drawn for the target, N'.
         num_policy_quantiles: evenly spaced levels whose mean is an action's value, K.
         num_cosines: functions that a level is embedded by.
         kappa: error beyond which the loss of a quantile is straight.
+        **kwargs: arguments of `DQN` but for loss.
 
     Raises:
-        TypeError: if the network can't be taken apart into features and head.
+        TypeError: if the network can't be taken apart into features and head, or for an argument that it does not take.
         ValueError: if a value is not positive.
     """
 
@@ -123,20 +93,12 @@ class IQN(DQN):
         action_space: gym.Space[Any],
         *,
         network: NetworkCallable = MLP,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, amsgrad=True),
-        lr_scheduler: SchedulerCallable | None = None,
-        clip_grad_value: float | None = 100.0,
-        clip_grad_norm: float | None = None,
-        double: bool = False,
-        munchausen: bool = False,
-        munchausen_temperature: float = 0.03,
-        boltzmann_temperature: float | None = None,
-        compile: bool | Literal["auto"] = "auto",
         num_quantiles: int = 8,
         num_target_quantiles: int = 8,
         num_policy_quantiles: int = 32,
         num_cosines: int = 64,
         kappa: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         counts = {
             "num_quantiles": num_quantiles,
@@ -148,15 +110,8 @@ class IQN(DQN):
             observation_space,
             action_space,
             network=lambda space, num_actions: ImplicitQuantiles(network(space, num_actions), num_cosines=num_cosines),
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            clip_grad_value=clip_grad_value,
-            clip_grad_norm=clip_grad_norm,
-            double=double,
-            munchausen=munchausen,
-            munchausen_temperature=munchausen_temperature,
-            boltzmann_temperature=boltzmann_temperature,
-            compile=compile,
+            loss="huber",
+            **kwargs,
         )
         self.num_quantiles, self.num_target_quantiles = num_quantiles, num_target_quantiles
         self.num_policy_quantiles, self.kappa = num_policy_quantiles, kappa
