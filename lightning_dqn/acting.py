@@ -33,7 +33,7 @@ def as_batch(observation: Any, space: gym.Space[Any]) -> tuple[NDArray[Any], boo
     Raises:
         ValueError: if it is neither.
     """
-    shape = space.shape
+    shape = space.shape or ()
     if type(observation) is np.ndarray and observation.shape[1:] == shape and observation.ndim == len(shape) + 1:
         return observation, False
     try:
@@ -44,7 +44,7 @@ def as_batch(observation: Any, space: gym.Space[Any]) -> tuple[NDArray[Any], boo
         return array[None], True
     if array.shape[1:] != shape or not array.ndim:
         raise ValueError(
-            f"observation: has shape {array.shape}; {shape} is needed, or (N, {str(shape)[1:-1].rstrip(',')}) for N of them"
+            f"observation: has shape {array.shape}; {shape} is needed, or {('N', *shape)} for N observations"
         )
     return array, False
 

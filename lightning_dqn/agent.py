@@ -15,7 +15,7 @@ from lightning_dqn.envs import EnvSettings, make_env
 from lightning_dqn.module import DQN
 from lightning_dqn.resume.checkpoint import make_module
 from lightning_dqn.resume.content import CheckpointError, check_dict, check_int
-from lightning_dqn.resume.plain import without_plain_form
+from lightning_dqn.resume.plain import digests_in
 from lightning_dqn.resume.rebuild import check_env_id, check_plain, make_wrappers
 from lightning_dqn.resume.spaces import decode_space
 
@@ -29,9 +29,7 @@ class Agent:
         action_space: discrete space of its actions.
     """
 
-    def __init__(
-        self, module: DQN, description: Mapping[str, Any], trusted_modules: Collection[str] = ()
-    ) -> None:
+    def __init__(self, module: DQN, description: Mapping[str, Any], trusted_modules: Collection[str] = ()) -> None:
         self.module = module.eval()
         self.action_space = module.action_space
         self.observation_space: gym.Space[Any] = module.observation_space
@@ -43,8 +41,8 @@ class Agent:
         """Greedy actions.
 
         Args:
-            observation: one observation as the environment gives it (an array, a number, a dict or a tuple), or an array
-                of B observations.
+            observation: one observation as the environment gives it (an array, a number, a dict or a tuple), or an
+                array of B observations.
             action_mask: (A,) or (B, A) which actions are allowed; None for all.
 
         Returns:
@@ -59,7 +57,9 @@ class Agent:
         """Action values (A,) of one observation, or (B, A) of B observations; see `act`."""
         return self.module.q_values(self._flat(observation))
 
-    def make_env(self, render_mode: str | None = None, *, env_kwargs: Mapping[str, Any] | None = None) -> gym.Env[Any, Any]:
+    def make_env(
+        self, render_mode: str | None = None, *, env_kwargs: Mapping[str, Any] | None = None
+    ) -> gym.Env[Any, Any]:
         """The environment that the agent was trained for, with its wrappers.
 
         Args:
@@ -127,14 +127,18 @@ def read_env_settings(
     """
     if "data" not in description:
         raise CheckpointError("the checkpoint names no environment: it was trained without a DQNDataModule")
-    data = check_dict(check_dict(description["data"], "agent.data", ("init_args",))["init_args"], "agent.data.init_args")
+    data = check_dict(
+        check_dict(description["data"], "agent.data", ("init_args",))["init_args"], "agent.data.init_args"
+    )
     name = "agent.data.init_args"
     check_dict(data, name, ("env_id", "env_kwargs", "wrappers", "frame_stack"))
     if env_kwargs is None:
         env_kwargs = {} if data["env_kwargs"] is None else check_dict(data["env_kwargs"], f"{name}.env_kwargs")
         check_plain(env_kwargs, f"{name}.env_kwargs")
-        for path in without_plain_form(env_kwargs):
-            raise CheckpointError(f"env_kwargs{path} is a Python object, which no file can hold; pass env_kwargs=... again")
+        for path in digests_in(env_kwargs):
+            raise CheckpointError(
+                f"env_kwargs{path} is a Python object, which no file can hold; pass env_kwargs=... again"
+            )
     return EnvSettings(
         check_env_id(data["env_id"], f"{name}.env_id", trusted_modules),
         dict(env_kwargs),

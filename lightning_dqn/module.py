@@ -215,9 +215,10 @@ class DQN(pl.LightningModule):
             MisconfigurationException: naming an argument that differs between ranks, with both values.
         """
         if stage == "fit":
-            self.manifest = build_manifest(self, self.trainer)
-            if self.trainer.world_size > 1 and hasattr(self.trainer, "datamodule"):
-                check_same_on_ranks(self.manifest, self.trainer, self.trainer.datamodule.ranks)
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.manifest = build_manifest(self, data, self.trainer.callbacks)  # type: ignore[attr-defined]
+            if self.trainer.world_size > 1 and hasattr(data, "ranks"):
+                check_same_on_ranks(self.manifest, self.trainer, data.ranks)
 
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
@@ -334,7 +335,7 @@ class DQN(pl.LightningModule):
         if trainer is None or trainer.state.fn != "fit":
             check_checkpoint(checkpoint, self)
             return
-        check_checkpoint(checkpoint, self, trainer)
+        check_checkpoint(checkpoint, self, trainer, trainer.datamodule)  # type: ignore[attr-defined]
         prepare_resume(checkpoint, trainer)
         self.rng_state, self._compiled = checkpoint.get("generators"), checkpoint["compiled"]
 

@@ -72,7 +72,6 @@ class PQN(DQN):
             **kwargs,
         )
         self.td_lambda = td_lambda
-        self.add_knobs(td_lambda=td_lambda)
 
     def training_step(self, rollout: "Rollout", batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
         """Make U updates of what was just played.

@@ -1,13 +1,15 @@
 """Lets the agent explore less and less as env steps go by."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_dqn.callbacks.context import data_of, dqn
+from lightning_dqn.resume.arguments import record_arguments
 
 
+@record_arguments
 class EpsilonDecay(Callback):
     """Sets the module's epsilon from the env-step clock, before the first step and after every iteration.
 
@@ -22,6 +24,9 @@ class EpsilonDecay(Callback):
     Raises:
         ValueError: if a value is out of its range.
     """
+
+    # under which its arguments are in the manifest of a run
+    manifest_section: ClassVar[str] = "epsilon"
 
     def __init__(
         self,

@@ -3,17 +3,19 @@
 The one arrow from the module to the data side.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_dqn.callbacks.context import data_of
+from lightning_dqn.resume.arguments import record_arguments
 
 if TYPE_CHECKING:
     from lightning_dqn.replay import PrioritizedSampler
 
 
+@record_arguments
 class PriorityUpdate(Callback):
     """Writes the priorities of the rows that were learnt from, and sets beta from the env-step clock.
 
@@ -28,6 +30,9 @@ class PriorityUpdate(Callback):
     Raises:
         ValueError: if a value is out of its range.
     """
+
+    # under which its arguments are in the manifest of a run
+    manifest_section: ClassVar[str] = "priorities"
 
     def __init__(self, *, beta_start: float = 0.4, beta_end: float = 1.0, anneal_env_steps: int = 100_000) -> None:
         for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):

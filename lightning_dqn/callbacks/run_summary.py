@@ -56,16 +56,11 @@ class RunSummary(Callback):
         videos = [path for callback in callbacks if isinstance(callback, AgentVideo) for path in callback.paths]
         lines += [f"  plot       {_short(path)}" for path in plots if path.exists()]
         lines += [f"  video      {_short(path)}" for path in videos]
-        config = folder / "config.yaml"
-        if saved and config.exists():
+        if saved and (folder / "config.yaml").exists():
             if outcome == "Stopped":
-                lines.append(f"  continue   python -m lightning_dqn fit {_replay(config, saved[-1])}")
-            lines.append(f"  replay     python -m lightning_dqn test {_replay(config, saved[0])}")
+                lines.append(f"  continue   python -m lightning_dqn fit --ckpt_path {_short(saved[-1])}")
+            lines.append(f"  replay     python -m lightning_dqn test --ckpt_path {_short(saved[0])}")
         sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _replay(config: Path, checkpoint: str) -> str:
-    return f"--config {_short(config)} --ckpt_path {_short(checkpoint)}"
 
 
 def _short(path: str | Path) -> str:

@@ -1,15 +1,17 @@
 """Moves the target net towards the policy net after updates: a little, or all the way."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_dqn.callbacks.context import data_of, dqn
+from lightning_dqn.resume.arguments import record_arguments
 
 if TYPE_CHECKING:
     from lightning_dqn.module import DQN
 
 
+@record_arguments
 class SoftTargetUpdate(Callback):
     """target_net <- (1 - tau) target_net + tau policy_net, every k updates (Lillicrap et al. 2016) or env steps.
 
@@ -24,6 +26,9 @@ class SoftTargetUpdate(Callback):
     Raises:
         ValueError: if a value is out of its range, or both clocks are given.
     """
+
+    # under which its arguments are in the manifest of a run
+    manifest_section: ClassVar[str] = "target_update"
 
     def __init__(self, *, tau: float = 0.005, every_n_updates: int = 1, every_n_env_steps: int | None = None) -> None:
         if not 0 < tau <= 1:

@@ -34,22 +34,24 @@ from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, swe
 from lightning_dqn.cli.checks import check_knobs, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
 from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
+from lightning_dqn.cli.from_checkpoint import config_of, missing_callbacks
 from lightning_dqn.cli.optimizers import own_defaults, refuse_knobs_before_class
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
+    flags_of,
     new_run_folder,
     read_checkpoint,
-    refuse_contradictions,
     relocate_best,
     requeued_run,
+    resolve_checkpoint,
     run_of,
-    with_run_config,
 )
 from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, prepare_logger, start_wandb
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
 from lightning_dqn.ranks import lost, tells_of_loss
+from lightning_dqn.resume.checkpoint import check_checkpoint, load_weights
 from lightning_dqn.secrets import hide_secrets
 
 
@@ -83,6 +85,15 @@ class DQNCLI(LightningCLI):
         parser.set_defaults({"model": {"class_path": "lightning_dqn.DQN"}})
         for space in ("observation_space", "action_space"):
             parser.link_arguments(f"data.{space}", f"model.init_args.{space}", apply_on="instantiate")
+        parser.add_argument(
+            "--init_from", type=str | None, default=None, help="checkpoint whose weights a new run starts from"
+        )
+        parser.add_argument(
+            "--trust",
+            type=str | None,
+            default=None,
+            help="your own modules, separated by commas, from which a checkpoint may name classes and environments",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in BEST.items()})
         parser.add_lightning_class_args(SoftTargetUpdate, "target_update")
@@ -93,13 +104,14 @@ class DQNCLI(LightningCLI):
         parser.add_lightning_class_args(AgentVideo, "video")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Find the run that `--ckpt_path` means, and take its configuration where no other is given."""
-        words = with_run_config(list(sys.argv[1:] if args is None else args))
+        """Read the checkpoint that `--ckpt_path` names, and its run's configuration where no other is given."""
+        words = resolve_checkpoint(list(sys.argv[1:] if args is None else args))
         if args is None:
-            # Lightning starts other ranks by these words, and to them `last` may be a run that ended in the meantime
+            # Lightning starts other ranks with these words, for which `last` may be a run that ended in the meantime
             sys.argv[1:] = words
         self.asked_for_logger = any(word.startswith("--trainer.logger") for word in words)
         refuse_knobs_before_class(words)
+        words = self._with_checkpoint(words)
         with own_defaults():
             self.config = parser.parse_args(words)
         run = self.config[self.config.subcommand]
@@ -109,14 +121,35 @@ class DQNCLI(LightningCLI):
             check_knobs(run)
         except ValueError as error:
             refuse(error)
-        earlier = run_of(run.ckpt_path)
-        if self.config.subcommand == "fit" and earlier is not None:
-            shown = run.clone()
-            shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
-            text = self._parser("fit").dump(shown, skip_none=False)
-            refuse_contradictions(yaml.safe_load(text), earlier / "config.yaml")
+
+    def _with_checkpoint(self, words: list[str]) -> list[str]:
+        """The command line with the configuration of a checkpoint before the options that are given."""
         self.checkpoint_io = AtomicCheckpointIO()
-        self.checkpoint = read_checkpoint(self.checkpoint_io, run.ckpt_path) if run.ckpt_path else None
+        self.checkpoint: dict[str, Any] | None = None
+        self.weights: dict[str, Any] | None = None
+        flags = dict(flags_of(words))
+        path, weights = flags.get("--ckpt_path"), flags.get("--init_from")
+        if path is not None and weights is not None:
+            refuse(ValueError(f"--ckpt_path {path}, --init_from {weights}: resume a run or start a new one, not both"))
+        if weights is not None:
+            self.weights = read_checkpoint(AtomicCheckpointIO(), weights, "--init_from")
+        if path is None:
+            return words
+        self.checkpoint = read_checkpoint(self.checkpoint_io, path)
+        if "--config" in flags or "-c" in flags:
+            return words
+        given = {name.removeprefix("--").replace("init_args.", "") for name in flags}
+        trusted = [name for name in flags.get("--trust", "").split(",") if name]
+        try:
+            config = config_of(self.checkpoint, given, trusted)
+        except CheckpointError as error:
+            refuse(CheckpointError(f"--ckpt_path {path}: {error}"))
+        callbacks = missing_callbacks(self.checkpoint)
+        if callbacks and "trainer.callbacks" not in given and words[0] == "fit":
+            rank_zero_info(
+                f"The run had callbacks of its own, {', '.join(callbacks)}: add them by --trainer.callbacks."
+            )
+        return [words[0], "--config", yaml.safe_dump(config), *words[1:]]
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder. What is saved as config.yaml names no folder, so that it can be used again."""
@@ -161,14 +194,14 @@ class DQNCLI(LightningCLI):
         try:
             super().instantiate_classes()
             check_learner(self.datamodule, on_policy=self.model.on_policy, munchausen=self.model.munchausen)
+            if self.weights is not None:
+                load_weights(self.model, self.weights)
             if self.checkpoint is not None:
-                goes_on = self.subcommand == "fit"
-                self.model.check_checkpoint(self.checkpoint, goes_on=goes_on)
-                if goes_on:
-                    self.datamodule.check_checkpoint(self.checkpoint)
-                # it holds a whole memory, which the run need not carry twice
-                self.checkpoint = None
-        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+                resumed = (self.trainer, self.datamodule) if self.subcommand == "fit" else ()
+                check_checkpoint(self.checkpoint, self.model, *resumed)
+            # they hold a whole memory, which the run need not keep twice
+            self.checkpoint = self.weights = None
+        except (ValueError, TypeError, ImportError, MisconfigurationException, CheckpointError) as error:
             if self.is_new:
                 with contextlib.suppress(OSError):
                     os.removedirs(self.folder)

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_dqn.callbacks import EpisodeStatistics, EpisodeWriter, FiniteCheck, RunSummary, StopOnSignal
 from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.cli.from_checkpoint import options_of
 from lightning_dqn.secrets import hide_secrets
 
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
@@ -46,6 +47,10 @@ class SaveConfig(SaveConfigCallback):
         """Let all ranks mean the first one's folder: by their own clocks they have named others, and made none."""
         trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
         super().setup(trainer, pl_module, stage)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint hold the options of the run that are not in its manifest."""
+        checkpoint["options"] = options_of(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning once a run."""

@@ -3,67 +3,45 @@
 import contextlib
 import itertools
 import os
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from lightning_dqn.cli.errors import refuse
 
 DEFAULT_ROOT = "runs"
-# sections of a configuration that decide on what is learnt, and what in them does not
-LEARNING = ("seed_everything", "data", "model", "target_update", "epsilon", "priorities")
-FREE = (
-    *("data.eval_episodes", "data.eval_max_steps", "data.save_memory", "data.memory_device", "data.memory_folder"),
-    *("data.env_kwargs", "model.init_args.compile"),
-)
 
 
-def with_run_config(words: list[str]) -> list[str]:
-    """The command line with `best` and `last` made paths, and the configuration of the run they belong to.
+def resolve_checkpoint(words: list[str]) -> list[str]:
+    """The command line with the path in place of `best` and `last` as `--ckpt_path`.
 
     Args:
         words: the command line, subcommand first.
-
-    Returns:
-        The same, with `--config` where none was given and the run that the checkpoint belongs to has one.
     """
-    flags = dict(_flags(words))
-    checkpoint = flags.get("--ckpt_path")
-    if checkpoint in ("best", "last"):
-        root = Path(flags.get("--trainer.default_root_dir", DEFAULT_ROOT))
-        found = sorted(root.glob(f"*/*/checkpoints/{checkpoint}.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
+    flags = dict(flags_of(words))
+    for option in ("--ckpt_path", "--init_from"):
+        checkpoint = flags.get(option)
+        if checkpoint in ("best", "last"):
+            root = Path(flags.get("--trainer.default_root_dir", DEFAULT_ROOT))
+            found = sorted(root.glob(f"*/*/checkpoints/{checkpoint}.ckpt"), key=lambda path: path.stat().st_mtime)
+            if not found:
+                refuse(
+                    FileNotFoundError(f"{option} {checkpoint}: no run in {root} has such a checkpoint; give its path")
+                )
+            # the last value of an option counts
+            words = [*words, option, str(found[-1])]
+        elif checkpoint is not None and "://" not in checkpoint and not Path(checkpoint).is_file():
             refuse(
-                FileNotFoundError(f"--ckpt_path {checkpoint}: no run in {root} has such a checkpoint; give its path")
+                FileNotFoundError(f"{option} {checkpoint}: no such file here; give the path of a .ckpt, best or last")
             )
-        # the last word counts
-        checkpoint = str(found[-1])
-        words = [*words, "--ckpt_path", checkpoint]
-    if checkpoint is None:
-        return words
-    # what leads elsewhere is refused by who reads it
-    if "://" not in checkpoint and not Path(checkpoint).is_file():
-        refuse(
-            FileNotFoundError(f"--ckpt_path {checkpoint}: no such file here; give the path of a .ckpt, best or last")
-        )
-    if "--config" in flags or "-c" in flags:
-        return words
-    run = run_of(checkpoint)
-    if run is None:
-        return words
-    config = run / "config.yaml"
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        sys.stderr.write(f"Using {config}, which lies with the checkpoint.\n")
-    return [words[0], "--config", str(config), *words[1:]]
+    return words
 
 
-def _flags(words: list[str]) -> Iterator[tuple[str, str]]:
+def flags_of(words: list[str]) -> Iterator[tuple[str, str]]:
     """Flags and their values, in either spelling."""
     for word, following in itertools.pairwise([*words, ""]):
         name, equals, value = word.partition("=")
@@ -71,51 +49,18 @@ def _flags(words: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else following
 
 
-def read_checkpoint(plugin: AtomicCheckpointIO, path: str) -> dict[str, Any]:
-    """A checkpoint as plain values and tensors; nothing in it is executed. The trainer is handed what is read here.
+def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str = "--ckpt_path") -> dict[str, Any]:
+    """A checkpoint as plain values and tensors; nothing in it is executed. The trainer is given what is read here.
 
     Args:
         plugin: of the trainer.
         path: of a .ckpt file.
+        option: that gave the path.
     """
     try:
-        content = plugin.read_ahead(path)
+        return plugin.read_ahead(path)
     except (CheckpointError, OSError) as error:
-        refuse(ValueError(f"--ckpt_path {error}"))
-    if not isinstance(content.get("state_dict"), dict) or "spaces" not in content:
-        refuse(ValueError(f"--ckpt_path {path}: not a checkpoint of this package; use another one"))
-    return content
-
-
-def refuse_contradictions(config: dict[str, Any], saved: Path) -> None:
-    """Let a run go on with the knobs that it was made with, or not at all.
-
-    What decides on learning must be the same: the seed and all of data, model, target_update, epsilon and priorities
-    but for FREE. What only watches, saves or ends the run may differ: trainer, checkpoint, plot, video, progress_bar.
-    Arguments of the environment may be secret; the checkpoint has a hash of them, which is compared later.
-
-    Args:
-        config: of the run as it shall go on.
-        saved: the configuration that it was made with.
-    """
-    then, now = _flat(yaml.safe_load(saved.read_text())), _flat(config)
-    for key in sorted(then.keys() & now.keys()):
-        if key.partition(".")[0] in LEARNING and not key.startswith(FREE) and then[key] != now[key]:
-            flag = key.replace(".init_args", "").replace(".class_path", "")
-            refuse(
-                ValueError(
-                    f"--{flag}={now[key]} contradicts {then[key]}, which the run was made with ({saved}): "
-                    "leave it out, or start a new run without --ckpt_path"
-                )
-            )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a configuration by their dotted keys."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
+        refuse(ValueError(f"{option} {error}"))
 
 
 def relocate_best(checkpoint: dict[str, Any], folder: str) -> None:

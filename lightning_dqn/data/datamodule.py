@@ -2,10 +2,11 @@
 
 from typing import Any, cast
 
+import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from gymnasium.wrappers import FlattenObservation
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -18,30 +19,17 @@ from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.resuming import announce_inexact, deal_anew, find_obstacle, put_back
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env
-from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
 from lightning_dqn.ranks import Ranks
-from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, try_out
-from lightning_dqn.secrets import hide_secrets
+from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, probe_sampler
+from lightning_dqn.resume.arguments import describe, describe_instance, public_path, record_arguments
+from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict, check_int
+from lightning_dqn.resume.memory_state import check_actions
+from lightning_dqn.resume.plain import plain_form
+from lightning_dqn.resume.spaces import encode_space
 from lightning_dqn.snapshots import CannotSnapshotError
 
-# what another value of would make another run of it; evaluation may change at a resume
-LEARNING_KNOBS = (
-    "num_envs",
-    "vectorization",
-    "steps_per_iteration",
-    "updates_per_iteration",
-    "batch_size",
-    "memory_capacity",
-    "warmup_env_steps",
-    "gamma",
-    "n_step",
-    "epoch_env_steps",
-    "action_masks",
-    "frame_stack",
-    "overlap",
-)
 
-
+@record_arguments
 class DQNDataModule(pl.LightningDataModule):
     """The environment, the memory and the evaluation episodes of one run.
 
@@ -77,6 +65,11 @@ class DQNDataModule(pl.LightningDataModule):
         ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let subclasses record their arguments too: checkpoints hold them."""
+        super().__init_subclass__(**kwargs)
+        record_arguments(cls)
+
     def __init__(
         self,
         *,
@@ -104,6 +97,7 @@ class DQNDataModule(pl.LightningDataModule):
         overlap: bool = False,
     ) -> None:
         super().__init__()
+        self.init_args: dict[str, Any]
         self.env_id = env_id
         self.env_kwargs = env_kwargs or {}
         self.wrappers = wrappers or []
@@ -129,15 +123,17 @@ class DQNDataModule(pl.LightningDataModule):
         self.env_settings = EnvSettings(env_id, self.env_kwargs, self.wrappers, frame_stack)
         self.ranks = Ranks()
         check_knobs(self)
-        self._sampler_words, self.bytes_besides = try_out(sampler)
+        self.probe_sampler = probe_sampler(sampler)
+        self.bytes_besides = self.probe_sampler.bytes_of_a_row()
         env = make_env(self.env_settings)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self.mask_size = check_masks(env) if action_masks else 0
-        self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
+        self._env_facts = _describe_env(env)
         env.close()
         self.bytes_besides += self.mask_size
         check_memory(self)
+        self._seed = 0
         # why checkpoints can't hold the environments as they are, if so
         self._inexact: str | None = None
         self.train_dataset: ReplayDataset | RolloutDataset | None = None
@@ -169,8 +165,8 @@ class DQNDataModule(pl.LightningDataModule):
         timeout = getattr(self.trainer.strategy, "_timeout", None)
         self.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, timeout)
         seed = torch.initial_seed() if self.ranks.alone else self.trainer.strategy.broadcast(torch.initial_seed())
+        self._seed = int(seed)
         play_seed, sample_seed, *_ = np.random.SeedSequence([seed, self.ranks.rank]).spawn(4)
-        *_, eval_seed, test_seed = np.random.SeedSequence([seed, 0]).spawn(4)
         self.close()
         if stage == "fit":
             # of many environments two show as much as all; where a memory is left out, so are they
@@ -184,8 +180,7 @@ class DQNDataModule(pl.LightningDataModule):
             )
             make = make_rollouts if learner.on_policy else make_replay
             self.train_dataset = make(self, policy, play_seed, sample_seed)
-        # the episodes that chose the best checkpoint don't judge it
-        episode_seed = eval_seed if stage in ("fit", "validate") else test_seed
+        episode_seed = _episode_seed(self._seed, stage)
         self.eval_dataset = make_evaluation(self, policy, episode_seed, keep_steps=stage == "predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -226,30 +221,42 @@ class DQNDataModule(pl.LightningDataModule):
             self._inexact = str(refusal)
             announce_inexact(self._inexact)
             train = self.train_dataset.state_dict(with_envs=False)
-        return {"knobs": self._knobs(), "save_memory": "memory" in train, "train": train}
+        return {"save_memory": "memory" in train, "seed": self._seed, "train": train}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue another run than this one, or one whose memory has got lost.
+        """See that a checkpoint holds what a run is resumed from: Lightning passes over a state that is missing.
 
         Args:
             checkpoint: as Lightning writes it.
 
         Raises:
-            MisconfigurationException: naming the knob, its value then and its value now, or what is missing.
+            CheckpointError: if the state, or its memory, is missing.
         """
         name = type(self).__qualname__
-        state = checkpoint.get(name, {})
-        train = state.get("train", {})
-        if not train or (not {"memory", "memories"} & train.keys() and state.get("save_memory", True)):
-            raise MisconfigurationException(
-                f"The checkpoint has no memory of a {name}, so this run can't go on from it: use the data module that "
-                "it was made with, or start anew from its weights by DQN.load_from_checkpoint"
+        if name not in checkpoint:
+            raise CheckpointError(
+                f"{name} is missing in the checkpoint, so no run can be resumed from it: use the data module that it "
+                "was made with, or start a new run from its weights (`fit --init_from`, `DQN.load_from_checkpoint`)"
             )
-        # before there was a choice, draws were uniform
-        refuse_other_knobs({"sampler": "UniformSampler", **state["knobs"]}, self._knobs())
+        state = check_dict(checkpoint[name], name, ("save_memory", "seed", "train"))
+        check_bool(state["save_memory"], f"{name}.save_memory")
+        check_int(state["seed"], f"{name}.seed", 0, 2**64 - 1)
+        train = check_dict(state["train"], f"{name}.train")
+        if state["save_memory"] and "memory" not in train and isinstance(self.train_dataset, ReplayDataset):
+            raise CheckpointError(f"{name}.train.memory is missing in the checkpoint: use another one")
 
-    def _knobs(self) -> dict[str, Any]:
-        return {**self._environment, **self._sampler_words, **{name: getattr(self, name) for name in LEARNING_KNOBS}}
+    @property
+    def is_prioritized(self) -> bool:
+        """Whether the sampler learns from errors."""
+        return hasattr(self.probe_sampler, "write")
+
+    def describe(self) -> dict[str, Any]:
+        """Class and arguments of this data module, and its environment, as plain values: entries of the manifest."""
+        arguments = {name: describe(value) for name, value in self.init_args.items()}
+        arguments["env_kwargs"] = plain_form(self.env_kwargs)
+        arguments["wrappers"] = [describe(wrapper, skip=1) for wrapper in self.wrappers]
+        arguments["sampler"] = describe_instance(self.sampler, self.probe_sampler, skip=2)
+        return {"data": {"class_path": public_path(type(self)), "init_args": arguments}, **self._env_facts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.
@@ -261,6 +268,8 @@ class DQNDataModule(pl.LightningDataModule):
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
         self.check_checkpoint({type(self).__qualname__: state})
+        if "memory" in state["train"]:
+            check_actions(state["train"]["memory"], self.action_space, f"{type(self).__qualname__}.train.memory")
         put_back(self.train_dataset, state["train"], with_envs=self._inexact is None)
 
     def deal_anew(self, states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -286,3 +295,22 @@ class DQNDataModule(pl.LightningDataModule):
 
 def _upload(part: Tensor, device: torch.device) -> Tensor:
     return part.pin_memory().to(device, non_blocking=True)
+
+
+def _episode_seed(seed: int, stage: str) -> np.random.SeedSequence:
+    """The seed of an evaluation's episodes: those that chose the best checkpoint do not judge it in a test."""
+    *_, validation, test = np.random.SeedSequence([seed, 0]).spawn(4)
+    return validation if stage in ("fit", "validate") else test
+
+
+def _describe_env(env: gym.Env[Any, Any]) -> dict[str, Any]:
+    """An environment as plain values: its wrappers and itself, outermost first, its time limit, what it observes."""
+    layers = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    innermost = next((layer for layer in layers if not isinstance(layer, FlattenObservation)), env)
+    limit = env.spec.max_episode_steps if env.spec else None
+    return {
+        "env": {"layers": [public_path(type(layer)) for layer in layers], "max_episode_steps": limit},
+        "env_observation_space": encode_space(innermost.observation_space),
+    }

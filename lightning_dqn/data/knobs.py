@@ -9,7 +9,7 @@ import torch
 
 from lightning_dqn.ram import MemorySize
 from lightning_dqn.ranks import processes_started
-from lightning_dqn.replay import try_out
+from lightning_dqn.replay import UniformSampler
 from lightning_dqn.secrets import paths_of_left_out
 
 if TYPE_CHECKING:
@@ -79,9 +79,11 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -
     Raises:
         ValueError: naming the knob and its value.
     """
-    rows, sampler = data.num_envs * data.steps_per_iteration, try_out(data.sampler)[0]["sampler"]
-    if on_policy and sampler != "UniformSampler":
-        raise ValueError(f"data.sampler={sampler}: chooses from a memory, which this learner has none of; leave it out")
+    rows, sampler = data.num_envs * data.steps_per_iteration, type(data.probe_sampler)
+    if on_policy and sampler is not UniformSampler:
+        raise ValueError(
+            f"data.sampler={sampler.__name__}: chooses from a memory, which this learner has none of; leave it out"
+        )
     if on_policy and data.n_step > 1:
         raise ValueError(f"data.n_step={data.n_step}: model.td_lambda says how far returns of rollouts reach; use 1")
     if munchausen and data.n_step > 1:

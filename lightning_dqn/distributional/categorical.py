@@ -55,7 +55,6 @@ class C51(DQN):
             **kwargs,
         )
         self.num_atoms, self.v_min, self.v_max = num_atoms, v_min, v_max
-        self.add_knobs(v_min=v_min, v_max=v_max)
 
     def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
         """Means of the distributions, (B, A)."""

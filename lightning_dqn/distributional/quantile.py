@@ -49,7 +49,6 @@ class QRDQN(DQN):
             **kwargs,
         )
         self.num_quantiles, self.kappa = num_quantiles, kappa
-        self.add_knobs(kappa=kappa)
 
     def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
         """Means over the quantiles, (B, A)."""
@@ -115,7 +114,6 @@ class IQN(DQN):
         )
         self.num_quantiles, self.num_target_quantiles = num_quantiles, num_target_quantiles
         self.num_policy_quantiles, self.kappa = num_policy_quantiles, kappa
-        self.add_knobs(**counts, kappa=kappa)
 
     def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
         """Means over evenly spaced quantiles, (B, A)."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_dqn.networks.images import ChannelNorm, Channels, ImageEncoder, Sight
 from lightning_dqn.networks.mlp import MLP
+from lightning_dqn.resume.arguments import record_arguments
 
 # filters, kernel and stride of each convolution
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -22,6 +23,7 @@ MINATAR = ((16, 3, 1),)
 IMPALA = (16, 32, 32)
 
 
+@record_arguments
 class NatureCNN(nn.Module):
     """The network of deep Q-learning on Atari: three convolutions and a hidden layer (Mnih et al. 2015, Methods).
 
@@ -66,6 +68,7 @@ class NatureCNN(nn.Module):
         return self.head(self.features(observation))  # type: ignore[no-any-return]
 
 
+@record_arguments
 class MinAtarCNN(nn.Module):
     """One convolution and a hidden layer, for images of few pixels (Young & Tian 2019).
 
@@ -110,6 +113,7 @@ class MinAtarCNN(nn.Module):
         return self.head(self.features(observation))  # type: ignore[no-any-return]
 
 
+@record_arguments
 class ImpalaCNN(nn.Module):
     """Three stacks of residual blocks, each at half the size, and a hidden layer (Espeholt et al. 2018, figure 3).
 

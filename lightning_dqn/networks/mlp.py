@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from lightning_dqn.networks.encoder import ObservationEncoder
 from lightning_dqn.networks.noisy import NoisyLinear
+from lightning_dqn.resume.arguments import record_arguments
 
 
+@record_arguments
 class MLP(nn.Module):
     """A multilayer perceptron with ReLU between its layers.
 

@@ -2,8 +2,8 @@
 
 Read `memory` (what is stored, and how transitions are made of it), `storage`, `frames` and `returns` (where
 observations lie, stacks of them, and sums of rewards), `samplers` (uniform), then `prioritized` and what it stands on:
-`sum_tree` in plain numpy, and `compiled_tree`, the same made cheap. Only a run that goes on from a checkpoint has to do
-with `refusal` (of the memory of another run) and `dealing` (of its rows over another number of ranks).
+`sum_tree` in plain numpy, and `compiled_tree`, the same made cheap. `dealing` distributes rows over another number of
+ranks when a run is resumed.
 """
 
 from lightning_dqn.replay.memory import ReplayMemory as ReplayMemory
@@ -11,7 +11,7 @@ from lightning_dqn.replay.prioritized import PrioritizedSampler as PrioritizedSa
 from lightning_dqn.replay.samplers import Sampler as Sampler
 from lightning_dqn.replay.samplers import SamplerCallable as SamplerCallable
 from lightning_dqn.replay.samplers import UniformSampler as UniformSampler
-from lightning_dqn.replay.samplers import try_out as try_out
+from lightning_dqn.replay.samplers import probe_sampler as probe_sampler
 from lightning_dqn.replay.transition import AnyTransition as AnyTransition
 from lightning_dqn.replay.transition import MaskedTransition as MaskedTransition
 from lightning_dqn.replay.transition import Transition as Transition

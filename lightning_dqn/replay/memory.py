@@ -17,11 +17,11 @@ from torch import Tensor
 
 from lightning_dqn.replay.dealing import deal
 from lightning_dqn.replay.frames import FrameStacks
-from lightning_dqn.replay.refusal import refuse_other
 from lightning_dqn.replay.returns import sum_rewards
 from lightning_dqn.replay.samplers import SamplerCallable, UniformSampler
 from lightning_dqn.replay.storage import make_storage, stored_form
 from lightning_dqn.replay.transition import AnyTransition, MaskedTransition, Transition
+from lightning_dqn.resume.memory_state import check_memory_state
 
 
 class ReplayMemory:
@@ -247,10 +247,10 @@ class ReplayMemory:
         """Continue where `state_dict` was taken, wherever the observations lay then.
 
         Raises:
-            ValueError: if the rows are of another shape or type, as with another capacity or number of environments, or
-                were meant for another number of steps or frames, or another sampler.
+            CheckpointError: if the rows are of another shape or type, as with another capacity or number of
+                environments, of another sampler, number of steps or frames, or if positions contradict each other.
         """
-        refuse_other(state, self.state_dict(), type(self.sampler).__name__)
+        check_memory_state(state, self.state_dict())
         rows = state["rows"]
         self._observations.load(rows["observation"])
         for name, array in self._written.items():
@@ -272,11 +272,11 @@ class ReplayMemory:
             world_size: how many these are.
 
         Raises:
-            ValueError: as from `load_state_dict`, but that the capacity may be another.
+            CheckpointError: as from `load_state_dict`, but that the capacity may be another.
         """
         assert not self._steps, "only a new memory takes up a share of others"
         for state in states:
-            refuse_other(state, self.state_dict() | {"slots": state["slots"]}, type(self.sampler).__name__)
+            check_memory_state(state, self.state_dict(), same_size=False)
         priorities, end = np.zeros((self._slots, self.num_envs)), 0
         # as many as can all be drawn, none for its frame only
         room = self._slots - self.frame_stack + 1

@@ -1,6 +1,5 @@
 """Prioritised replay: rows from which there is more to learn are drawn more often (Schaul et al. 2016)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,10 +53,6 @@ class PrioritizedSampler:
 
     def __len__(self) -> int:
         return self._queue.count
-
-    def settings(self) -> Mapping[str, float]:
-        """What decides on the draws, but for the seed and the priorities."""
-        return {"alpha": self.alpha, "epsilon": self.epsilon}
 
     def bytes_of_a_row(self) -> int:
         """RAM that each row of the memory takes here: its place in the queue, its leaf, its share of inner nodes."""

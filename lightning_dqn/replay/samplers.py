@@ -1,6 +1,6 @@
 """What a sampler is, and the uniform one: every row with the same chance."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,8 +20,6 @@ class Sampler(Protocol):
     """
 
     def __len__(self) -> int: ...
-
-    def settings(self) -> Mapping[str, float]: ...
 
     def bytes_of_a_row(self) -> int: ...
 
@@ -56,10 +54,6 @@ class UniformSampler:
     def __len__(self) -> int:
         return self._queue.count
 
-    def settings(self) -> Mapping[str, float]:
-        """What decides on the draws, but for the seed: nothing."""
-        return {}
-
     def bytes_of_a_row(self) -> int:
         """RAM that each row of the memory takes here: its place in the queue."""
         return 8
@@ -90,18 +84,15 @@ class UniformSampler:
         self._rng.bit_generator.state = state["rng"]
 
 
-def try_out(make: SamplerCallable) -> tuple[dict[str, str | float], int]:
-    """Make a throwaway sampler, so that wrong ones are refused before anything else is made.
+def probe_sampler(make: SamplerCallable) -> Sampler:
+    """A throwaway sampler, so that a wrong factory is rejected before anything else is made.
 
     Args:
         make: as a memory will call it.
 
-    Returns:
-        Its kind and settings, as knobs by their names, and the bytes that it takes a row.
-
     Raises:
         TypeError: if what is made is no sampler.
-        ValueError: if a setting is out of its range.
+        ValueError: if an argument is out of its range.
     """
     try:
         sampler: Any = make(1, 0)
@@ -112,5 +103,4 @@ def try_out(make: SamplerCallable) -> tuple[dict[str, str | float], int]:
             f"data.sampler={make!r}: makes a {type(sampler).__name__}, which is no Sampler; "
             "use lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler"
         )
-    named = {f"sampler.{name}": value for name, value in sampler.settings().items()}
-    return {"sampler": type(sampler).__qualname__, **named}, sampler.bytes_of_a_row()
+    return sampler

@@ -1,4 +1,4 @@
-"""Constructor arguments as plain values: what a checkpoint keeps of a class, so that it can be made again from the file.
+"""Constructor arguments as plain values: what a checkpoint keeps of a class, so that the file alone can make it again.
 
 A class is described as `{"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4, ...}}`, as in a LightningCLI
 configuration. What has no such description is `{"opaque": name}`: it has to be given again as a Python object.
@@ -7,7 +7,7 @@ configuration. What has no such description is `{"opaque": name}`: it has to be 
 import functools
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lightning_dqn.resume.plain import plain_form
@@ -33,7 +33,7 @@ def record_arguments(cls: T) -> T:
     variadic = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(constructor)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def recording(self: Any, *args: Any, **kwargs: Any) -> None:
         constructor(self, *args, **kwargs)
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
@@ -45,7 +45,7 @@ def record_arguments(cls: T) -> T:
         self.all_args = {**getattr(self, "all_args", {}), **own}
         self.init_args = own
 
-    cls.__init__ = __init__  # type: ignore[misc]
+    cls.__init__ = recording  # type: ignore[misc]
     return cls
 
 
@@ -92,19 +92,19 @@ def describe(value: Any, *, skip: int = 0) -> Any:
     return plain_form(value)
 
 
-def describe_made(make: Any, made: Iterable[Any], *, skip: int) -> dict[str, Any]:
-    """A class with its arguments: of the callable or, for a lambda, of the first recorded instance that it made.
+def describe_network(make: Any, net: Any, *, skip: int) -> Any:
+    """A class with its arguments: of the callable or, for a lambda, of the network that it made.
 
     Args:
         make: the callable.
-        made: instances that it made, the outermost first.
+        net: what it made, or a module around it; networks of this package record their arguments.
         skip: first parameters of the class that the caller will give.
     """
-    described: dict[str, Any] = describe(make, skip=skip)
-    if "opaque" in described:
-        for instance in made:
-            if hasattr(instance, "init_args"):
-                return describe_class(type(instance), instance.init_args, skip=skip)
+    described = describe(make, skip=skip)
+    if isinstance(described, dict) and "opaque" in described:
+        for module in net.modules():
+            if hasattr(module, "init_args"):
+                return describe_class(type(module), module.init_args, skip=skip)
     return described
 
 
@@ -114,14 +114,18 @@ def describe_optimizer(optimizer: Any) -> dict[str, Any]:
     return describe_class(type(optimizer), {k: v for k, v in optimizer.defaults.items() if k in names}, skip=1)
 
 
-def describe_scheduler(make: Any, scheduler: Any) -> dict[str, Any] | None:
-    """The class and arguments of a learning rate schedule: of the callable, or from the instance's attributes."""
-    if scheduler is None:
-        return None
-    described: dict[str, Any] = describe(make, skip=1)
-    if "opaque" in described:
-        names = list(inspect.signature(type(scheduler)).parameters)[1:]
-        if all(hasattr(scheduler, name) for name in names):
-            given = {name: getattr(scheduler, name) for name in names if name != "last_epoch"}
-            described = describe_class(type(scheduler), given, skip=1)
+def describe_instance(make: Any, made: Any, *, skip: int) -> Any:
+    """A class with its arguments: of the callable or, for a lambda, of the attributes of what it made.
+
+    Args:
+        make: the callable.
+        made: what it made; its class keeps each argument in an attribute of the same name.
+        skip: first parameters of the class that the caller will give.
+    """
+    described = describe(make, skip=skip)
+    if isinstance(described, dict) and "opaque" in described:
+        # torch's schedules start from where the run is, whatever this one was given
+        names = [name for name in list(inspect.signature(type(made)).parameters)[skip:] if name != "last_epoch"]
+        if all(hasattr(made, name) for name in names):
+            return describe_class(type(made), {name: getattr(made, name) for name in names}, skip=skip)
     return described

@@ -25,21 +25,25 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
         module: a `DQN`.
         trainer: of the run, if there is one.
     """
-    checkpoint["manifest"] = module.manifest or build_manifest(module, trainer)
-    checkpoint["agent"] = describe_run(module, trainer)
+    parts = () if trainer is None else (trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+    checkpoint["manifest"] = module.manifest or build_manifest(module, *parts)
+    checkpoint["agent"] = describe_run(module, *parts)
     checkpoint["generators"] = module.rng_state or get_rng_state(module.device)
     plain_schedules(checkpoint.get("lr_schedulers", []))
     if trainer is not None:
         save_share(checkpoint, trainer)
 
 
-def check_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Trainer | None = None) -> None:
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], module: Any, trainer: Trainer | None = None, data: Any = None
+) -> None:
     """Check a checkpoint that a module is to load, before anything of it is used.
 
     Args:
         checkpoint: as Lightning writes it.
         module: a `DQN`.
         trainer: of the fit that is to resume from it; None if only the weights are needed.
+        data: the data module of that fit.
 
     Raises:
         MisconfigurationException: if the checkpoint is of another environment, network or run.
@@ -50,9 +54,10 @@ def check_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Trainer |
             raise CheckpointError(f"{name} is missing: this is no checkpoint of this package; use another one")
     manifest = check_dict(checkpoint["manifest"], "manifest")
     if trainer is not None:
-        trainer.datamodule.check_checkpoint(checkpoint)  # type: ignore[attr-defined]
-        check_same_run(manifest, build_manifest(module, trainer))
-    check_same_spaces(manifest, describe_run(module, None))
+        if hasattr(data, "check_checkpoint"):
+            data.check_checkpoint(checkpoint)
+        check_same_run(manifest, build_manifest(module, data, trainer.callbacks))  # type: ignore[attr-defined]
+    check_same_spaces(manifest, describe_run(module))
     check_weights(checkpoint["state_dict"], module.state_dict())
     if trainer is not None:
         check_training_state(checkpoint, module, trainer)
@@ -65,7 +70,8 @@ def prepare_resume(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         checkpoint: changed in place.
         trainer: of the fit.
     """
-    take_up_share(checkpoint, trainer)
+    if hasattr(trainer.datamodule, "deal_anew"):  # type: ignore[attr-defined]
+        take_up_share(checkpoint, trainer)
     repair_loop_progress(checkpoint["loops"]["fit_loop"])
 
 
@@ -96,6 +102,16 @@ def make_module(
         module: Module = cls(**{**spaces, **arguments})
     except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         raise CheckpointError(f"agent.model in the checkpoint makes no {cls.__name__}: {error}") from error
-    check_checkpoint(dict(checkpoint), module)
-    module.load_state_dict(checkpoint["state_dict"])
+    load_weights(module, checkpoint)
     return module
+
+
+def load_weights(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Load the weights of a checkpoint, after they were checked, and nothing else of it.
+
+    Raises:
+        MisconfigurationException: if it is of other spaces.
+        CheckpointError: naming the first value that does not fit.
+    """
+    check_checkpoint(checkpoint, module)
+    module.load_state_dict(checkpoint["state_dict"])

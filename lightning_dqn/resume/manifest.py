@@ -3,20 +3,21 @@
 A resumed run must have the same manifest, but for the names in `MAY_CHANGE`; ranks of one run must have the same one.
 """
 
+import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_dqn.resume.arguments import (
     describe,
-    describe_made,
+    describe_instance,
+    describe_network,
     describe_optimizer,
-    describe_scheduler,
     public_path,
 )
 from lightning_dqn.resume.spaces import encode_space
@@ -43,27 +44,29 @@ TRAINER_OPTIONS = (
 SPACES = ("observation_space", "action_space")
 
 
-def describe_run(module: Any, trainer: Trainer | None) -> dict[str, Any]:
+def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
     """What is needed to make the parts of a run again, as plain values.
 
     Args:
         module: a `DQN`.
-        trainer: that it belongs to, if any: its data module and its schedules are described too.
+        data: its `DQNDataModule`, if it has one.
+        callbacks: of the trainer; those that are schedules are described.
 
     Returns:
-        `model`, `observation_space`, `action_space` and, with a trainer, `data`, `seed` and a section for each schedule.
+        `model`, `observation_space`, `action_space` and, with a data module, `data`, `env`, `seed` and a section for
+        each schedule.
     """
     run: dict[str, Any] = {"model": describe_model(module, module.init_args)}
     run |= {name: encode_space(getattr(module, name)) for name in SPACES}
-    data = getattr(trainer, "datamodule", None)
-    if trainer is None or not hasattr(data, "describe"):
+    if not hasattr(data, "describe"):
         return run
     seed = os.environ.get("PL_GLOBAL_SEED")
     run |= {"seed": None if seed is None else int(seed), **data.describe()}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks:
         section = getattr(callback, "manifest_section", None)
         if section is not None and (section != "priorities" or data.is_prioritized):
-            run[section] = {name: describe(value) for name, value in callback.init_args.items()}
+            arguments: dict[str, Any] = callback.init_args  # type: ignore[attr-defined]
+            run[section] = {name: describe(value) for name, value in arguments.items()}
     return run
 
 
@@ -71,18 +74,18 @@ def describe_model(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Class path and arguments of a `DQN`, without its spaces."""
     described = {name: describe(value) for name, value in arguments.items() if name not in SPACES}
     if "network" in described:
-        described["network"] = describe_made(arguments["network"], module.policy_net.modules(), skip=2)
+        described["network"] = describe_network(arguments["network"], module.policy_net, skip=2)
     optimizer, scheduler = module.probe_optimizer()
     if "optimizer" in described:
         described["optimizer"] = describe_optimizer(optimizer)
-    if "lr_scheduler" in described:
-        described["lr_scheduler"] = describe_scheduler(arguments["lr_scheduler"], scheduler)
+    if scheduler is not None and "lr_scheduler" in described:
+        described["lr_scheduler"] = describe_instance(arguments["lr_scheduler"], scheduler, skip=1)
     return {"class_path": public_path(type(module)), "init_args": described}
 
 
-def build_manifest(module: Any, trainer: Trainer | None) -> dict[str, Any]:
-    """The flat manifest of a run; names as in a configuration, `model.optimizer.lr`, values plain."""
-    run = {**describe_run(module, trainer), "model": describe_model(module, module.all_args)}
+def build_manifest(module: Any, data: Any = None, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
+    """The flat manifest of a run, see `describe_run`: names as in a configuration, `model.optimizer.lr`."""
+    run = {**describe_run(module, data, callbacks), "model": describe_model(module, module.all_args)}
     packages = ("lightning_dqn", "lightning", "torch", "gymnasium", "numpy")
     run["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     return dict(_flatten(run, ""))
@@ -105,14 +108,14 @@ def changed(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tupl
         one, other = theirs.get(name, "nothing"), ours.get(name, "nothing")
         # no seed was asked for: the run keeps the generators of the checkpoint
         free = name == "seed" and None in (one, other)
-        if not free and not any(name == each or name.startswith(f"{each}.") for each in MAY_CHANGE):
-            if _normal(one) != _normal(other):
-                yield name, one, other
+        free |= any(name == each or name.startswith(f"{each}.") for each in MAY_CHANGE)
+        if not free and _normal(one) != _normal(other):
+            yield name, one, other
 
 
 def _normal(value: Any) -> Any:
     """A value as it is compared: a tuple is a list in a configuration file, and NaN equals NaN."""
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         return "nan"
     if isinstance(value, (list, tuple)):
         return [_normal(item) for item in value]

@@ -18,7 +18,6 @@ from torch import nn
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
 
 
-
 @runtime_checkable
 class _Sampler(Protocol):
     """What tells the class of a sampler from others."""
@@ -113,7 +112,7 @@ def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Colle
         where = f"{name}.{key}"
         if isinstance(value, dict) and "opaque" in value:
             raise CheckpointError(
-                f"{where}: was given as the Python object {value['opaque']}, which no file can hold; pass {key}=... again"
+                f"{where}: was given as the Python object {value['opaque']}, which no file can hold; pass {key}=..."
             )
         if isinstance(value, dict) and "class_path" in value:
             if key not in CLASS_ARGUMENTS:
@@ -212,7 +211,7 @@ def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) 
 
 
 def check_plain(value: Any, name: str, depth: int = 0) -> None:
-    """See that a value consists of None, bool, int, float, str, lists, tuples and dicts, none of which describes a class.
+    """See that a value consists of None, bool, int, float, str, lists, tuples and dicts that describe no class.
 
     Raises:
         CheckpointError: naming the part that is something else.
@@ -235,7 +234,7 @@ def check_plain(value: Any, name: str, depth: int = 0) -> None:
 def _type_hints(cls: type) -> dict[str, Any]:
     """Annotations of a constructor's parameters, those that can be evaluated."""
     try:
-        return typing.get_type_hints(cls.__init__)
+        return typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):
         parameters = inspect.signature(cls).parameters.values()
         return {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}

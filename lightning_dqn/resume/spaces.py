@@ -13,10 +13,16 @@ from lightning_dqn.resume.content import check_dict, check_int, invalid
 
 # a larger space is more than any agent of this package can observe
 MAX_SIZE = 2**28
-DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64")
+DTYPES = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float32",
+    "float64",
+)
 
 
-def encode_space(space: gym.Space[Any]) -> dict[str, Any]:
+def encode_space(space: gym.Space[Any]) -> dict[str, Any]:  # noqa: PLR0911  one for each kind
     """A space as plain values: its kind, and what its constructor takes.
 
     Raises:
@@ -62,7 +68,9 @@ def decode_space(value: Any, name: str, depth: int = 0) -> gym.Space[Any]:
         invalid(name, f"describes no {kind if isinstance(kind, str) else 'space'} ({type(error).__name__}: {error})")
 
 
-def _decode(kind: str, value: Mapping[str, Any], name: str, depth: int) -> gym.Space[Any]:
+def _decode(  # noqa: PLR0911  one for each kind
+    kind: str, value: Mapping[str, Any], name: str, depth: int
+) -> gym.Space[Any]:
     if kind == "Box":
         shape, dtype = _shape(value["shape"], f"{name}.shape"), value["dtype"]
         if dtype not in DTYPES:

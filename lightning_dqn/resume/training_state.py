@@ -123,7 +123,7 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: st
     expected = _state_names(optimizer)
     for index, values in check_dict(state["state"], f"{name}.state").items():
         where = f"{name}.state.{index}"
-        if type(index) is not int or not 0 <= index < len(shapes):
+        if not isinstance(index, int) or not 0 <= index < len(shapes):
             invalid(where, "is of no parameter")
         if expected is not None and set(check_dict(values, where)) != expected:
             invalid(where, f"holds {sorted(map(str, values))}, not {sorted(expected)}")
@@ -153,7 +153,8 @@ def _state_names(optimizer: torch.optim.Optimizer) -> set[str] | None:
     number = torch.nn.Parameter(torch.zeros(2))
     number.grad = torch.ones(2)
     options = {name: value for name, value in optimizer.param_groups[0].items() if name not in ("params", "initial_lr")}
-    probe = type(optimizer)([{"params": [number], **options}])
+    make: Any = type(optimizer)
+    probe = make([{"params": [number], **options}])
     probe.step()
     return set(probe.state[number])
 
