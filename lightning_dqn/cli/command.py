@@ -219,7 +219,7 @@ class DQNCLI(LightningCLI):
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
         check_processes(trainer)
         # where the checkpoint lies that is read, so that Lightning takes up the best one from there
-        folder = Path(run.ckpt_path).parent if run.ckpt_path else self.folder / "checkpoints"
+        folder = Path(run.ckpt_path).parent if run_of(run.ckpt_path) else self.folder / "checkpoints"
         path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

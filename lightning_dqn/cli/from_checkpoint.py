@@ -43,14 +43,16 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_option(name: str, value: Any) -> bool:
+    if PATH.search(name):
+        return False
     if isinstance(value, str):
-        return WORD.fullmatch(value) is not None and not PATH.search(name)
+        return WORD.fullmatch(value) is not None
     return value is None or type(value) in (bool, int, float)
 
 
 def _plain_logger(logger: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: value for name, value in logger["init_args"].items() if _is_option(name, value)}
-    return {"class_path": logger["class_path"], "init_args": {k: v for k, v in arguments.items() if not PATH.search(k)}}
+    return {"class_path": logger["class_path"], "init_args": arguments}
 
 
 def config_of(
@@ -114,7 +116,7 @@ def _with_options(config: dict[str, Any], options: Any) -> dict[str, Any]:
             continue
         if key == "loggers":
             config.setdefault("trainer", {})["logger"] = _loggers(value)
-        elif section in OPTION_SECTIONS and name.isidentifier() and _is_option(name, value) and not PATH.search(name):
+        elif section in OPTION_SECTIONS and name.isidentifier() and _is_option(name, value):
             config.setdefault(section, {})[name] = value
         else:
             invalid(f"options.{key}", "is no option that a checkpoint may set")
@@ -130,7 +132,7 @@ def _loggers(value: Any) -> list[dict[str, Any]]:
         if each["class_path"] not in LOGGERS:
             invalid(f"{name}.class_path", "is no logger that a checkpoint may name")
         for key, argument in check_dict(each["init_args"], f"{name}.init_args").items():
-            if PATH.search(str(key)) or not _is_option(str(key), argument):
+            if not _is_option(str(key), argument):
                 invalid(f"{name}.init_args.{key}", "is no option that a checkpoint may set")
     return value
 

@@ -4,6 +4,7 @@ Every function takes the name of the value in the checkpoint, so that the error 
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -34,12 +35,13 @@ def check_dict(value: Any, name: str, keys: Sequence[str] = ()) -> dict[str, Any
     Raises:
         CheckpointError: if it is none, or a key is missing.
     """
-    if type(value) is not dict:
+    if type(value) not in (dict, OrderedDict):
         invalid(name, f"is a {type(value).__name__}, not a dict")
     for key in keys:
         if key not in value:
             invalid(f"{name}.{key}" if name else key, "is missing")
-    return value
+    mapping: dict[str, Any] = value
+    return mapping
 
 
 def check_int(value: Any, name: str, low: int = 0, high: int = MAX_COUNT) -> int:
