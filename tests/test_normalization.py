@@ -117,7 +117,7 @@ def test_normalized_observations_are_centred_scaled_and_clipped():
     rows = torch.tensor([[1000.0, 0.0, 5.0], [1001.0, 4.0, 5.0]])
     normalizer.update(rows)
     # means 1000.5, 2, 5; deviations .5, 2, 0
-    assert normalizer(rows).tolist() == pytest.approx([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]])
+    assert normalizer(rows).flatten().tolist() == pytest.approx([-1.0, -1.0, 0.0, 1.0, 1.0, 0.0])
     assert normalizer(torch.tensor([[0.0, 200.0, 6.0]])).tolist() == [[-10.0, 10.0, 10.0]]
     shown = np.random.default_rng(0).normal(1000, 1, (4, 3)).astype(np.float32)
     assert normalizer(torch.from_numpy(shown)).dtype == torch.float32
