@@ -85,7 +85,8 @@ def judge(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[A
         net.eval()
     try:
         few = len(observation) <= FEW_OBSERVATIONS and observation.dtype == np.float32
-        values: NDArray[Any] | None = net.forward_numpy(observation) if few and type(net) is MLP else None
+        prepare = None if module.normalizer is None else module.normalizer.forward_numpy
+        values: NDArray[Any] | None = net.forward_numpy(observation, prepare) if few and type(net) is MLP else None
         if values is None:
             with torch.no_grad():
                 # torch warns of memory that it may not write to, and takes none that runs backwards; bytes stay bytes

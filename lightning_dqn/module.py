@@ -5,6 +5,7 @@ Legend: U updates, B batch, N envs, A actions.
 """
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Literal, Self
@@ -23,8 +24,9 @@ from lightning_dqn.compilation import QFunction
 from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.flat import Pair, make_optimizer, move_net
 from lightning_dqn.losses import LOSSES, TDLoss, allowed, chosen, double_q_target, munchausen_target, q_target
-from lightning_dqn.networks import MLP, NoisyLinear
+from lightning_dqn.networks import MLP, NoisyLinear, ObservationNormalizer
 from lightning_dqn.optimizers import can_be_flat, check_optimizer
+from lightning_dqn.ranks import gather_over_ranks
 from lightning_dqn.replay import AnyTransition
 from lightning_dqn.resume.arguments import record_arguments
 from lightning_dqn.resume.checkpoint import check_checkpoint, complete_checkpoint, make_module, prepare_resume
@@ -59,6 +61,10 @@ class DQN(pl.LightningModule):
         munchausen_temperature: of the softmax policy of munchausen.
         boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
         compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
+        normalize_observations: normalize them by their running mean and variance, which training updates; Box of floats
+            only.
+        reward_scale: factor of each reward in learning, not in the logged returns; v_min and v_max of C51 are scaled
+            returns.
 
     Raises:
         TypeError: if the action space is not discrete or the network can't take the observations.
@@ -89,6 +95,8 @@ class DQN(pl.LightningModule):
         munchausen_temperature: float = 0.03,
         boltzmann_temperature: float | None = None,
         compile: bool | Literal["auto"] = "auto",
+        normalize_observations: bool = False,
+        reward_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if not isinstance(action_space, spaces.Discrete):
@@ -97,6 +105,8 @@ class DQN(pl.LightningModule):
             raise ValueError("model.double=true, model.munchausen=true: soft values pick no action; choose one of them")
         if loss not in LOSSES:
             raise ValueError(f"model.loss={loss}: must be {' or '.join(LOSSES)}")
+        if not 0 < reward_scale < math.inf:
+            raise ValueError(f"reward_scale={reward_scale}: must be a positive finite number")
         positive = {"clip_grad_value": clip_grad_value, "clip_grad_norm": clip_grad_norm}
         positive["munchausen_temperature"] = munchausen_temperature
         positive["boltzmann_temperature"] = boltzmann_temperature
@@ -110,6 +120,8 @@ class DQN(pl.LightningModule):
         if self.target_net is not None:
             self.target_net.load_state_dict(self.policy_net.state_dict())
             self.target_net.requires_grad_(False)
+        self.normalizer = ObservationNormalizer(observation_space) if normalize_observations else None
+        self.reward_scale = reward_scale
         # noise, or Boltzmann's chances, explore in place of epsilon
         self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
         self.explores_by_itself = self.is_noisy or boltzmann_temperature is not None
@@ -159,7 +171,25 @@ class DQN(pl.LightningModule):
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
-        return self.action_values(self.policy_net, observation)
+        return self.action_values(self.policy_net, self.normalize(observation))
+
+    def normalize(self, observation: Tensor) -> Tensor:
+        """(..., *shape of one) observations as the nets take them."""
+        return observation if self.normalizer is None else self.normalizer(observation)
+
+    def update_normalizer(self, observation: Tensor) -> None:
+        """Include observations (..., *shape of one) of all ranks in the running statistics, if there are any."""
+        if self.normalizer is not None:
+            self.normalizer.update(observation, gather_over_ranks if self.trainer.world_size > 1 else None)
+
+    def prepare_batch(self, batch: AnyTransition) -> AnyTransition:
+        """The batch of an iteration as `td_loss` takes it: observations normalized, rewards scaled, (U, B)."""
+        self.update_normalizer(batch.observation)
+        return batch._replace(
+            observation=self.normalize(batch.observation),
+            next_observation=self.normalize(batch.next_observation),
+            reward=batch.reward if self.reward_scale == 1 else batch.reward * self.reward_scale,
+        )
 
     def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of one of the nets."""
@@ -246,6 +276,7 @@ class DQN(pl.LightningModule):
         """
         if len(batch.reward) == 0:
             return None
+        batch = self.prepare_batch(batch)
         if self._update is None:
             # what was compiled before a stop stays so: it rounds otherwise
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient

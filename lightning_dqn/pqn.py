@@ -3,12 +3,10 @@
 The update is `module.DQN`'s; here stand the targets. Legend: U updates, B batch, T steps, N envs.
 """
 
-import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import torch
-from torch import Tensor
 
 from lightning_dqn.compilation import QFunction
 from lightning_dqn.losses import TDLoss, allowed, chosen, lambda_returns, weighted_mse
@@ -73,33 +71,20 @@ class PQN(DQN):
         )
         self.td_lambda = td_lambda
 
-    def training_step(self, rollout: "Rollout", batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
-        """Make U updates of what was just played.
-
-        Args:
-            rollout: T steps in N environments, with the steps of each update.
-            batch_idx: the iteration in its epoch.
-
-        Returns:
-            loss (U,), q_value, td_error and priority (U, B) without gradient.
-        """
-        return super().training_step(self.minibatches(rollout), batch_idx)
-
-    # as in DQN
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
     @torch.no_grad()
-    def minibatches(self, rollout: "Rollout") -> Transition:
+    def prepare_batch(self, rollout: "Rollout") -> Transition:  # type: ignore[override]
         """The steps of each update with their returns as the reward and no value behind it, (U, B).
 
         Args:
             rollout: T steps in N environments, with the steps of each update.
         """
-        seen, rows = rollout.observation, rollout.index
+        self.update_normalizer(rollout.observation[:-1])
+        seen, rows = self.normalize(rollout.observation), rollout.index
         mask = rollout.action_mask[1:].flatten(0, 1)
-        q_values = allowed(self(seen[1:].flatten(0, 1)), mask if mask.shape[1] else None)
-        value = q_values.amax(1).view_as(rollout.reward)
-        returns = lambda_returns(rollout.reward, rollout.discount, rollout.ended, value, self.td_lambda)
+        next_q = self.action_values(self.policy_net, seen[1:].flatten(0, 1))
+        value = allowed(next_q, mask if mask.shape[1] else None).amax(1).view_as(rollout.reward)
+        reward = rollout.reward * self.reward_scale
+        returns = lambda_returns(reward, rollout.discount, rollout.ended, value, self.td_lambda)
         observation = seen[:-1].flatten(0, 1)[rows]
         return Transition(
             observation=observation,

@@ -70,6 +70,20 @@ def mean_over_ranks(gradient: Tensor) -> Tensor:
     return gradient.div_(distributed.get_world_size())
 
 
+def gather_over_ranks(vector: Tensor) -> Tensor:
+    """The vectors (K,) of all ranks in their order, (W, K): one collective call, on the device of the vector.
+
+    Raises:
+        RankLostError: if a rank has exited or is unreachable.
+    """
+    gathered = vector.new_empty(distributed.get_world_size(), len(vector))
+    try:
+        distributed.all_gather(list(gathered.unbind()), vector)
+    except RuntimeError as error:
+        raise lost() from error
+    return gathered
+
+
 class Ranks:
     """This rank among those of a run, and what was said at their last meeting.
 

@@ -171,6 +171,8 @@ def fits(folder, rank, world_size, *, jobs):
         last = {"policy": module.policy_net.state_dict(), "ended_at": trainer.datamodule.episodes.env_steps}
         if memory is not None:
             last |= {"rows": len(memory), "slots": len(memory._drawable)}
+        if module.normalizer is not None:
+            last["normalizer"] = module.normalizer.state_dict()
         records.append({**seen.record, **last, "compiled": module._compiled})
     return records
 

@@ -63,7 +63,7 @@ def rollout(discount, ended, index):
 
 def test_minibatches_hold_the_returns_of_their_steps_and_no_value_behind_them():
     model = values_of([0.0, 0.0], [10.0, 4.0], [20.0, 30.0])
-    batch = model.minibatches(rollout([[0.5], [0.5]], [[False], [False]], [[1, 0], [0, 0], [1, 1]]))
+    batch = model.prepare_batch(rollout([[0.5], [0.5]], [[False], [False]], [[1, 0], [0, 0], [1, 1]]))
     # R_1 = 2 + .5 * 30 = 17;  R_0 = 1 + .5 * (.5 * 10 + .5 * 17) = 7.75
     assert batch.reward.tolist() == [[17.0, 7.75], [7.75, 7.75], [17.0, 17.0]]
     assert batch.observation[..., 0].tolist() == [[1, 0], [0, 0], [1, 1]]
@@ -74,8 +74,8 @@ def test_minibatches_hold_the_returns_of_their_steps_and_no_value_behind_them():
 
 def test_truncation_still_bootstraps_and_termination_does_not():
     model = values_of([0.0, 0.0], [10.0, 4.0], [20.0, 30.0])
-    cut = model.minibatches(rollout([[0.5], [0.5]], [[True], [False]], [[0]]))
-    over = model.minibatches(rollout([[0.0], [0.5]], [[True], [False]], [[0]]))
+    cut = model.prepare_batch(rollout([[0.5], [0.5]], [[True], [False]], [[0]]))
+    over = model.prepare_batch(rollout([[0.0], [0.5]], [[True], [False]], [[0]]))
     # 1 + .5 * 10, whatever comes after the cut;  1 + 0
     assert cut.reward.tolist() == [[6.0]]
     assert over.reward.tolist() == [[1.0]]
@@ -84,7 +84,7 @@ def test_truncation_still_bootstraps_and_termination_does_not():
 def test_one_update_takes_half_the_squared_error_of_the_return():
     data = DQNDataModule()
     model = PQN(data.observation_space, data.action_space)
-    batch = model.minibatches(
+    batch = model.prepare_batch(
         Rollout(
             *(torch.randn(3, 2, 4), torch.tensor([[0, 1], [1, 1]]), torch.randn(2, 2), torch.full((2, 2), 0.9)),
             *(torch.zeros(2, 2, dtype=torch.bool), torch.ones(3, 2, 0, dtype=torch.bool), torch.tensor([[0, 1, 2, 3]])),

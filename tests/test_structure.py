@@ -31,7 +31,7 @@ from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, 
 PACKAGE = Path(lightning_dqn.__file__).parent
 ALLOWED = {
     "losses": set(),
-    "networks": set(),
+    "networks": {"resume"},
     "secrets": set(),
     "resume": set(),
     "ram": {"replay"},
@@ -57,6 +57,7 @@ ALLOWED = {
         "flat",
         "compilation",
         "optimizers",
+        "ranks",
         "update",
         "fingerprint",
         "continuing",

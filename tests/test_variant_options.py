@@ -9,7 +9,8 @@ from lightning_dqn import C51, IQN, PQN, QRDQN
 from lightning_dqn.cli import main
 
 # what every model takes
-COMMON = "observation_space action_space network optimizer lr_scheduler clip_grad_norm compile"
+COMMON = "observation_space action_space network optimizer lr_scheduler clip_grad_norm compile \
+normalize_observations reward_scale"
 OF_DQN = f"{COMMON} clip_grad_value double boltzmann_temperature"
 SOFT = "munchausen munchausen_temperature"
 OPTIONS = {

@@ -50,7 +50,8 @@ class RankCheck(Callback):
         ranks = data_of(trainer).ranks
         if ranks.alone:
             return
-        nets = [(name, net) for name, net in pl_module.named_children() if name.endswith("_net")]
+        shared = {"policy_net", "target_net", "normalizer"}
+        nets = [(name, net) for name, net in pl_module.named_children() if name in shared]
         own = [f"{name} {weights_digest(net.state_dict())}" for name, net in nets]
         first, *others = (said.split(", ") for said in ranks.gather(", ".join(own)))
         for rank, other in enumerate(others, start=1):

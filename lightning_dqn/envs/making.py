@@ -21,7 +21,13 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformReward
+from gymnasium.wrappers import (
+    FlattenObservation,
+    FrameStackObservation,
+    NormalizeObservation,
+    NormalizeReward,
+    TransformReward,
+)
 
 from lightning_dqn.envs.atari import GameProtocol, LoggedEmulator, make_game, make_games
 from lightning_dqn.envs.single import SingleVectorEnv
@@ -33,6 +39,11 @@ EnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 ATARI = "ALE"
 # what installs the games of a namespace
 EXTRAS = {ATARI: "atari", "MinAtar": "minatar"}
+# wrappers whose running statistics differ between training and evaluation, and what does the same inside the agent
+REPLACED_WRAPPERS: dict[type[gym.Env[Any, Any]], str] = {
+    NormalizeObservation: "DQN(normalize_observations=True)",
+    NormalizeReward: "DQN(reward_scale=...)",
+}
 
 
 @dataclass(frozen=True)
@@ -214,6 +225,7 @@ def _dress(env: gym.Env[Any, Any], settings: EnvSettings) -> gym.Env[Any, Any]:
     """The wrappers that were asked for; nested observations, and bits, become one vector; frames are stacked."""
     for wrap in settings.wrappers:
         env = wrap(env)
+    _check_wrappers(env, settings.env_id)
     space = env.observation_space
     if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiBinary)) and space.is_np_flattenable:
         env = FlattenObservation(env)
@@ -221,6 +233,28 @@ def _dress(env: gym.Env[Any, Any], settings: EnvSettings) -> gym.Env[Any, Any]:
         # frames before an episode's first are black, as a memory that holds each frame once shows them
         env = FrameStackObservation(env, settings.frame_stack, padding_type="zero")
     return env
+
+
+def _check_wrappers(env: gym.Env[Any, Any], env_id: str) -> None:
+    """Reject wrappers that an option of the agent replaces.
+
+    Args:
+        env: with all its wrappers, those of its registration included.
+        env_id: that it was made of.
+
+    Raises:
+        ValueError: naming the wrapper and the option; the environment is closed.
+    """
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        for wrapper, option in REPLACED_WRAPPERS.items():
+            if isinstance(layer, wrapper):
+                env.close()
+                raise ValueError(
+                    f"wrappers: {env_id} is wrapped in {type(layer).__name__}, whose running statistics neither "
+                    f"evaluation nor a checkpoint shares; remove it, and use {option}"
+                )
+        layer = layer.env
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Legend: B batch, A actions, Z atoms or quantiles, F features.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,10 +93,18 @@ class MLP(nn.Module):
             values = state.reshape(-1, 1, *self.shape[1:]) + values - values.mean(1, keepdim=True)
         return values
 
-    def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any] | None:
+    def forward_numpy(
+        self, observation: NDArray[Any], prepare: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    ) -> NDArray[Any] | None:
         """The same values for a few boxes, without gradient: numpy's calls cost a fraction of torch's.
 
-        Nothing where the network is more than layers in a row, or the parameters are not on the CPU, in float32.
+        Args:
+            observation: (B, ...) boxes.
+            prepare: applied to them before the first layer.
+
+        Returns:
+            (B, A) values; None where the network is more than layers in a row, or the parameters are not on the CPU, in
+            float32.
         """
         if not self._linear or (self.noisy and self.training):
             return None
@@ -111,7 +119,7 @@ class MLP(nn.Module):
             self._arrays = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in layers]
         if not self._arrays:
             return None
-        values: NDArray[Any] = observation.reshape(len(observation), -1)
+        values: NDArray[Any] = (observation if prepare is None else prepare(observation)).reshape(len(observation), -1)
         for i, (weights, bias) in enumerate(self._arrays):
             values = values.dot(weights)
             values += bias
