@@ -1,5 +1,6 @@
 """What the checkpoint plugin keeps, refuses, shares and sweeps, on small checkpoints made here and in one short fit."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from safetensors import safe_open
 from torch import nn
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
@@ -67,7 +69,7 @@ def test_a_memory_comes_back_to_the_bit(tmp_path, max_inline_bytes, files):
     assert len(memories(tmp_path / "new")) == files
     loaded = AtomicCheckpointIO().load_checkpoint(str(tmp_path / "new" / "last.ckpt"))
     rows = loaded["DQNDataModule"]["train"]["memory"].pop("rows")
-    assert list(rows) == list(TENSORS)
+    assert rows.keys() == TENSORS.keys()
     assert all(same_bits(rows[name], tensor) for name, tensor in TENSORS.items())
     assert loaded["DQNDataModule"] == {"train": {"memory": {"cursor": 5}, "env_steps": 9}}
     assert torch.equal(loaded["state_dict"]["weight"], torch.ones(2, 2))
@@ -88,7 +90,50 @@ def test_the_limit_is_the_largest_memory_that_travels_inside(tmp_path):
 @pytest.mark.parametrize("missing", [{}, {"DQNDataModule": {}}, {"DQNDataModule": {"train": None}}])
 def test_a_checkpoint_without_a_memory_is_saved_as_it_is(tmp_path, beside, missing):
     beside.save_checkpoint({"epoch": 1, **missing}, tmp_path / "weights.ckpt")
-    assert beside.load_checkpoint(tmp_path / "weights.ckpt") == {"epoch": 1, **missing, "lightning_dqn": {"schema": 1}}
+    assert beside.load_checkpoint(tmp_path / "weights.ckpt") == {"epoch": 1, **missing, "lightning_dqn": {"schema": 2}}
+
+
+def test_a_memory_of_a_subclass_of_the_data_module_is_saved_beside_the_checkpoint_too(tmp_path, beside):
+    saved = checkpoint()
+    saved["Prices.MyData"] = saved.pop("DQNDataModule")
+    beside.save_checkpoint(saved, tmp_path / "last.ckpt")
+    assert len(memories(tmp_path)) == 1
+    rows = beside.load_checkpoint(tmp_path / "last.ckpt")["Prices.MyData"]["train"]["memory"]["rows"]
+    assert all(same_bits(rows[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_safetensors_reads_a_memory_and_every_tensor_in_it_is_aligned(tmp_path, beside):
+    beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
+    (name,) = memories(tmp_path)
+    with safe_open(tmp_path / name, framework="pt") as file:
+        rows = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
+    assert rows.keys() == TENSORS.keys()
+    assert all(same_bits(rows[name], tensor) for name, tensor in TENSORS.items())
+    assert all(tensor.data_ptr() % tensor.itemsize == 0 for tensor in rows.values())
+    assert name == f"memory-{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16]}.safetensors"
+    entry = torch.load(tmp_path / "last.ckpt", weights_only=True)["lightning_dqn"]
+    assert entry["memory"].keys() == {"at", "file", "sha256"}
+
+
+MAPPED = """
+import resource, sys
+from lightning_dqn.checkpoint_io import AtomicCheckpointIO
+
+def kilobytes():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024
+
+before = kilobytes()
+loaded = AtomicCheckpointIO().load_checkpoint(sys.argv[1])
+print(kilobytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux shows how much RAM a process has")
+def test_loading_a_memory_takes_no_ram_until_it_is_used(tmp_path, beside):
+    beside.save_checkpoint(checkpoint({"observation": torch.zeros(2**27, dtype=torch.uint8)}), tmp_path / "last.ckpt")
+    command = [sys.executable, "-c", MAPPED, str(tmp_path / "last.ckpt")]
+    # 128 MB of memory
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 20_000
 
 
 def test_writing_into_a_mapped_memory_leaves_its_file_alone(tmp_path, beside):
@@ -211,12 +256,24 @@ def test_saving_over_a_link_replaces_the_link_and_not_what_it_shows(tmp_path, be
 
 
 def test_a_newer_schema_is_refused_and_its_memory_left_alone(tmp_path, beside, monkeypatch):
-    monkeypatch.setattr("lightning_dqn.checkpoint_io.plugin.SCHEMA", 2)
+    monkeypatch.setattr("lightning_dqn.checkpoint_io.plugin.SCHEMA", 3)
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: written in schema 2 .* reads up to 1; upgrade it"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: written in schema 3 .* reads up to 2; upgrade it"):
         beside.load_checkpoint(tmp_path / "last.ckpt")
     assert sweep(tmp_path) == []
+    assert len(memories(tmp_path)) == 1
+
+
+def test_a_checkpoint_of_version_0_1_is_rejected_by_name_and_its_files_are_left_alone(tmp_path, beside):
+    (tmp_path / "share-0123456789abcdef.pt").write_text("")
+    entry = {"schema": 1, "memory": {"file": "memory-0123456789abcdef.bin"}, "shares": ["share-0123456789abcdef.pt"]}
+    torch.save({"epoch": 1, "lightning_dqn": entry}, tmp_path / "old.ckpt")
+    with pytest.raises(CheckpointError, match=r"old\.ckpt: written by lightning_dqn 0\.1, .*train anew"):
+        beside.load_checkpoint(tmp_path / "old.ckpt")
+    assert sweep(tmp_path) == []
+    beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
+    beside.save_checkpoint(checkpoint({"action": torch.zeros(3)}), tmp_path / "last.ckpt")
     assert len(memories(tmp_path)) == 1
 
 
@@ -244,12 +301,12 @@ def dead():
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path, beside, dead):
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
-    keep = {path.name for path in tmp_path.iterdir()} | {"notes.tmp", "memory-1.bin", ".saving-x.tmp", "a.ckpt"}
+    keep = {path.name for path in tmp_path.iterdir()} | {"notes.tmp", "memory-1.safetensors", ".saving-x.tmp", "a.ckpt"}
     for name in keep - {"last.ckpt", *memories(tmp_path)}:
         (tmp_path / name).write_text("mine")
     # the second is of an earlier process that had the number of this one
     stale = [f".saving-{dead}-00000000-00000000.tmp", f".saving-{os.getpid()}-00000000-00000000.tmp"]
-    stale.append("memory-0123456789abcdef.bin")
+    stale.append("memory-0123456789abcdef.safetensors")
     for name in stale:
         (tmp_path / name).write_text("left behind")
     assert {path.name for path in sweep(tmp_path)} == set(stale)
@@ -259,7 +316,7 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path, beside, d
 
 def test_a_sweep_waits_for_the_living(tmp_path, dead):
     under_way = f".saving-{os.getppid()}-00000000-00000000.tmp"
-    for name in (under_way, f".saving-{dead}-00000000-00000000.tmp", "memory-0123456789abcdef.bin"):
+    for name in (under_way, f".saving-{dead}-00000000-00000000.tmp", "memory-0123456789abcdef.safetensors"):
         (tmp_path / name).write_text("")
     assert [path.name for path in sweep(tmp_path)] == [f".saving-{dead}-00000000-00000000.tmp"]
     (tmp_path / under_way).unlink()

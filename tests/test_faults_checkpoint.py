@@ -5,7 +5,9 @@ shows whether it is of one piece.
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import multiprocessing
 import os
 import pickle
@@ -232,15 +234,72 @@ def test_case_08_a_malicious_state_is_refused_when_saving(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "last.ckpt"])
-def test_case_08_a_checkpoint_can_not_name_a_file_that_is_no_memory(tmp_path, name):
+RECORD = {"at": ["rows"], "file": "memory-0123456789abcdef.safetensors", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("file", name) for name in ("../secret", "/etc/hostname", "last.ckpt", 3, ["memory"], None)),
+        *(("at", path) for path in ("rows", [], [0], ["epoch"], ["nowhere"], ["rows", "deeper"], {"rows": 1}, None)),
+    ],
+    ids=repr,
+)
+def test_case_08_a_checkpoint_can_not_name_a_file_or_a_place_that_is_no_memory(tmp_path, key, value):
     (tmp_path / "run").mkdir()
     (tmp_path / "secret").write_text("secret")
     path = tmp_path / "run" / "last.ckpt"
-    memory = {"at": ["rows"], "file": name, "sha256": "", "bytes": 6, "tensors": {}}
-    torch.save({"rows": {}, "lightning_dqn": {"schema": 1, "memory": memory}}, path)
-    with pytest.raises(CheckpointError, match="not the name of a memory"):
-        AtomicCheckpointIO().load_checkpoint(path)
+    for memory in ({**RECORD, key: value}, {name: part for name, part in RECORD.items() if name != key}):
+        torch.save({"epoch": 1, "rows": {}, "lightning_dqn": {"schema": 2, "memory": memory}}, path)
+        with pytest.raises(CheckpointError, match=rf"last\.ckpt: lightning_dqn\.memory\.{key} in the checkpoint is"):
+            AtomicCheckpointIO().load_checkpoint(path)
+        assert sweep(path.parent) == []
+
+
+def f32(**changed):
+    """The entry of a tensor in the header of a safetensors file."""
+    return {"dtype": "F32", "shape": [16], "data_offsets": [0, 64], **changed}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": f32(data_offsets=[0, 60])},
+        {"a": f32(), "b": f32()},
+        {"a": f32(shape=[4], data_offsets=[0, 16]), "b": f32(shape=[14], data_offsets=[8, 64])},
+        {"a": f32(shape=[2**62, 2**62])},
+        {"a": f32(shape=[-1])},
+        {"a": f32(dtype="O")},
+        {"a": f32(data_offsets=[64, 0])},
+        {"a\nb": f32(shape=[4])},
+        {"a": 3},
+        [1, 2],
+        {"a" * 2**20: f32()},
+        b"no json",
+        b"",
+        b'{"a":' + b"[" * 100_000,
+    ],
+    ids=lambda header: str(header)[:40],
+)
+def test_case_08_a_forged_memory_with_the_right_hash_is_rejected(tmp_path, header):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    for length in (len(text), 2**63, 2**64 - 1):
+        content = length.to_bytes(8, "little") + text + bytes(64)
+        record = {**RECORD, "sha256": hashlib.sha256(content).hexdigest()}
+        (tmp_path / RECORD["file"]).write_bytes(content)
+        torch.save({"rows": {}, "lightning_dqn": {"schema": 2, "memory": record}}, tmp_path / "last.ckpt")
+        with pytest.raises(CheckpointError, match="not a safetensors file") as error:
+            AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+        assert "\n" not in str(error.value)
+
+
+def test_case_08_shares_that_name_each_other_do_not_hang(tmp_path):
+    names = [f"share-{i:016x}.pt" for i in range(2)]
+    for name in (*names, "last.ckpt"):
+        torch.save({"lightning_dqn": {"schema": 2, "shares": names}}, tmp_path / name)
+    assert sweep(tmp_path) == []
+    AtomicCheckpointIO().remove_checkpoint(tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -288,7 +347,14 @@ def test_case_10_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     assert refused >= 2_000
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"lightning_dqn": 3}, {"lightning_dqn": {"schema": "new"}}], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([1, 2], {}, {"epoch": 1}, {"lightning_dqn": 3}, {"lightning_dqn": {}}, {"lightning_dqn": {"schema": "new"}}),
+        *({"lightning_dqn": {"schema": 2, "shares": shares}} for shares in (3, [3], ["../last.ckpt"], {"a": 1})),
+    ],
+    ids=repr,
+)
 def test_case_10_what_is_no_checkpoint_of_this_package_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt: .*use another"):

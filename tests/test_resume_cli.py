@@ -137,7 +137,7 @@ def test_case_05_what_a_killed_save_left_is_swept_when_the_run_goes_on(part):
     folder = part / "checkpoints"
     # no process has this number
     stale = folder / ".saving-999999999-0123abcd-0123abcd.tmp"
-    orphan = folder / "memory-0123456789abcdef.bin"
+    orphan = folder / "memory-0123456789abcdef.safetensors"
     for path in (stale, orphan):
         path.write_bytes(b"half a checkpoint")
     main(["fit", "--ckpt_path", "last", *epochs(2)])
@@ -154,7 +154,7 @@ def test_a_plugin_of_ones_own_is_added(part, monkeypatch):
     newest = max(runs_in(Path.cwd()), key=lambda run: run.stat().st_mtime)
     content = torch.load(newest / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["state_dict"]["policy_net.output.weight"].dtype == torch.float64
-    assert content["lightning_dqn"]["schema"] == 1
+    assert content["lightning_dqn"]["schema"] == 2
 
 
 def test_the_memory_can_be_left_out(part, capfd, notes):

@@ -1,7 +1,7 @@
 """How checkpoints get to the disk and back: whole, safe to open, and with large memories in a file beside them.
 
-Read `plugin` (what Lightning calls), then `plain` (what may be in a checkpoint), `beside` (large memories) and `folder`
-(temporaries, and who may remove what).
+Read `plugin` (called by Lightning), then `plain` (which values may be in a checkpoint), `sidecar` (large memories) and
+`folder` (temporaries, and which files may be removed).
 """
 
 from lightning_dqn.checkpoint_io.folder import sweep as sweep

@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.content import CheckpointError, check_dict, check_int, invalid
 
-SCHEMA = 1
+SCHEMA = 2
 # the key of a checkpoint that says how it was written
 ENTRY = "lightning_dqn"
-MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.bin")
+MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
 SHARE_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
 PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARE_NAME.pattern}")
 TEMPORARY_NAME = re.compile(r"\.saving-(\d{1,9})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+NO_CHECKPOINT = re.compile(f"{PART_NAME.pattern}|{TEMPORARY_NAME.pattern}")
 # tells this process from an earlier one of the same number: in containers they start alike
 _PROCESS = secrets.token_hex(4)
 
@@ -48,7 +49,7 @@ def temporary(folder: Path) -> Path:
 
 def memory_name(sha256: str) -> str:
     """The name of the memory with this hash: equal memories of two checkpoints share a file."""
-    return f"memory-{sha256[:16]}.bin"
+    return f"memory-{sha256[:16]}.safetensors"
 
 
 def share_name() -> str:
@@ -67,20 +68,31 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_schema(checkpoint: dict[str, Any], path: Path) -> None:
-    """Refuse what a newer version wrote.
+def check_schema(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The entry of a checkpoint that describes how it was written.
 
     Raises:
-        CheckpointError: naming both versions.
+        CheckpointError: if there is none, or another version wrote it whose checkpoints this one can't read.
     """
-    schema = checkpoint.get(ENTRY, {}).get("schema", SCHEMA)
+    if ENTRY not in checkpoint:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this package, {ENTRY} is missing; use another, saved by AtomicCheckpointIO"
+        )
+    entry = check_dict(checkpoint[ENTRY], f"{path}: {ENTRY}", ("schema",))
+    schema = check_int(entry["schema"], f"{path}: {ENTRY}.schema")
+    if schema < SCHEMA:
+        raise CheckpointError(
+            f"{path}: written by lightning_dqn 0.1, whose checkpoints can't be read any more: train anew, or use "
+            "lightning_dqn 0.1"
+        )
     if schema > SCHEMA:
         raise CheckpointError(
             f"{path}: written in schema {schema} by a newer lightning_dqn, this one reads up to {SCHEMA}; upgrade it"
         )
+    return entry
 
 
-def parts_of(path: Path) -> set[str]:
+def referenced_files(path: Path) -> set[str]:
     """Names of the memories and shares that a checkpoint needs; none if it is no checkpoint.
 
     Raises:
@@ -90,37 +102,46 @@ def parts_of(path: Path) -> set[str]:
     # small checkpoints need not be opened for this
     if not (path.parent.is_dir() and any(PART_NAME.fullmatch(name) for name in os.listdir(path.parent))):
         return set()
+    names = _names_in(path)
+    # shares need memories, and no further shares
+    return names.union(*(_names_in(path.with_name(name)) for name in names if SHARE_NAME.fullmatch(name)))
+
+
+def _names_in(path: Path) -> set[str]:
+    """Names of the memories and shares that one file names."""
     try:
         # mapped, so that only the index of its tensors is read
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        entry = checkpoint[ENTRY]
+        entry = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[ENTRY]
+        if entry["schema"] > SCHEMA:
+            raise CheckpointError(f"{path}: written by a newer lightning_dqn")
+        names = [*entry.get("shares", []), *([entry["memory"]["file"]] if "memory" in entry else [])]
+        return {name for name in names if PART_NAME.fullmatch(name)}
     except FileNotFoundError:
         return set()
-    except OSError:
+    except (OSError, CheckpointError):
         raise
     except Exception:  # a damaged file makes the unpickler raise almost anything
         return set()
-    check_schema(checkpoint, path)
-    shares = entry.get("shares", [])
-    own = {*shares, entry["memory"]["file"]} if "memory" in entry else {*shares}
-    return own.union(*(parts_of(path.with_name(name)) for name in shares))
 
 
-def shares_in(folder: Path, names: list[str]) -> list[str]:
-    """Paths of the shares that a checkpoint names; whether they are there, who needs them will see.
+def shares_in(names: Any, path: Path) -> list[str]:
+    """Paths of the shares that a checkpoint names; whether they exist is checked where they are loaded.
+
+    Args:
+        names: as saved with the checkpoint.
+        path: of the checkpoint.
 
     Raises:
-        CheckpointError: if one is no such name.
+        CheckpointError: if they are not a list of such names.
     """
-    for name in names:
-        if not SHARE_NAME.fullmatch(name):
-            raise CheckpointError(f"{folder / name}: not the name of a share; this checkpoint was not written by us")
-    return [str(folder / name) for name in names]
+    if type(names) is not list or not all(type(name) is str and SHARE_NAME.fullmatch(name) for name in names):
+        invalid(f"{path}: {ENTRY}.shares", "is not a list of names of shares")
+    return [str(path.resolve().with_name(name)) for name in names]
 
 
-def parts_of_shares(shares: list[Path]) -> set[str]:
+def files_of_shares(shares: list[Path]) -> set[str]:
     """Names of shares and of what they need."""
-    return {share.name for share in shares}.union(*(parts_of(share) for share in shares))
+    return {share.name for share in shares}.union(*(referenced_files(share) for share in shares))
 
 
 def bring(shares: list[Path], folder: Path) -> None:
@@ -133,7 +154,7 @@ def bring(shares: list[Path], folder: Path) -> None:
     for share in shares:
         if share.parent.resolve() == folder.resolve():
             continue
-        names = {share.name, *parts_of(share)}
+        names = {share.name, *referenced_files(share)}
         try:
             for name in names:
                 new = temporary(folder)
@@ -172,7 +193,9 @@ def remove_unneeded(folder: Path, parts: set[str]) -> list[Path]:
     with contextlib.suppress(OSError, CheckpointError):
         if parts:
             others = [path for path in folder.iterdir() if path.is_file() and not PART_NAME.fullmatch(path.name)]
-            needed = set().union(*(parts_of(path) for path in others if not TEMPORARY_NAME.fullmatch(path.name)))
+            needed = set().union(
+                *(referenced_files(path) for path in others if not TEMPORARY_NAME.fullmatch(path.name))
+            )
             for path in (folder / name for name in sorted(parts - needed)):
                 if path.exists():
                     path.unlink()

@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from lightning_dqn.checkpoint_io.beside import map_beside, take_out, write_beside
 from lightning_dqn.checkpoint_io.folder import (
     ENTRY,
     PART_NAME,
@@ -21,9 +19,9 @@ from lightning_dqn.checkpoint_io.folder import (
     SHARE_NAME,
     bring,
     check_schema,
+    files_of_shares,
     local_path,
-    parts_of,
-    parts_of_shares,
+    referenced_files,
     remove_unneeded,
     share_name,
     shares_in,
@@ -31,9 +29,8 @@ from lightning_dqn.checkpoint_io.folder import (
     temporary,
 )
 from lightning_dqn.checkpoint_io.plain import check_plain
+from lightning_dqn.checkpoint_io.sidecar import load_sidecar, split_large_rows, write_sidecar
 from lightning_dqn.resume.content import CheckpointError
-
-MEMORY_ROWS = ("DQNDataModule", "train", "memory", "rows")
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -44,18 +41,17 @@ class AtomicCheckpointIO(CheckpointIO):
     the target's own.
 
     Args:
-        max_inline_bytes: size up to which a memory travels inside its checkpoint; larger ones lie beside it.
-        memory: key path of the memory in a checkpoint, a dict of tensors.
+        max_inline_bytes: bytes up to which a memory is saved inside its checkpoint; a larger one is saved in a
+            safetensors file beside it.
 
     Raises:
         ValueError: if max_inline_bytes is negative.
     """
 
-    def __init__(self, *, max_inline_bytes: int = 256 * 2**20, memory: Sequence[str] = MEMORY_ROWS) -> None:
+    def __init__(self, *, max_inline_bytes: int = 256 * 2**20) -> None:
         if max_inline_bytes < 0:
             raise ValueError(f"max_inline_bytes={max_inline_bytes}: must be 0 or more")
         self.max_inline_bytes = max_inline_bytes
-        self.memory = memory
         self._ahead: tuple[Path, dict[str, Any]] | None = None
 
     def save_checkpoint(
@@ -100,8 +96,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def _save(self, checkpoint: dict[str, Any], target: Path, shares: list[Path]) -> None:
         """Write a checkpoint or a share; what the disk says against it is told in one line."""
-        content, tensors = take_out(checkpoint, self.memory, self.max_inline_bytes)
-        content[ENTRY] = {"schema": SCHEMA, **({"shares": [path.name for path in shares]} if shares else {})}
+        content, at, tensors = split_large_rows(checkpoint, self.max_inline_bytes)
+        content[ENTRY] = {"schema": SCHEMA}
+        if shares:
+            content[ENTRY]["shares"] = [path.name for path in shares]
+        if tensors:
+            content[ENTRY]["memory"] = {"at": list(at)}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._write(content, tensors, target, shares)
@@ -125,12 +125,12 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
-        stale = parts_of(target) | parts_of_shares(shares)
+        stale = referenced_files(target) | files_of_shares(shares)
         try:
             bring(shares, folder)
             if tensors:
-                record = write_beside(tensors, new_memory)
-                content[ENTRY]["memory"] = {"at": list(self.memory), **record}
+                record = write_sidecar(tensors, new_memory)
+                content[ENTRY]["memory"] |= record
             with new.open("xb") as file:
                 torch.save(content, file)
                 file.flush()
@@ -184,19 +184,11 @@ class AtomicCheckpointIO(CheckpointIO):
                 )
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
-        try:
-            check_schema(checkpoint, target)
-            entry = checkpoint.get(ENTRY, {})
-            if "shares" in entry:
-                checkpoint["shares"] = shares_in(target.resolve().parent, entry.pop("shares"))
-            record = entry.pop("memory", None)
-            if record is not None:
-                inner = checkpoint
-                for key in record["at"]:
-                    inner = inner[key]
-                inner.update(map_beside(record, target.resolve().parent))
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"{target}: not a checkpoint of this package ({error!r}); use another one") from error
+        entry = check_schema(checkpoint, target)
+        if "shares" in entry:
+            checkpoint["shares"] = shares_in(entry.pop("shares"), target)
+        if "memory" in entry:
+            load_sidecar(checkpoint, entry.pop("memory"), target)
         return checkpoint
 
     def read_ahead(self, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -216,7 +208,7 @@ class AtomicCheckpointIO(CheckpointIO):
             path: of a local file; it need not exist.
         """
         target = local_path(path)
-        parts = parts_of(target)
+        parts = referenced_files(target)
         target.unlink(missing_ok=True)
         remove_unneeded(target.parent, parts)
 
