@@ -42,7 +42,8 @@ class EpisodeDataset(IterableDataset[Episode]):
 
     Every episode that is started is finished and counted, so short ones are not favoured. Episode i starts from
     `seed + i`, so what it shows does not depend on how many are played side by side, nor on which rank. Each pass makes
-    its environments anew, so that what they keep between episodes can't change its scores when a run is resumed.
+    its environments anew, so that what they keep between episodes can't change its scores when a run is resumed. To
+    make 16 of them takes a few milliseconds; of Atari games 2 to 4 seconds.
 
     Args:
         settings: which environment.
