@@ -100,10 +100,10 @@ def differences(one, other, path=""):
         yield path
 
 
-def play(checkpoint, steps=50):
+def play(checkpoint, steps=50, wrappers=()):
     """What the environments of a checkpoint show in their next steps, as bytes."""
     knobs, under_way = checkpoint["DQNDataModule"]["knobs"], checkpoint["DQNDataModule"]["train"]["under_way"]
-    settings = EnvSettings(knobs["env_id"], frame_stack=knobs["frame_stack"])
+    settings = EnvSettings(knobs["env_id"], wrappers=wrappers, frame_stack=knobs["frame_stack"])
     envs = make_vector_env(settings, knobs["num_envs"], knobs["vectorization"])
     where = under_way.get("pending", under_way)
     ended = where["terminated"] | where["truncated"] if "pending" in under_way else under_way["resetting"]
@@ -127,11 +127,11 @@ def load(path):
     return AtomicCheckpointIO().load_checkpoint(path)
 
 
-def assert_same_run(one: Path, other: Path):
+def assert_same_run(one: Path, other: Path, wrappers=()):
     """Two checkpoints are the same to the bit, in all that the next iterations depend on."""
     one, other = load(one), load(other)
     assert list(differences(one, other)) == []
-    assert play(one) == play(other)
+    assert play(one, wrappers=wrappers) == play(other, wrappers=wrappers)
     # neither of a run that did nothing
     assert one["global_step"] > 50
     assert len(one["DQNDataModule"]["train"]["episodes"]["returns"]) > 0

@@ -3,6 +3,7 @@
 A run of 600 iterations is compared, to the bit, with one of 300, another seed in a fresh trainer, and 300 more.
 """
 
+import importlib
 import random
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,28 @@ RUNS = {
         "target": {"tau": 1.0, "every_n_env_steps": 70},
     },
 }
+
+
+def flat_image(env):
+    """What MiniGrid's agent sees, as one vector."""
+    return gym.wrappers.FlattenObservation(importlib.import_module("minigrid.wrappers").ImgObsWrapper(env))
+
+
+# state in C, in other processes, on the way, or in packages of others
+OTHERS = {
+    "lunar-lander": {"env_id": "LunarLander-v3", "eval_max_steps": 20},
+    "four-lunar-landers": {
+        **{"env_id": "LunarLander-v3", "eval_max_steps": 20, "num_envs": 4},
+        **{"vectorization": "sync", "epoch_env_steps": 1200, "every_n_updates": 999},
+    },
+    "async": {"num_envs": 2, "vectorization": "async", "epoch_env_steps": 600},
+    "overlap": {"num_envs": 2, "vectorization": "async", "overlap": True, "epoch_env_steps": 600},
+    "minigrid": {"env_id": "minigrid:MiniGrid-DoorKey-5x5-v0", "wrappers": [flat_image], "eval_max_steps": 20},
+    "highway": {
+        **{"env_id": "highway_env:highway-fast-v0", "epoch_env_steps": 80, "warmup_env_steps": 20},
+        **{"eval_max_steps": 3, "batch_size": 8, "every_n_updates": 999},
+    },
+}
 # the others take their time
 QUICK = {
     *("one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"),
@@ -93,6 +116,20 @@ def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs
     said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
     assert len(said) == 1
     assert said[0].endswith(" transitions."), "nothing that is not exact"
+
+
+@pytest.mark.parametrize("name", [slow(name) if name == "highway" else name for name in OTHERS])
+def test_case_01_environments_of_all_kinds_resume_exactly(tmp_path, notes, name):
+    knobs = OTHERS[name]
+    module, _, given = knobs.get("env_id", "").rpartition(":")
+    pytest.importorskip(module or "gymnasium")
+    assert module or not given or given in gym.registry
+    fit(tmp_path / "whole", **knobs)
+    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+    wrappers = knobs.get("wrappers", ())
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt", wrappers=wrappers)
+    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    assert line.endswith(" transitions."), "nothing that is not exact"
 
 
 def test_case_01_the_comparison_would_show_another_seed(tmp_path):

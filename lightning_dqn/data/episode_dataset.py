@@ -93,12 +93,13 @@ class EpisodeDataset(IterableDataset[Episode]):
 
     def __iter__(self) -> Iterator[Episode]:
         self.close()
-        self._envs = envs = [make_env(self._settings) for _ in range(min(len(self), PARALLEL_ENVS))]
+        self._envs = envs = []
         try:
+            for _ in range(min(len(self), PARALLEL_ENVS)):
+                envs.append(make_env(self._settings))
             yield from self._play(envs)
         finally:
-            for env in envs:
-                env.close()
+            _close(envs)
 
     def _play(self, envs: list[gym.Env[Any, Any]]) -> Iterator[Episode]:
         waiting = iter(self._numbers)
@@ -120,9 +121,13 @@ class EpisodeDataset(IterableDataset[Episode]):
 
     def close(self) -> None:
         """Close the environments of a pass that was abandoned."""
-        for env in self._envs:
-            env.close()
-        self._envs = []
+        _close(self._envs)
+
+
+def _close(envs: list[gym.Env[Any, Any]]) -> None:
+    """Close each of these once."""
+    while envs:
+        envs.pop().close()
 
 
 class _Table:
