@@ -14,7 +14,8 @@ from lightning_dqn.data.player import Player
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
 from lightning_dqn.replay import ReplayMemory
-from lightning_dqn.snapshots import CannotRestoreError, prove, restore, snapshot
+from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.env_state import Reached, env_state, restore_env_state, unsupported_reason
 
 CLASSICAL = {"repeat_action_probability": 0.0, "noop_max": 0}
 BREAKOUT = EnvSettings("ALE/Breakout-v5", CLASSICAL, frame_stack=4)
@@ -215,22 +216,44 @@ def step_on(games, actions):
     return [[part.tobytes() for part in games.step(np.array(action))[:4]] for action in actions]
 
 
-@pytest.mark.parametrize(("env_id", "before", "after"), [("ALE/Pong-v5", 60, 100), ("ALE/Breakout-v5", 100, 200)])
-def test_games_that_are_stepped_one_by_one_go_on_to_the_bit(env_id, before, after):
+class Followed:
+    """Games that are stepped one by one, and where they are, as a `Player` knows it."""
+
+    def __init__(self, settings, num_envs, seed):
+        self.games = make_vector_env(settings, num_envs, "sync")
+        self.observation, _ = self.games.reset(seed=seed)
+        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self.ended = np.zeros(num_envs, np.bool_)
+
+    def step(self, actions):
+        for action in actions:
+            self.lengths += ~self.ended
+            self.observation, reward, terminated, truncated, _ = self.games.step(action)
+            self.ended = terminated | truncated
+            self.returns = np.where(self.ended, 0, self.returns + reward)
+            self.lengths = np.where(self.ended, 0, self.lengths)
+
+    def moved(self, settings):
+        """Other games, brought to where these are through a checkpoint."""
+        games = make_vector_env(settings, self.games.num_envs, "sync")
+        reached = Reached(self.observation, self.returns, self.lengths, self.ended)
+        state = through_a_checkpoint(env_state(self.games))
+        assert not restore_env_state(games, state, "envs", reached).any()
+        return games, state
+
+
+@pytest.mark.parametrize(("env_id", "before", "after"), [("ALE/Pong-v5", 60, 100), ("ALE/Breakout-v5", 350, 300)])
+def test_games_that_are_stepped_one_by_one_resume_to_the_bit(env_id, before, after):
     # sticky actions, up to 30 no-ops at a start
     settings = EnvSettings(env_id, frame_stack=4)
-    games, again = (make_vector_env(settings, 2, "sync") for _ in range(2))
+    followed = Followed(settings, 2, seed=3)
     actions = np.random.default_rng(0).integers(4, size=(before + after, 2))
-    games.reset(seed=3)
-    step_on(games, actions[:before])
-    state = through_a_checkpoint(snapshot(games))
-    expected = step_on(games, actions[before:])
-    # in the midst of something else
-    again.reset(seed=4)
-    step_on(again, actions[:20])
-    restore(again, state)
+    followed.step(actions[:before])
+    again, state = followed.moved(settings)
+    expected = step_on(followed.games, actions[before:])
     assert step_on(again, actions[before:]) == expected
     if env_id == "ALE/Breakout-v5":
+        assert [len(resets) > 0 for resets in state["resets"]] == [True, True], "in a game that was not seeded itself"
         ends = [np.frombuffer(ended, np.bool_) for _, _, ended, _ in expected]
         assert np.all(np.sum(ends, axis=0) >= 1), "lives were lost, games began anew"
     # and nothing else would have done
@@ -238,34 +261,57 @@ def test_games_that_are_stepped_one_by_one_go_on_to_the_bit(env_id, before, afte
     assert step_on(again, actions[before:]) != expected
 
 
+def test_a_game_is_seeded_again_after_enough_actions(monkeypatch):
+    monkeypatch.setattr("lightning_dqn.envs.making.ATARI_RESEED_AFTER", 300)
+    settings = EnvSettings("ALE/Breakout-v5", frame_stack=4)
+    followed = Followed(settings, 1, seed=3)
+    actions = np.random.default_rng(0).integers(4, size=(900, 1))
+    numbers = []
+    for start in range(0, 900, 150):
+        followed.step(actions[start : start + 150])
+        again, state = followed.moved(settings)
+        numbers += state["numbers"]
+        # the same generator, which the next games draw from
+        for action in actions[:50]:
+            followed.step([action])
+            assert np.array_equal(followed.observation, again.step(action)[0])
+    assert numbers[0] == 0
+    assert numbers[-1] >= 2
+
+
 @pytest.mark.parametrize(
     ("env_id", "stickiness"), [("ALE/Qbert-v5", 0.0), ("ALE/TicTacToe3D-v5", 0.0), ("ALE/Pong-v5", 0.9)]
 )
-def test_what_an_emulator_leaves_out_of_its_state_goes_on_to_the_bit(env_id, stickiness):
+def test_what_an_emulator_leaves_out_of_its_state_resumes_to_the_bit(env_id, stickiness):
     # what it draws lines by, or the action that sticks
     settings = EnvSettings(env_id, {"frameskip": 1, "noop_max": 0, "repeat_action_probability": stickiness})
-    games, again = (make_vector_env(settings, 1, "sync") for _ in range(2))
-    actions = np.random.default_rng(0).integers(6, size=(75, 1)) % games.single_action_space.n
-    games.reset(seed=0)
+    followed = Followed(settings, 1, seed=0)
+    actions = np.random.default_rng(0).integers(6, size=(75, 1)) % followed.games.single_action_space.n
     for moment in range(0, 75, 15):
-        step_on(games, actions[moment : moment + 9])
-        restore(again, snapshot(games))
+        followed.step(actions[moment : moment + 9])
+        again, _ = followed.moved(settings)
         rest = actions[moment + 9 : moment + 15]
-        assert step_on(again, rest) == step_on(games, rest), moment
+        shown = [again.step(action)[0] for action in rest]
+        for action, expected in zip(rest, shown, strict=True):
+            followed.step([action])
+            assert np.array_equal(followed.observation, expected), moment
 
 
-def test_only_games_that_are_stepped_one_by_one_are_proved():
+def test_only_games_that_are_stepped_one_by_one_have_a_state():
     settings = EnvSettings("ALE/Breakout-v5", frame_stack=4)
-    assert prove(lambda: make_vector_env(settings, 2, "sync"), seed=0) is None
-    assert "ALEVectorInterface: state that is not in" in prove(lambda: make_vector_env(settings, 2), seed=0)
+    assert unsupported_reason(make_vector_env(settings, 2, "sync")) is None
+    assert "AtariVectorEnv" in unsupported_reason(make_vector_env(settings, 2))
     # an old id, by which a game comes without our protocol
-    said = prove(lambda: make_vector_env(EnvSettings("PongNoFrameskip-v4"), 1), seed=0)
-    assert "can't be written into a snapshot" in said
+    assert unsupported_reason(make_vector_env(EnvSettings("PongNoFrameskip-v4"), 1)) is None
 
 
-def test_a_snapshot_of_another_game_is_refused():
+def test_the_state_of_another_game_is_not_repeated():
     ids, all_actions = ("ALE/Pong-v5", "ALE/Breakout-v5"), {"full_action_space": True}
-    pong, breakout = (make_vector_env(EnvSettings(env_id, all_actions), 1, "sync") for env_id in ids)
-    pong.reset(seed=0)
-    with pytest.raises(CannotRestoreError, match=r"LoggedEmulator: the snapshot is of pong\.bin, this is breakout"):
-        restore(breakout, snapshot(pong))
+    followed = Followed(EnvSettings(ids[0], all_actions), 1, seed=0)
+    followed.step([np.array([3])] * 10)
+    breakout = make_vector_env(EnvSettings(ids[1], all_actions), 1, "sync")
+    reached = Reached(followed.observation, followed.returns, followed.lengths, followed.ended)
+    assert restore_env_state(breakout, env_state(followed.games), "envs", reached).all()
+    followed.games.step(np.array([17]))
+    with pytest.raises(CheckpointError, match=r"envs\.actions\[0\]"):
+        restore_env_state(make_vector_env(EnvSettings(ids[0]), 1, "sync"), env_state(followed.games), "envs", reached)

@@ -579,9 +579,14 @@ def test_the_result_does_not_depend_on_how_many_are_played_side_by_side(make_epi
     found = []
     for parallel in (1, 3, 16):
         monkeypatch.setattr("lightning_dqn.data.episode_dataset.PARALLEL_ENVS", parallel)
-        dataset = make_episodes(env_id, policy)
-        assert len(dataset.envs) == parallel
-        found.append(results(dataset))
+        seen = []
+
+        def watched(observation, seen=seen):
+            seen.append(len(observation))
+            return policy(observation)
+
+        found.append(results(make_episodes(env_id, watched)))
+        assert max(seen) == parallel
     assert found[0] == found[1] == found[2]
     assert len(set(found[0])) > 3
 
@@ -598,6 +603,59 @@ def test_a_pass_that_was_broken_off_does_not_show_in_the_next(make_episodes):
     dataset, same = make_episodes("CartPole-v1", lean), make_episodes("CartPole-v1", lean)
     next(iter(dataset))
     assert results(dataset) == results(same)
+
+
+class Remembering(gym.Env):
+    """Its rewards come from a generator that no seed reaches and every episode moves on."""
+
+    observation_space = spaces.Box(-50, 50, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+    opened = 0
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(7)
+        Remembering.opened += 1
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int):
+        self.time += 1
+        return np.zeros(1, np.float32), float(self.rng.normal()), self.time == 5, False, {}
+
+    def close(self) -> None:
+        Remembering.opened -= 1
+
+
+gym.register("TestRemembering-v0", Remembering)
+
+
+def test_what_an_environment_keeps_between_episodes_does_not_reach_the_next_pass(make_episodes):
+    dataset = make_episodes("TestRemembering-v0", first_action)
+    assert Remembering.opened == 0
+    first = results(dataset)
+    assert results(dataset) == first == results(make_episodes("TestRemembering-v0", first_action))
+    # 16 first episodes, and 4 second ones
+    assert len(set(first)) == 2
+
+
+def test_environments_are_closed_with_their_pass_also_if_it_is_abandoned_or_raises(make_episodes):
+    def failing(observation):
+        raise OSError("no policy")
+
+    dataset, broken = (make_episodes("TestRemembering-v0", policy) for policy in (first_action, failing))
+    results(dataset)
+    assert Remembering.opened == 0
+    with pytest.raises(OSError, match="no policy"):
+        results(broken)
+    assert Remembering.opened == 0
+    abandoned = iter(dataset)
+    next(abandoned)
+    assert Remembering.opened == 16
+    dataset.close()
+    assert Remembering.opened == 0
 
 
 def test_episodes_are_cut_at_the_limit(make_episodes):

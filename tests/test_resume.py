@@ -3,6 +3,7 @@
 A run of 600 iterations is compared, to the bit, with one of 300, another seed in a fresh trainer, and 300 more.
 """
 
+import importlib
 import random
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from runs import Dropout, Unwritable, assert_same_run, fit, load, make_pair
+from runs import Dropout, Unrepeatable, assert_same_run, fit, load, make_pair
 from test_replay_dataset import (
     Countdown,
     Written,
@@ -69,6 +70,28 @@ RUNS = {
         "target": {"tau": 1.0, "every_n_env_steps": 70},
     },
 }
+
+
+def flat_image(env):
+    """What MiniGrid's agent sees, as one vector."""
+    return gym.wrappers.FlattenObservation(importlib.import_module("minigrid.wrappers").ImgObsWrapper(env))
+
+
+# state in C, in other processes, on the way, or in packages of others
+OTHERS = {
+    "lunar-lander": {"env_id": "LunarLander-v3", "eval_max_steps": 20},
+    "four-lunar-landers": {
+        **{"env_id": "LunarLander-v3", "eval_max_steps": 20, "num_envs": 4},
+        **{"vectorization": "sync", "epoch_env_steps": 1200, "every_n_updates": 999},
+    },
+    "async": {"num_envs": 2, "vectorization": "async", "epoch_env_steps": 600},
+    "overlap": {"num_envs": 2, "vectorization": "async", "overlap": True, "epoch_env_steps": 600},
+    "minigrid": {"env_id": "minigrid:MiniGrid-DoorKey-5x5-v0", "wrappers": [flat_image], "eval_max_steps": 20},
+    "highway": {
+        **{"env_id": "highway_env:highway-fast-v0", "epoch_env_steps": 80, "warmup_env_steps": 20},
+        **{"eval_max_steps": 3, "batch_size": 8, "every_n_updates": 999},
+    },
+}
 # the others take their time
 QUICK = {
     *("one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"),
@@ -93,6 +116,20 @@ def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs
     said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
     assert len(said) == 1
     assert said[0].endswith(" transitions."), "nothing that is not exact"
+
+
+@pytest.mark.parametrize("name", [slow(name) if name == "highway" else name for name in OTHERS])
+def test_case_01_environments_of_all_kinds_resume_exactly(tmp_path, notes, name):
+    knobs = OTHERS[name]
+    module, _, given = knobs.get("env_id", "").rpartition(":")
+    pytest.importorskip(module or "gymnasium")
+    assert module or not given or given in gym.registry
+    fit(tmp_path / "whole", **knobs)
+    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+    wrappers = knobs.get("wrappers", ())
+    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt", wrappers=wrappers)
+    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    assert line.endswith(" transitions."), "nothing that is not exact"
 
 
 def test_case_01_the_comparison_would_show_another_seed(tmp_path):
@@ -275,7 +312,8 @@ def test_case_07_all_checkpoints_of_a_run_load_as_plain_values(whole):
     paths = list(whole.glob("*.ckpt"))
     assert len(paths) == 6
     for path in paths:
-        assert torch.load(path, weights_only=True)["DQNDataModule"]["train"]["under_way"]["envs"]["num_envs"] == 1
+        envs = torch.load(path, weights_only=True)["DQNDataModule"]["train"]["under_way"]["envs"]
+        assert len(envs["seeds"]) == len(envs["actions"]) == 1
 
 
 def test_the_memory_is_saved_once(whole):
@@ -360,7 +398,7 @@ def register(limit, *wrappers):
 def test_case_10_a_checkpoint_of_another_wrapper_chain_or_time_limit_is_refused(tmp_path):
     register(100)
     fit(tmp_path, env_id="TestChanging-v0", limits={"max_epochs": 1})
-    for change in ((90,), (100, Unwritable)):
+    for change in ((90,), (100, Unrepeatable)):
         register(*change)
         with pytest.raises(MisconfigurationException, match=r"data\.wrappers=.*TimeLimit.*, this run has .*TimeLimit"):
             fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt")
@@ -406,18 +444,34 @@ def test_case_11_a_memory_left_out_on_purpose_is_warmed_up_anew(tmp_path, notes)
     assert resumed.global_step - first.global_step == 300 - 49
 
 
-def test_case_12_environments_that_cannot_be_snapshotted_are_announced_and_cut(tmp_path, notes):
-    register(100, Unwritable)
-    first = fit(tmp_path, env_id="TestChanging-v0", limits={"max_epochs": 1})
-    said = [line for line in notes if line.startswith("Checkpoints hold no environments")]
-    assert len(said) == 1
-    assert "generator" in said[0], "which says why"
+def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_and_cut(tmp_path, notes):
+    register(100, Unrepeatable)
+    first = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, limits={"max_epochs": 1})
+    player = first.datamodule.train_dataset.player
+    cut = player._lengths > 0
+    assert cut.any(), "an episode is under way"
+    played = len(first.datamodule.episodes)
+    second = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, ckpt_path=tmp_path / "epoch0.ckpt")
+    (line,) = [line for line in notes if line.startswith("Resumed")]
+    assert f"Environments {np.flatnonzero(cut).tolist()} did not repeat their episodes" in line
+    assert second.datamodule.env_steps in {599, 600}
+    # what was cut is no episode of the history, and the next ones begin with their first step
+    assert second.datamodule.episodes.returns[:played] == first.datamodule.episodes.returns
+    assert sum(second.datamodule.episodes.lengths[played:]) <= 600 - first.datamodule.env_steps
+
+
+def test_case_12_vector_forms_that_keep_their_state_to_themselves_are_announced(tmp_path, notes):
+    cartpole = gym.make_vec("CartPole-v1", 1, "vector_entry_point").unwrapped.__class__
+    gym.registry.pop("TestForeign-v0", None)
+    gym.register("TestForeign-v0", CartPoleEnv, vector_entry_point=type("Foreign", (cartpole,), {}))
+    knobs = {"env_id": "TestForeign-v0", "num_envs": 2, "vectorization": "vector_entry_point"}
+    fit(tmp_path, **knobs, limits={"max_epochs": 1})
+    (line,) = [line for line in notes if line.startswith("Checkpoints hold no environments")]
+    assert "Foreign" in line
     assert "under_way" not in load(tmp_path / "epoch0.ckpt")["DQNDataModule"]["train"]
-    assert first.datamodule.train_dataset.player._lengths[0] > 0, "an episode is under way"
-    fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt", limits={"max_epochs": 2})
-    (said,) = [line for line in notes if line.startswith("Resumed")]
-    assert "kept as truncated" in said
-    assert len([line for line in notes if line.startswith("Checkpoints hold no environments")]) == 2
+    fit(tmp_path, **knobs, ckpt_path=tmp_path / "epoch0.ckpt")
+    (line,) = [line for line in notes if line.startswith("Resumed")]
+    assert "kept as truncated" in line
 
 
 def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp_path):
@@ -432,22 +486,6 @@ def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp
     (stored,) = [row for row in transitions(fresh.memory) if row[0] == cut.observation]
     # its value is still that of what was seen last
     assert stored == (cut.observation, cut.action, cut.reward, 0.9, cut.next_observation)
-
-
-def test_case_12_environments_in_other_processes_are_announced(notes):
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    model, data = make_pair(num_envs=2, vectorization="async")
-    trainer.strategy.connect(model)
-    data.trainer, trainer.state.fn = trainer, "fit"
-    data.setup("fit")
-    try:
-        said = [line for line in notes if line.startswith("Checkpoints hold no environments")]
-        assert len(said) == 1
-        assert "vectorization=async" in said[0]
-        next(iter(data.train_dataset))
-        assert "under_way" not in data.state_dict()["train"]
-    finally:
-        data.close()
 
 
 # 24: what is stored around the ends of episodes, with resumes in between

@@ -66,9 +66,8 @@ ALLOWED = {
     "distributional": {"module", "losses", "networks", "replay", "compilation", "fingerprint"},
     # of the data side it knows the rollout, as a type only
     "pqn": {"module", "losses", "networks", "replay", "compilation"},
-    "snapshots": set(),
     "checkpoint_io": {"resume"},
-    "data": {"replay", "envs", "snapshots", "fingerprint", "ram", "ranks", "resume", "secrets"},
+    "data": {"replay", "envs", "fingerprint", "ram", "ranks", "resume", "secrets"},
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs", "fingerprint"},
     "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "resume", "secrets"},

@@ -12,6 +12,7 @@ from conftest import quiet_trainer
 from torch import nn
 
 from lightning_dqn import DQN, DQNDataModule
+from lightning_dqn.envs.episode_log import EpisodeLog
 
 
 def network():
@@ -27,7 +28,8 @@ def textbook_loop(seed, num_updates):
     memory = deque(maxlen=10_000)
     # the same draws as the package: a generator for play, one for replay
     play, replay = (np.random.default_rng(s) for s in np.random.SeedSequence([seed, 0]).spawn(4)[:2])
-    env = gym.make("CartPole-v1")
+    # and the same seeds of episodes
+    env = EpisodeLog(gym.make("CartPole-v1"))
     observation, _ = env.reset(seed=int(play.integers(2**31)))
     env_steps = updates = 0
 

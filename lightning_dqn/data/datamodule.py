@@ -16,17 +16,17 @@ from lightning_dqn.data.knobs import MemoryDevice, check_knobs, check_learner, c
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, in_this_process
 from lightning_dqn.data.player import EpisodeHistory, Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.data.resuming import announce_inexact, deal_anew, find_obstacle, put_back
+from lightning_dqn.data.resuming import announce_inexact, announce_too_long, deal_anew, put_back
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
 from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env
 from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, probe_sampler
 from lightning_dqn.resume.arguments import describe, describe_instance, public_path, record_arguments
 from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict, check_int
+from lightning_dqn.resume.env_state import unsupported_reason
 from lightning_dqn.resume.memory_state import check_actions
 from lightning_dqn.resume.plain import plain_form
 from lightning_dqn.resume.spaces import encode_space
-from lightning_dqn.snapshots import CannotSnapshotError
 
 
 @record_arguments
@@ -134,8 +134,9 @@ class DQNDataModule(pl.LightningDataModule):
         self.bytes_besides += self.mask_size
         check_memory(self)
         self._seed = 0
-        # why checkpoints can't hold the environments as they are, if so
+        # why checkpoints can't hold the state of the environments, if so
         self._inexact: str | None = None
+        self._told_too_long = False
         self.train_dataset: ReplayDataset | RolloutDataset | None = None
         self.eval_dataset: EpisodeDataset | None = None
 
@@ -169,17 +170,12 @@ class DQNDataModule(pl.LightningDataModule):
         play_seed, sample_seed, *_ = np.random.SeedSequence([seed, self.ranks.rank]).spawn(4)
         self.close()
         if stage == "fit":
-            # of many environments two show as much as all; where a memory is left out, so are they
-            prove_it = self.save_memory or learner.on_policy
-            self._inexact = find_obstacle(
-                self.env_settings,
-                min(self.num_envs, 2),
-                self.vectorization,
-                overlap=self.overlap,
-                prove_it=prove_it,
-            )
             make = make_rollouts if learner.on_policy else make_replay
             self.train_dataset = make(self, policy, play_seed, sample_seed)
+            self._inexact = unsupported_reason(self.train_dataset.envs)
+            # where a memory is left out, so are they
+            if self._inexact is not None and (self.save_memory or learner.on_policy):
+                announce_inexact(self._inexact)
         episode_seed = _episode_seed(self._seed, stage)
         self.eval_dataset = make_evaluation(self, policy, episode_seed, keep_steps=stage == "predict")
 
@@ -214,13 +210,8 @@ class DQNDataModule(pl.LightningDataModule):
         """The data side of the run, see `state_dict` of its dataset, and its knobs; nothing outside training."""
         if self.train_dataset is None:
             return {}
-        try:
-            train = self.train_dataset.state_dict(with_envs=self._inexact is None)
-        except CannotSnapshotError as refusal:
-            # they could at first, and have changed
-            self._inexact = str(refusal)
-            announce_inexact(self._inexact)
-            train = self.train_dataset.state_dict(with_envs=False)
+        train = self.train_dataset.state_dict(with_envs=self._inexact is None)
+        self._told_too_long = self._told_too_long or announce_too_long(train)
         return {"save_memory": "memory" in train, "seed": self._seed, "train": train}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -262,15 +253,17 @@ class DQNDataModule(pl.LightningDataModule):
         """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.
 
         Raises:
-            MisconfigurationException: if it was another run, or its environments were made in another way.
+            MisconfigurationException: if it was another run.
+            CheckpointError: if its state can't be restored.
         """
         assert self.trainer is not None
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
         self.check_checkpoint({type(self).__qualname__: state})
+        name = f"{type(self).__qualname__}.train"
         if "memory" in state["train"]:
-            check_actions(state["train"]["memory"], self.action_space, f"{type(self).__qualname__}.train.memory")
-        put_back(self.train_dataset, state["train"], with_envs=self._inexact is None)
+            check_actions(state["train"]["memory"], self.action_space, f"{name}.memory")
+        put_back(self.train_dataset, state["train"], with_envs=self._inexact is None, name=name)
 
     def deal_anew(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """What this rank goes on from, of the states that another number of ranks had; see `resuming.deal_anew`."""

@@ -41,7 +41,9 @@ class EpisodeDataset(IterableDataset[Episode]):
     """Greedy episodes in environments of their own, side by side; one item is one finished episode.
 
     Every episode that is started is finished and counted, so short ones are not favoured. Episode i starts from
-    `seed + i`, so what it shows does not depend on how many are played side by side, nor on which rank.
+    `seed + i`, so what it shows does not depend on how many are played side by side, nor on which rank. Each pass makes
+    its environments anew, so that what they keep between episodes can't change its scores when a run is resumed. To
+    make 16 of them takes a few milliseconds; of Atari games 2 to 4 seconds.
 
     Args:
         settings: which environment.
@@ -82,15 +84,26 @@ class EpisodeDataset(IterableDataset[Episode]):
         self.max_episode_steps = max_episode_steps
         self.keep_steps = keep_steps
         self.action_masks = action_masks
-        self.envs = [make_env(settings) for _ in range(min(len(self._numbers), PARALLEL_ENVS))]
+        self._settings = settings
+        self._envs: list[gym.Env[Any, Any]] = []
 
     def __len__(self) -> int:
         """Episodes of one pass of this rank."""
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Episode]:
+        self.close()
+        self._envs = envs = []
+        try:
+            for _ in range(min(len(self), PARALLEL_ENVS)):
+                envs.append(make_env(self._settings))
+            yield from self._play(envs)
+        finally:
+            _close(envs)
+
+    def _play(self, envs: list[gym.Env[Any, Any]]) -> Iterator[Episode]:
         waiting = iter(self._numbers)
-        tables = [_Table(env, self.seed + i) for env, i in zip(self.envs, waiting, strict=False)]
+        tables = [_Table(env, self.seed + i) for env, i in zip(envs, waiting, strict=False)]
         while tables:
             seen = np.stack([table.observation for table in tables])
             masks = (None, np.stack([table.mask() for table in tables])) if self.action_masks else ()
@@ -107,9 +120,14 @@ class EpisodeDataset(IterableDataset[Episode]):
                     table.start(self.seed + following)
 
     def close(self) -> None:
-        """Close the environments."""
-        for env in self.envs:
-            env.close()
+        """Close the environments of a pass that was abandoned."""
+        _close(self._envs)
+
+
+def _close(envs: list[gym.Env[Any, Any]]) -> None:
+    """Close each of these once."""
+    while envs:
+        envs.pop().close()
 
 
 class _Table:

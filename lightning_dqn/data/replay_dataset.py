@@ -12,9 +12,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_dqn.data.player import Player, Policy
+from lightning_dqn.data.player import Mask, Player, Policy
 from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import AnyTransition, ReplayMemory
+from lightning_dqn.resume.content import check_dict, check_int
 
 
 class ReplayDataset(IterableDataset[AnyTransition]):
@@ -129,32 +130,42 @@ class ReplayDataset(IterableDataset[AnyTransition]):
             with_envs: whether the environments are in it, so that episodes under way can go on, if the memory is.
 
         Raises:
-            CannotSnapshotError: if environments that shall be in it hold what can't be written down.
+            BrokenEnvironmentError: if a step is under way in which an environment raises.
         """
-        # without the rows before it an episode can't go on in the memory
+        # without the rows before it an episode can't be continued in the memory
         player = self.player.state_dict(with_envs=with_envs and self.save_memory)
         memory = {"memory": self.memory.state_dict()} if self.save_memory else {}
         return {**player, "all_env_steps": self.env_steps, "warm_at": self._warm_at, **memory}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any, name: str = "train") -> Mask:
         """Continue where `state_dict` was taken.
 
         Without its environments, these start new episodes, and those that were under way are kept as truncated.
         Without its memory, this one stays empty and is warmed up anew; in its place may stand those of all ranks of
         another number, of which this one takes up its share.
 
+        Args:
+            state: as from `state_dict`.
+            name: of the state in the checkpoint.
+
+        Returns:
+            (N,) environments that did not repeat their episodes, which are kept as truncated.
+
         Raises:
-            CannotRestoreError: if the environments were made in another way.
+            CheckpointError: if it is not the state of such a dataset.
         """
-        # before there were several ranks, one was all
-        self.ranks.env_steps = state.get("all_env_steps", state["env_steps"])
-        self._warm_at = state["warm_at"]
+        state = check_dict(state, name, ("env_steps", "all_env_steps", "warm_at"))
+        all_env_steps = check_int(state["all_env_steps"], f"{name}.all_env_steps")
+        self._warm_at = check_int(state["warm_at"], f"{name}.warm_at", high=all_env_steps + self.warmup_env_steps)
+        self.ranks.env_steps = all_env_steps
         if "memory" in state:
             self.memory.load_state_dict(state["memory"])
         elif "memories" in state:
             self.memory.refill(state["memories"], rank=self.ranks.rank, world_size=self.ranks.world_size)
         else:
-            self._warm_at = self.ranks.env_steps + self.warmup_env_steps
+            self._warm_at = all_env_steps + self.warmup_env_steps
             # as in `state_dict`
-            state = {name: value for name, value in state.items() if name != "under_way"}
-        self.player.load_state_dict(state)
+            state = {key: value for key, value in state.items() if key != "under_way"}
+        missed = self.player.load_state_dict(state, name, iteration_env_steps=self._iteration_env_steps)
+        self.memory.truncate(missed)
+        return missed

@@ -1,6 +1,6 @@
-"""Whether a run can go on exactly where it was stopped, and what is said where it can't.
+"""Restores the data side of a run, and says where a resume is not exact.
 
-Asked by `datamodule` when a fit begins and when it is resumed.
+Called by `datamodule` when a fit begins, when it is saved and when it is resumed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,49 +8,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.rollout_dataset import RolloutDataset
-from lightning_dqn.envs import EnvSettings, Vectorization, make_vector_env
 from lightning_dqn.ranks import Ranks
-from lightning_dqn.secrets import hide_secrets
-from lightning_dqn.snapshots import CannotRestoreError, prove
+from lightning_dqn.resume.env_state import MAX_LOGGED_ACTIONS, too_long
 
 
-def find_obstacle(
-    settings: EnvSettings, num_envs: int, vectorization: Vectorization, *, overlap: bool, prove_it: bool
-) -> str | None:
-    """Why checkpoints can't hold these environments as they are; None if they can. What is found is announced.
-
-    Args:
-        settings: as in `make_vector_env`.
-        num_envs: in each of the two throwaway copies that are tried out.
-        vectorization: as in `make_vector_env`.
-        overlap: whether they are under way while the device learns.
-        prove_it: whether to try them out at all.
-    """
-    obstacle = None
-    if vectorization == "async":
-        obstacle = "vectorization=async runs them in other processes"
-    elif overlap:
-        obstacle = "overlap=true lets them step on in the meantime"
-    elif hide_secrets(settings.env_kwargs) != settings.env_kwargs:
-        obstacle = "their arguments hold a secret, which they may keep in any form"
-    elif prove_it:
-        obstacle = prove(lambda: make_vector_env(settings, num_envs, vectorization), seed=0)
-    if obstacle is not None:
-        announce_inexact(obstacle)
-    return obstacle
-
-
-def announce_inexact(obstacle: str) -> None:
-    """Say what it means that checkpoints can't hold the environments."""
+def announce_inexact(reason: str) -> None:
+    """Say what it means that checkpoints can't hold the state of the environments."""
     rank_zero_info(
-        f"Checkpoints hold no environments ({obstacle}): a resume will be approximate, with new episodes and the ones "
+        f"Checkpoints hold no environments ({reason}): a resume will be approximate, with new episodes and the ones "
         "under way kept as truncated."
     )
+
+
+def announce_too_long(state: Mapping[str, Any]) -> bool:
+    """Say which episodes of the state of a dataset are too long to be replayed; returns whether there are any."""
+    found = too_long(state["under_way"]["envs"]) if "under_way" in state else []
+    if found:
+        rank_zero_info(
+            f"Episodes of environments {found} have more than {MAX_LOGGED_ACTIONS:,} env steps: a resume can't replay "
+            "them; they will be kept as truncated, and new ones begin."
+        )
+    return bool(found)
 
 
 def deal_anew(states: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int) -> dict[str, Any]:
@@ -87,22 +69,22 @@ def deal_anew(states: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int) -> d
     return dealt
 
 
-def put_back(dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], *, with_envs: bool) -> None:
-    """Let a dataset go on from a checkpoint, and say how exactly.
+def put_back(
+    dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], *, with_envs: bool, name: str = "train"
+) -> None:
+    """Restore a dataset from a checkpoint, and say how exactly.
 
     Args:
         dataset: that has not played yet.
         state: of the one that was stopped.
-        with_envs: whether its environments can be trusted to go on exactly.
+        with_envs: whether the state of its environments can be restored.
+        name: of the state in the checkpoint.
 
     Raises:
-        MisconfigurationException: if the environments were made in another way.
+        CheckpointError: if the state is not one of such a dataset.
     """
-    content = {name: value for name, value in state.items() if with_envs or name != "under_way"}
-    try:
-        dataset.load_state_dict(content)
-    except CannotRestoreError as error:
-        raise MisconfigurationException(f"The checkpoint is of other environments: {error}") from error
+    content = {key: value for key, value in state.items() if with_envs or key != "under_way"}
+    missed = dataset.load_state_dict(content, name)
     resumed = f"Resumed at {dataset.env_steps} env steps"
     of_all = "" if dataset.ranks.alone else " in the share of the first rank"
     resumed += f" with {len(dataset.memory)} transitions{of_all}." if isinstance(dataset, ReplayDataset) else "."
@@ -114,6 +96,11 @@ def put_back(dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], 
     elif "under_way" not in content:
         resumed += (
             " Environments start new episodes, the ones under way are kept as truncated: "
-            "the run goes on, but not as if unstopped."
+            "the run continues, but not as if unstopped."
+        )
+    elif missed.any():
+        resumed += (
+            f" Environments {np.flatnonzero(missed).tolist()} did not repeat their episodes from the same seed and "
+            "actions: these are kept as truncated, and new ones begin. The run continues, but not as if unstopped."
         )
     rank_zero_info(resumed)

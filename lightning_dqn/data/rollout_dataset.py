@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_dqn.data.player import Player, Policy
+from lightning_dqn.data.player import Mask, Player, Policy
 from lightning_dqn.ranks import Ranks
+from lightning_dqn.resume.content import check_dict, check_int, generator_from
 
 
 class Rollout(NamedTuple):
@@ -149,19 +150,24 @@ class RolloutDataset(IterableDataset[Rollout]):
 
         Args:
             with_envs: whether the environments are in it, so that episodes under way can go on.
-
-        Raises:
-            CannotSnapshotError: if environments that shall be in it hold what can't be written down.
         """
         others = {"sample_rng": self._sample_rng.bit_generator.state, "all_env_steps": self.env_steps}
         return {**self.player.state_dict(with_envs=with_envs), **others}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any, name: str = "train") -> Mask:
         """Continue where `state_dict` was taken; without its environments, these start new episodes.
 
+        Args:
+            state: as from `state_dict`.
+            name: of the state in the checkpoint.
+
+        Returns:
+            (N,) environments that did not repeat their episodes.
+
         Raises:
-            CannotRestoreError: if the environments were made in another way.
+            CheckpointError: if it is not the state of such a dataset.
         """
-        self._sample_rng.bit_generator.state = state["sample_rng"]
-        self.ranks.env_steps = state.get("all_env_steps", state["env_steps"])
-        self.player.load_state_dict(state)
+        state = check_dict(state, name, ("sample_rng", "all_env_steps"))
+        self._sample_rng = generator_from(state["sample_rng"], f"{name}.sample_rng")
+        self.ranks.env_steps = check_int(state["all_env_steps"], f"{name}.all_env_steps")
+        return self.player.load_state_dict(state, name, iteration_env_steps=self._iteration_env_steps)

@@ -5,8 +5,7 @@ one behind Gymnasium's wrapper, to be evaluated and filmed.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -147,56 +146,3 @@ class Lives(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArray[Any]]):
         for i in np.flatnonzero(self._age < observation.shape[1] - 1):
             observation[i, : -1 - self._age[i]] = 0
         return observation, *outcome
-
-
-class LoggedEmulator:
-    """The emulator of one game and a log of its episode, by which a snapshot puts another one where it is.
-
-    What an emulator gives of its state leaves parts out: the action that sticks, a frame that is not whole yet, what
-    the screen is drawn by. A reset clears them, so that the same actions from there lead to the same again.
-
-    Args:
-        emulator: of Gymnasium's environment, which calls this one in its place.
-    """
-
-    not_in_snapshots: ClassVar = {"emulator"}
-
-    def __init__(self, emulator: Any) -> None:
-        self.emulator = emulator
-        self.game = self._rom()
-        self.start = self._state()
-        self.actions: list[int] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.emulator, name)
-
-    def reset_game(self) -> None:
-        """Begin an episode."""
-        self.start, self.actions = self._state(), []
-        self.emulator.reset_game()
-
-    def act(self, action: Any, paddle_strength: float = 1.0) -> int:
-        """Play a frame; its reward. None of our games has paddles that are pushed by halves."""
-        self.actions.append(action.value)
-        reward: int = self.emulator.act(action, paddle_strength)
-        return reward
-
-    def catch_up(self) -> None:
-        """Play the episode of the log, after another emulator's has been put in its place.
-
-        Raises:
-            ValueError: if it is of another game.
-        """
-        if self.game != self._rom():
-            raise ValueError(f"the snapshot is of {self.game}, this is {self._rom()}; use the env_id it was taken with")
-        self.emulator.restoreState(type(self.emulator.cloneState())(self.start))
-        self.emulator.reset_game()
-        for action in self.actions:
-            self.emulator.act(action)
-
-    def _rom(self) -> str:
-        return Path(self.emulator.getString("rom_file")).name
-
-    def _state(self) -> bytes:
-        state: bytes = self.emulator.cloneState(include_rng=True).serialize()
-        return state

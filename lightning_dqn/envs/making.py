@@ -29,7 +29,8 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
-from lightning_dqn.envs.atari import GameProtocol, LoggedEmulator, make_game, make_games
+from lightning_dqn.envs.atari import GameProtocol, make_game, make_games
+from lightning_dqn.envs.episode_log import EpisodeLog
 from lightning_dqn.envs.single import SingleVectorEnv
 from lightning_dqn.secrets import hide_in_text, hide_secrets
 
@@ -37,6 +38,8 @@ Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
 EnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 # the namespace of their ids
 ATARI = "ALE"
+# a seeded reset loads the game again, which takes as long as 170 steps: 3% of the time between two of them
+ATARI_RESEED_AFTER = 5_000
 # what installs the games of a namespace
 EXTRAS = {ATARI: "atari", "MinAtar": "minatar"}
 # wrappers whose running statistics differ between training and evaluation, and what does the same inside the agent
@@ -157,7 +160,7 @@ def make_vector_env(
         bare = not (settings.env_kwargs or settings.wrappers or settings.frame_stack > 1)
         native = spec.vector_entry_point is not None and num_envs > 1 and bare
         if num_envs == 1 and not settings.is_atari:
-            return SingleVectorEnv(make_env(settings))
+            return SingleVectorEnv(make_training_env(settings))
         vectorization = "vector_entry_point" if native or settings.is_atari else "sync"
     if vectorization == "vector_entry_point":
         envs = _make_native(settings, spec, num_envs)
@@ -179,10 +182,10 @@ def make_vector_env(
 
 
 def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
-    """One of several environments to learn from: an Atari game's rewards are clipped there."""
+    """One environment to learn from, with the log of its episode; an Atari game's rewards are clipped there."""
     env = make_env(settings)
     if not settings.is_atari:
-        return env
+        return EpisodeLog(env)
     protocol = GameProtocol(**settings.env_kwargs)
     if protocol.episodic_life:
         env.close()
@@ -190,9 +193,9 @@ def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
             "data.env_kwargs.episodic_life=true: a game goes on after a lost life in its own vector form only; use "
             "vectorization=auto"
         )
-    game: Any = env.unwrapped
-    game.ale = LoggedEmulator(game.ale)
-    return TransformReward(env, _clip_reward) if protocol.reward_clipping else env
+    if protocol.reward_clipping:
+        env = TransformReward(env, _clip_reward)
+    return EpisodeLog(env, reseed_after=ATARI_RESEED_AFTER)
 
 
 def _clip_reward(reward: Any) -> float:

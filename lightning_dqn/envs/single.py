@@ -55,6 +55,16 @@ class SingleVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     def _as_batch(self, observation: Any) -> NDArray[Any]:
         return np.asarray(observation, self.single_observation_space.dtype)[None]
 
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """An attribute of the environment, or what a method of it returns, in a tuple of length 1."""
+        value = self.envs[0].get_wrapper_attr(name)
+        return (value(*args, **kwargs) if callable(value) else value,)
+
+    def set_attr(self, name: str, values: list[Any]) -> None:
+        """Set an attribute of the environment to the only one of these values."""
+        [value] = values
+        self.envs[0].set_wrapper_attr(name, value)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environment."""
         self.envs[0].close()

@@ -116,14 +116,23 @@ class ReplayMemory:
             ValueError: if they are stacks that do not begin with zeros.
         """
         if self._steps:
-            last = (self._cursor - 1) % self._slots
-            running = self._written["playable"][last] & ~self._ended(last)
-            self._written["truncated"][last] |= running
+            self.truncate(np.ones(self.num_envs, np.bool_))
             self._advance(np.zeros(self.num_envs, dtype=np.bool_))
         self._see(observation, action_mask)
         if self._stacks is not None:
             self._stacks.begin(self._cursor, observation)
         self._after_end[:] = False
+
+    def truncate(self, mask: NDArray[np.bool_]) -> None:
+        """Mark the episodes under way as truncated; the next `append` stores the steps that reset them.
+
+        Args:
+            mask: (N,) of which environments.
+        """
+        if self._steps:
+            last = (self._cursor - 1) % self._slots
+            self._written["truncated"][last] |= mask & self._written["playable"][last] & ~self._ended(last)
+        self._after_end |= mask
 
     def append(  # noqa: PLR0917  what an environment gives, in its order
         self,

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 # counters of env steps, updates and episodes stay far below it, and so do sums of a few of them in int64
@@ -113,6 +114,39 @@ def check_tensor(
         invalid(name, "is not finite")
     tensor: Tensor = value
     return tensor
+
+
+def check_array(value: Any, name: str, *, dtype: np.dtype[Any], shape: Sequence[int | None]) -> NDArray[Any]:
+    """A tensor of finite numbers as an array of its own, in the memory layout of the tensor.
+
+    Args:
+        value: what should be a tensor.
+        name: of the value in the checkpoint.
+        dtype: that it has.
+        shape: that it has; None for any size of a dimension.
+
+    Raises:
+        CheckpointError: if it is anything else.
+    """
+    dense = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_meta
+    # an expanded tensor of a few bytes can have any size
+    if dense and value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        invalid(name, "has fewer values than elements")
+    tensor = check_tensor(value, name, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype, shape=shape)
+    array: NDArray[Any] = tensor.detach().cpu().resolve_neg().numpy().copy(order="K")
+    return array
+
+
+def check_counts(value: Any, name: str, *, shape: Sequence[int | None], high: int = MAX_COUNT) -> NDArray[np.int64]:
+    """An int64 tensor of counts in [0, high], as an array of its own.
+
+    Raises:
+        CheckpointError: if it is anything else.
+    """
+    counts: NDArray[np.int64] = check_array(value, name, dtype=np.dtype(np.int64), shape=shape)
+    if counts.size and not 0 <= int(counts.min()) <= int(counts.max()) <= high:
+        invalid(name, f"has values outside of [0, {high}]")
+    return counts
 
 
 def check_like(value: Any, example: Any, name: str) -> None:
