@@ -7,6 +7,8 @@ import gc
 _collects = gc.isenabled()
 gc.disable()
 try:
+    from lightning_dqn.agent import Agent as Agent
+    from lightning_dqn.agent import load_agent as load_agent
     from lightning_dqn.callbacks import EpsilonDecay as EpsilonDecay
     from lightning_dqn.callbacks import PriorityUpdate as PriorityUpdate
     from lightning_dqn.callbacks import SoftTargetUpdate as SoftTargetUpdate

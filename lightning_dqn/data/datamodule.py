@@ -7,10 +7,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from gymnasium.wrappers import FlattenObservation
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_dqn.data.datasets import make_evaluation, make_replay, make_rollouts
+from lightning_dqn.data.datasets import first_episode_seed, make_evaluation, make_replay, make_rollouts
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
 from lightning_dqn.data.knobs import MemoryDevice, check_knobs, check_learner, check_masks, check_memory
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, in_this_process
@@ -18,7 +19,7 @@ from lightning_dqn.data.player import EpisodeHistory, Policy
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.resuming import announce_inexact, announce_too_long, deal_anew, put_back
 from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
-from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env
+from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env, make_vector_env
 from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, probe_sampler
 from lightning_dqn.resume.arguments import describe, describe_instance, public_path, record_arguments
@@ -134,6 +135,10 @@ class DQNDataModule(pl.LightningDataModule):
         self.bytes_besides += self.mask_size
         check_memory(self)
         self._seed = 0
+        # the module of the last fit and, once that has ended, where its environments were
+        self._module: Any = None
+        self._paused: dict[str, Any] | None = None
+        self._continues = False
         # why checkpoints can't hold the state of the environments, if so
         self._inexact: str | None = None
         self._told_too_long = False
@@ -164,14 +169,23 @@ class DQNDataModule(pl.LightningDataModule):
         policy = cast(Policy, learner.act)
         # Lightning has it nowhere else
         timeout = getattr(self.trainer.strategy, "_timeout", None)
-        self.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, timeout)
+        before, self.ranks = self.ranks, Ranks(self.trainer.global_rank, self.trainer.world_size, timeout)
         seed = torch.initial_seed() if self.ranks.alone else self.trainer.strategy.broadcast(torch.initial_seed())
         self._seed = int(seed)
         play_seed, sample_seed, *_ = np.random.SeedSequence([seed, self.ranks.rank]).spawn(4)
         self.close()
-        if stage == "fit":
+        self._continues = stage == "fit" and self._paused is not None and self._module is learner
+        self._continues &= before.world_size == self.ranks.world_size
+        if self._continues:
+            assert self.train_dataset is not None
+            assert self._paused is not None
+            self.ranks.env_steps = before.env_steps
+            self.train_dataset.ranks = self.ranks
+            envs = make_vector_env(self.env_settings, self.num_envs, self.vectorization)
+            self.train_dataset.reopen(envs, self._paused)
+        elif stage == "fit":
             make = make_rollouts if learner.on_policy else make_replay
-            self.train_dataset = make(self, policy, play_seed, sample_seed)
+            self.train_dataset, self._module = make(self, policy, play_seed, sample_seed), learner
             self._inexact = unsupported_reason(self.train_dataset.envs)
             # where a memory is left out, so are they
             if self._inexact is not None and (self.save_memory or learner.on_policy):
@@ -191,6 +205,11 @@ class DQNDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Iterations of play and replay."""
         assert self.train_dataset is not None
+        if self._continues:
+            rank_zero_info(
+                f"This fit continues the last one at {self.env_steps:,} env steps, with its memory and its episodes; "
+                "only the optimizer starts anew. To start over, make a new DQNDataModule."
+            )
         ignore_warnings()
         return TrainLoader(self.train_dataset)
 
@@ -260,9 +279,14 @@ class DQNDataModule(pl.LightningDataModule):
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
         self.check_checkpoint({type(self).__qualname__: state})
+        # evaluations are those of the run from which this one is resumed, whatever seed this process was given
+        self._seed = state["seed"]
+        if self.eval_dataset is not None:
+            self.eval_dataset.seed = first_episode_seed(_episode_seed(self._seed, "fit"))
         name = f"{type(self).__qualname__}.train"
         if "memory" in state["train"]:
             check_actions(state["train"]["memory"], self.action_space, f"{name}.memory")
+        self._continues = False
         put_back(self.train_dataset, state["train"], with_envs=self._inexact is None, name=name)
 
     def deal_anew(self, states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -271,11 +295,17 @@ class DQNDataModule(pl.LightningDataModule):
         return {**states[0], "train": deal_anew(train, self.ranks, torch.initial_seed())}
 
     def teardown(self, stage: str) -> None:
-        """Close the environments; clock, history and memory stay readable."""
-        self.close()
+        """Close the environments; clock, history and memory stay readable, and another fit continues from them."""
+        self._pause(with_envs=self._inexact is None)
 
     def on_exception(self, exception: BaseException) -> None:
         """Close the environments, since Lightning calls no teardown after an exception."""
+        self._pause(with_envs=False)
+
+    def _pause(self, *, with_envs: bool) -> None:
+        """Keep where the training environments are, if they are open, and close all environments."""
+        if self.train_dataset is not None and not self.train_dataset.envs.closed:
+            self._paused = self.train_dataset.player.state_dict(with_envs=with_envs)
         self.close()
 
     def close(self) -> None:

@@ -79,6 +79,11 @@ def make_rollouts(
     )
 
 
+def first_episode_seed(seed: np.random.SeedSequence) -> int:
+    """The seed of the first evaluation episode, of 31 bits, which all environments take."""
+    return int(seed.generate_state(1)[0]) >> 1
+
+
 def make_evaluation(
     data: "DQNDataModule", policy: Policy, seed: np.random.SeedSequence, *, keep_steps: bool
 ) -> EpisodeDataset:
@@ -87,7 +92,7 @@ def make_evaluation(
         data.env_settings,
         policy,
         num_episodes=data.eval_episodes,
-        seed=int(seed.generate_state(1)[0]) >> 1,
+        seed=first_episode_seed(seed),
         max_episode_steps=data.eval_max_steps,
         keep_steps=keep_steps,
         action_masks=data.action_masks,

@@ -3,7 +3,7 @@
 It sees the module only as a policy, a function from observations to actions. Legend: N envs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -299,6 +299,21 @@ class Player:
         if "under_way" not in state:
             return np.zeros(num_envs, np.bool_)
         return self._restore(state["under_way"], f"{name}.under_way")
+
+    def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> Mask:
+        """Continue in environments that were made anew, after those of before were closed.
+
+        Args:
+            envs: made as those of before.
+            state: from `state_dict`, taken before they were closed.
+
+        Returns:
+            (N,) environments that did not repeat their episodes; their last stored step is to be truncated.
+        """
+        self.envs = envs
+        self._halves = halves_of_step(envs) if self._halves is not None else None
+        self._sent = self._outcome = None
+        return self.load_state_dict(state, iteration_env_steps=self._due)
 
     def _restore(self, state: Any, name: str) -> Mask:
         """Continue the episodes under way; gives the environments (N,) whose last stored step is to be truncated."""

@@ -4,7 +4,7 @@ Lies between `player` and `replay` on one side and `module.DQN.training_step` on
 N envs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,11 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         player = self.player.state_dict(with_envs=with_envs and self.save_memory)
         memory = {"memory": self.memory.state_dict()} if self.save_memory else {}
         return {**player, "all_env_steps": self.env_steps, "warm_at": self._warm_at, **memory}
+
+    def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> None:
+        """Continue in environments that were made anew; see `Player.reopen`."""
+        self.envs = envs
+        self.memory.truncate(self.player.reopen(envs, state))
 
     def load_state_dict(self, state: Any, name: str = "train") -> Mask:
         """Continue where `state_dict` was taken.

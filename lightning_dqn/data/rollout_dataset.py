@@ -3,7 +3,7 @@
 Lies between `player` and `pqn.PQN.training_step`. Legend: U updates, B batch, T steps, N envs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,6 +153,11 @@ class RolloutDataset(IterableDataset[Rollout]):
         """
         others = {"sample_rng": self._sample_rng.bit_generator.state, "all_env_steps": self.env_steps}
         return {**self.player.state_dict(with_envs=with_envs), **others}
+
+    def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> None:
+        """Continue in environments that were made anew; see `Player.reopen`."""
+        self.envs = envs
+        self.player.reopen(envs, state)
 
     def load_state_dict(self, state: Any, name: str = "train") -> Mask:
         """Continue where `state_dict` was taken; without its environments, these start new episodes.
