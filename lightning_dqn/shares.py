@@ -11,10 +11,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_dqn.resume.content import ENTRY
 from lightning_dqn.resume.training_state import weights_digest
 
 # where a checkpoint names the shares of the other ranks, as paths; in its file it does so within ENTRY
-SHARES, ENTRY = "shares", "lightning_dqn"
+SHARES = "shares"
 REMEDY = "use Trainer(plugins=[lightning_dqn.checkpoint_io.AtomicCheckpointIO()])"
 
 

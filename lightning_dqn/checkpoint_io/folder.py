@@ -16,11 +16,8 @@ from typing import Any
 
 import torch
 
-from lightning_dqn.resume.content import CheckpointError, check_dict, check_int, invalid
+from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, invalid
 
-SCHEMA = 2
-# the key of a checkpoint that says how it was written
-ENTRY = "lightning_dqn"
 MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
 SHARE_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
 PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARE_NAME.pattern}")
@@ -66,30 +63,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_schema(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The entry of a checkpoint that describes how it was written.
-
-    Raises:
-        CheckpointError: if there is none, or another version wrote it whose checkpoints this one can't read.
-    """
-    if ENTRY not in checkpoint:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of this package, {ENTRY} is missing; use another, saved by AtomicCheckpointIO"
-        )
-    entry = check_dict(checkpoint[ENTRY], f"{path}: {ENTRY}", ("schema",))
-    schema = check_int(entry["schema"], f"{path}: {ENTRY}.schema")
-    if schema < SCHEMA:
-        raise CheckpointError(
-            f"{path}: written by lightning_dqn 0.1, whose checkpoints can't be read any more: train anew, or use "
-            "lightning_dqn 0.1"
-        )
-    if schema > SCHEMA:
-        raise CheckpointError(
-            f"{path}: written in schema {schema} by a newer lightning_dqn, this one reads up to {SCHEMA}; upgrade it"
-        )
-    return entry
 
 
 def referenced_files(path: Path) -> set[str]:

@@ -13,12 +13,9 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from lightning_dqn.checkpoint_io.folder import (
-    ENTRY,
     PART_NAME,
-    SCHEMA,
     SHARE_NAME,
     bring,
-    check_schema,
     files_of_shares,
     local_path,
     referenced_files,
@@ -30,7 +27,7 @@ from lightning_dqn.checkpoint_io.folder import (
 )
 from lightning_dqn.checkpoint_io.plain import check_plain
 from lightning_dqn.checkpoint_io.sidecar import load_sidecar, split_large_rows, write_sidecar
-from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -184,7 +181,10 @@ class AtomicCheckpointIO(CheckpointIO):
                 )
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
-        entry = check_schema(checkpoint, target)
+        try:
+            entry = check_header(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f"{target}: {error}") from None
         if "shares" in entry:
             checkpoint["shares"] = shares_in(entry.pop("shares"), target)
         if "memory" in entry:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_dqn.resume.content import CheckpointError, check_dict
+from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
 from lightning_dqn.resume.loops import plain_schedules, repair_loop_progress
 from lightning_dqn.resume.manifest import build_manifest, check_same_run, check_same_spaces, describe_run
 from lightning_dqn.resume.rebuild import make_arguments, resolve_class
@@ -26,6 +26,10 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
         trainer: of the run, if there is one.
     """
     parts = () if trainer is None else (trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+    for name in HYPER_PARAMETERS:
+        # Lightning's copy of what the agent's description holds
+        checkpoint.pop(name, None)
+    checkpoint[ENTRY] = {"schema": SCHEMA}
     checkpoint["manifest"] = module.manifest or build_manifest(module, *parts)
     checkpoint["agent"] = describe_run(module, *parts)
     checkpoint["generators"] = module.rng_state or get_rng_state(module.device)
@@ -49,6 +53,7 @@ def check_checkpoint(
         MisconfigurationException: if the checkpoint is of another environment, network or run.
         CheckpointError: naming the first value that is missing or is not what it should be.
     """
+    check_header(checkpoint)
     for name in ("state_dict", "manifest", "agent"):
         if name not in checkpoint:
             raise CheckpointError(f"{name} is missing: this is no checkpoint of this package; use another one")

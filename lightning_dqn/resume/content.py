@@ -4,6 +4,7 @@ Every function takes the name of the value in the checkpoint, so that the error 
 """
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -13,6 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+# the entry of a checkpoint that tells how it was written, and the version of its form
+ENTRY, SCHEMA = "lightning_dqn", 2
+# what Lightning would import and call
+HYPER_PARAMETERS = ("hyper_parameters", "hparams_name", "hparams_type", "datamodule_hyper_parameters")
 # counters of env steps, updates and episodes stay far below it, and so do sums of a few of them in int64
 MAX_COUNT = 2**53
 
@@ -28,6 +33,31 @@ def invalid(name: str, problem: str) -> NoReturn:
         CheckpointError: always.
     """
     raise CheckpointError(f"{name} in the checkpoint {problem}: it is damaged or not of this package; use another one")
+
+
+def check_header(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a checkpoint that tells how it was written, after all that Lightning would use unchecked is checked.
+
+    Raises:
+        CheckpointError: if it is of another version, or brings what would be called.
+    """
+    if ENTRY not in checkpoint:
+        raise CheckpointError(f"{ENTRY} is missing: this is no checkpoint of this package; use another one")
+    entry = check_dict(checkpoint[ENTRY], ENTRY, ("schema",))
+    schema = check_int(entry["schema"], f"{ENTRY}.schema")
+    if schema < SCHEMA:
+        raise CheckpointError("written by lightning_dqn 0.1, whose checkpoints can't be read any more; train anew")
+    if schema > SCHEMA:
+        raise CheckpointError(
+            f"written in schema {schema} by a newer lightning_dqn, this one reads up to {SCHEMA}; upgrade it"
+        )
+    for name in HYPER_PARAMETERS:
+        if name in checkpoint:
+            invalid(name, "is not allowed: Lightning would call what it names")
+    lightning = checkpoint.get("pytorch-lightning_version", "2.6")
+    if type(lightning) is not str or not re.match(r"[2-9]\.\d{1,3}(\.|$)", lightning):
+        invalid("pytorch-lightning_version", f"is {_short(lightning)}, not a version of Lightning 2")
+    return entry
 
 
 def check_dict(value: Any, name: str, keys: Sequence[str] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
+from lightning_dqn.resume.plain import path_step
 
 
 @runtime_checkable
@@ -110,10 +111,8 @@ def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Colle
     hints = _type_hints(cls)
     for key, value in check_dict(arguments, name).items():
         where = f"{name}.{key}"
-        if isinstance(value, dict) and "opaque" in value:
-            raise CheckpointError(
-                f"{where}: was given as the Python object {value['opaque']}, which no file can hold; pass {key}=..."
-            )
+        for path in opaque_paths(value):
+            raise CheckpointError(f"{where}{path}: was a Python object, which no file can hold; pass {key}=...")
         if isinstance(value, dict) and "class_path" in value:
             if key not in CLASS_ARGUMENTS:
                 invalid(where, "is a class, which is not allowed there")
@@ -187,11 +186,8 @@ def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str]
     if not isinstance(descriptions, list):
         invalid(name, "is not a list of wrappers")
     for i, each in enumerate(descriptions):
-        if isinstance(each, dict) and "opaque" in each:
-            raise CheckpointError(
-                f"{name}[{i}]: was given as the Python object {each['opaque']}, which no file can hold; pass "
-                "wrappers=[...] again"
-            )
+        for path in opaque_paths(each):
+            raise CheckpointError(f"{name}[{i}]{path}: was a Python object, which no file can hold; pass wrappers=...")
     made = [make_factory(each, gym.Wrapper, f"{name}[{i}]", trusted_modules) for i, each in enumerate(descriptions)]
     return [each for each in made if each is not None]
 
@@ -229,6 +225,16 @@ def check_plain(value: Any, name: str, depth: int = 0) -> None:
             check_plain(item, f"{name}.{key}", depth + 1)
     elif value is not None and type(value) not in (bool, int, float, str):
         invalid(name, f"is a {type(value).__name__}, not a plain value")
+
+
+def opaque_paths(value: Any, path: str = "") -> list[str]:
+    """Paths of what has no plain form: `plain_form` and `describe` left its digest or its name in its place."""
+    if isinstance(value, dict):
+        if value.keys() in ({"digest"}, {"opaque"}):
+            return [path]
+        return [found for key, item in value.items() for found in opaque_paths(item, path + path_step(key))]
+    items = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return [found for i, item in items for found in opaque_paths(item, f"{path}[{i}]")]
 
 
 def _type_hints(cls: type) -> dict[str, Any]:
