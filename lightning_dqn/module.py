@@ -61,10 +61,9 @@ class DQN(pl.LightningModule):
         munchausen_temperature: of the softmax policy of munchausen.
         boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
         compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
-        normalize_observations: normalize them by their running mean and variance, which training updates; Box of floats
-            only.
-        reward_scale: factor of each reward in learning, not in the logged returns; v_min and v_max of C51 are scaled
-            returns.
+        normalize_observations: whether observations (Box of floats) are normalized by their running mean and variance,
+            which only training updates.
+        reward_scale: factor of each reward in learning, not in logged returns; C51's v_min and v_max are scaled, too.
 
     Raises:
         TypeError: if the action space is not discrete or the network can't take the observations.

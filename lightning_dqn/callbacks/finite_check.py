@@ -55,5 +55,5 @@ def _check_weights(trainer: Trainer, state: dict[str, Any]) -> None:
 def _refuse(trainer: Trainer, what: str) -> None:
     raise FloatingPointError(
         f"{what} after {trainer.global_step:,} updates and {data_of(trainer).env_steps:,} env steps: not saved, the "
-        "checkpoints of before are unchanged; lower model.optimizer.lr or model.clip_grad_value, or scale the rewards"
+        "checkpoints of before are unchanged; lower model.optimizer.lr, model.clip_grad_value or model.reward_scale"
     )

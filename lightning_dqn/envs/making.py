@@ -254,8 +254,8 @@ def _check_wrappers(env: gym.Env[Any, Any], env_id: str) -> None:
             if isinstance(layer, wrapper):
                 env.close()
                 raise ValueError(
-                    f"wrappers: {env_id} is wrapped in {type(layer).__name__}, whose running statistics neither "
-                    f"evaluation nor a checkpoint shares; remove it, and use {option}"
+                    f"wrappers: {env_id} is wrapped in {type(layer).__name__}, whose running statistics are "
+                    f"not those of evaluation and not saved; remove it and use {option}"
                 )
         layer = layer.env
 

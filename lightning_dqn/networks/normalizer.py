@@ -1,4 +1,4 @@
-"""Normalises observations by their running mean and variance, which are buffers: saved with the weights.
+"""Normalizes observations by their running mean and variance, which are buffers: saved with the weights.
 
 Legend: B batch, W ranks.
 """
@@ -44,8 +44,8 @@ class ObservationNormalizer(nn.Module):
         super().__init__()
         if not (isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)):
             raise ValueError(
-                f"normalize_observations=True: observation_space {space} is not a Box of floats, which alone has a "
-                "mean and a variance to normalise by; use normalize_observations=False"
+                f"normalize_observations=True: observation_space {space} is not a Box of floats; use "
+                "normalize_observations=False"
             )
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(space.shape, dtype=torch.float64))
@@ -54,7 +54,7 @@ class ObservationNormalizer(nn.Module):
         self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
 
     def forward(self, observation: Tensor) -> Tensor:
-        """(..., *shape of one) observations to normalised ones of the same dtype."""
+        """(..., *shape of one) observations to normalized ones of the same dtype."""
         if not self._is_updated():
             return observation
         scale = (self.variance + EPSILON).sqrt()
@@ -70,7 +70,7 @@ class ObservationNormalizer(nn.Module):
         return clipped.astype(observation.dtype)
 
     def _is_updated(self) -> bool:
-        # once true it stays so, and a GPU need not be waited for any more
+        # looked up until it is true: later a GPU need not be waited for
         if not self._updated:
             self._updated = bool(self.count > 0)
         return self._updated
@@ -113,7 +113,7 @@ class ObservationNormalizer(nn.Module):
         return self
 
 
-def _check_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _check_state(module: ObservationNormalizer, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Reject statistics of a checkpoint that no observations have: they would make all values NaN.
 
     Raises:
@@ -125,3 +125,4 @@ def _check_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_:
             value = check_tensor(state_dict[key], f"state_dict.{key}", dtype=buffer.dtype, shape=buffer.shape)
             if name != "mean" and bool((value < 0).any()):
                 invalid(f"state_dict.{key}", "is negative")
+    module._updated = False

@@ -121,7 +121,7 @@ class PrioritizedSampler:
         # also false for NaN
         if not largest < np.inf:
             raise FloatingPointError(
-                "a TD error is not finite: lower model.optimizer.lr or model.clip_grad_value, or scale the rewards"
+                "a TD error is not finite: lower model.optimizer.lr, model.clip_grad_value or model.reward_scale"
             )
         self._tree.change(rows, powers)
         self._largest = max(self._largest, largest)
