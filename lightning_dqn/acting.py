@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 FEW_OBSERVATIONS = 32
 
 
-def as_batch(observation: Any, space: gym.Space[Any]) -> tuple[NDArray[Any], bool]:
+def as_batch(observation: Any, space: gym.Space[Any], name: str = "observation") -> tuple[NDArray[Any], bool]:
     """An observation, or an array of them, as an array of N.
 
     Args:
         observation: what an environment gives, or an array with a first dimension of N.
         space: of one observation.
+        name: of the observation, for errors.
 
     Returns:
         (N, ...) observations of the space's dtype, and whether it was a single one.
@@ -39,13 +40,11 @@ def as_batch(observation: Any, space: gym.Space[Any]) -> tuple[NDArray[Any], boo
     try:
         array = np.asarray(observation, space.dtype)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"observation: is no array of shape {shape} of {space.dtype} ({error})") from error
+        raise ValueError(f"{name}: expected an array of shape {shape} and dtype {space.dtype} ({error})") from error
     if array.shape == shape:
         return array[None], True
     if array.shape[1:] != shape or not array.ndim:
-        raise ValueError(
-            f"observation: has shape {array.shape}; {shape} is needed, or {('N', *shape)} for N observations"
-        )
+        raise ValueError(f"{name}: has shape {array.shape}, expected {shape}, or a batch of N x {shape}")
     return array, False
 
 

@@ -1,7 +1,7 @@
-"""A trained agent, made again from its checkpoint alone. Legend: B batch, A actions."""
+"""A trained agent, made again from its checkpoint alone. Legend: B batch, A actions, F features."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -10,21 +10,22 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from lightning_dqn.acting import as_batch
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO
-from lightning_dqn.envs import EnvSettings, make_env
+from lightning_dqn.envs import EnvSettings, EnvWrapper, make_env
 from lightning_dqn.module import DQN
 from lightning_dqn.resume.checkpoint import make_module
 from lightning_dqn.resume.content import CheckpointError, check_dict, check_int
-from lightning_dqn.resume.rebuild import check_env_id, check_plain, make_wrappers, opaque_paths
+from lightning_dqn.resume.rebuild import check_env_id, check_not_opaque, check_plain, make_wrappers
 from lightning_dqn.resume.spaces import decode_space
 
 
 class Agent:
-    """A policy with the weights of a checkpoint, in eval mode; `load_agent` makes it.
+    """A trained policy in eval mode, as `load_agent` returns it.
 
     Attributes:
         module: the `DQN`, or the subclass of it that was trained.
-        observation_space: space of an observation as its environment gives it.
+        observation_space: space of one observation of its environment.
         action_space: discrete space of its actions.
     """
 
@@ -36,52 +37,129 @@ class Agent:
         if "env_observation_space" in description:
             self.observation_space = decode_space(description["env_observation_space"], "agent.env_observation_space")
 
+    def __repr__(self) -> str:
+        """One line: class, environment, spaces."""
+        try:
+            env_id = f"env_id={_env_arguments(self._description)['env_id']!r}, "
+        except CheckpointError:
+            env_id = ""
+        text = f"{env_id}observation_space={self.observation_space}, action_space={self.action_space}"
+        return f"Agent({type(self.module).__name__}, {' '.join(text.split())})"
+
     def act(self, observation: Any, action_mask: NDArray[np.bool_] | None = None) -> Any:
-        """Greedy actions.
+        """Choose the actions with the highest value.
 
         Args:
-            observation: one observation as the environment gives it (an array, a number, a dict or a tuple), or an
-                array of B observations.
-            action_mask: (A,) or (B, A) which actions are allowed; None for all.
+            observation: one observation as `reset` and `step` of the environment return it (an array, a number, a dict
+                or a tuple), or B of them: an array with a first dimension of B, a list, or a dict or tuple of arrays.
+            action_mask: (A,) or (B, A), True for actions that are allowed; None allows all.
 
         Returns:
-            One action as an int, or an array of B actions.
+            One action as an int, or B actions as an int64 array (B,).
 
         Raises:
-            ValueError: if the observation does not fit the observation space.
+            ValueError: if the observation or the mask does not fit its space; the message gives the expected shape.
         """
-        return self.module.act(self._flat(observation), action_mask=action_mask)
+        return self.module.act(self._prepare(observation), action_mask=self._check_mask(action_mask))
 
     def q_values(self, observation: Any) -> NDArray[np.float32]:
-        """Action values (A,) of one observation, or (B, A) of B observations; see `act`."""
-        return self.module.q_values(self._flat(observation))
+        """Compute action values: (A,) of one observation, (B, A) of B; see `act`."""
+        return self.module.q_values(self._prepare(observation))
 
     def make_env(
-        self, render_mode: str | None = None, *, env_kwargs: Mapping[str, Any] | None = None
+        self,
+        render_mode: str | None = None,
+        *,
+        env_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[EnvWrapper] | None = None,
     ) -> gym.Env[Any, Any]:
-        """The environment that the agent was trained for, with its wrappers.
+        """Make the environment that the agent was trained in, with its wrappers.
 
         Args:
             render_mode: as in `gymnasium.make`.
-            env_kwargs: arguments of the environment in place of those of the checkpoint.
+            env_kwargs: arguments of the environment, in place of those of the checkpoint.
+            wrappers: of the environment, in place of those of the checkpoint, the innermost first.
 
         Raises:
-            CheckpointError: if the checkpoint has no environment, or one from a module that is not trusted.
+            CheckpointError: if the checkpoint names no environment, needs a module that is not trusted, or lacks an
+                argument that was a Python object; the message says what to pass.
             ValueError: if the environment can't be made.
         """
-        settings = read_env_settings(self._description, self._trusted_modules, env_kwargs)
-        return make_env(settings, render_mode)
+        return make_env(_env_settings(self._description, self._trusted_modules, env_kwargs, wrappers), render_mode)
 
-    def _flat(self, observation: Any) -> Any:
+    def _prepare(self, observation: Any) -> Any:
         """An observation as the module takes it: dicts and tuples become vectors, as in training."""
-        if isinstance(self.observation_space, (spaces.Dict, spaces.Tuple)) and isinstance(observation, (dict, tuple)):
-            try:
-                return spaces.flatten(self.observation_space, observation)
-            except (KeyError, ValueError, TypeError, IndexError) as error:
-                raise ValueError(
-                    f"observation {observation!r}: does not fit {self.observation_space} ({error!r})"
-                ) from error
+        space = self.observation_space
+        if isinstance(space, (spaces.Dict, spaces.Tuple)):
+            if isinstance(observation, list) and observation and isinstance(observation[0], (dict, tuple)):
+                return np.stack(
+                    [flatten_observation(space, each, f"observation[{i}]") for i, each in enumerate(observation)]
+                )
+            if isinstance(observation, (dict, tuple)):
+                return flatten_observation(space, observation, "observation")
+        elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            check_discrete(space, observation, "observation")
         return observation
+
+    def _check_mask(self, action_mask: Any) -> NDArray[np.bool_] | None:
+        if action_mask is None:
+            return None
+        mask, size = np.asarray(action_mask, bool), int(self.action_space.n)
+        if mask.shape[-1:] != (size,) or mask.ndim > 2:
+            raise ValueError(f"action_mask: has shape {mask.shape}, expected ({size},) or (B, {size})")
+        return mask
+
+
+def flatten_observation(space: gym.Space[Any], value: Any, name: str) -> NDArray[Any]:
+    """Flatten an observation like `gymnasium.spaces.flatten`, but also a batch, and with checks.
+
+    Args:
+        space: of one observation.
+        value: one observation, or B of them as arrays with a first dimension of B in a dict or tuple.
+        name: of the value, for errors.
+
+    Returns:
+        Features (F,) or (B, F).
+
+    Raises:
+        ValueError: naming the part that does not fit its space.
+    """
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        inner: dict[Any, gym.Space[Any]] = dict(
+            space.spaces if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        )
+        given = dict(enumerate(value)) if isinstance(value, tuple) else value
+        if not isinstance(given, dict) or given.keys() != inner.keys():
+            raise ValueError(f"{name}: is {value!r}, expected {space}")
+        parts = [flatten_observation(part, given[key], f"{name}[{key!r}]") for key, part in inner.items()]
+        sizes = {part.shape[:-1] for part in parts}
+        if len(sizes) > 1:
+            raise ValueError(f"{name}: is a batch of different sizes in its parts, {sizes}")
+        return np.concatenate(parts, -1)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        check_discrete(space, value, name)
+    batch, is_single = as_batch(value, space, name)
+    rows = np.zeros((len(batch), spaces.flatdim(space)), spaces.flatten_space(space).dtype)
+    for i, each in enumerate(batch):
+        rows[i] = spaces.flatten(space, each)
+    return rows[0] if is_single else rows
+
+
+def check_discrete(space: spaces.Discrete | spaces.MultiDiscrete, value: Any, name: str) -> None:
+    """See that all values are in range: an index out of it would be an error of torch, or count from the end.
+
+    Raises:
+        ValueError: with the range.
+    """
+    array, low = np.asarray(value), np.asarray(space.start)
+    count = space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
+    try:
+        fits = bool(((array >= low) & (array < low + count) & (array == np.floor(array))).all())
+    except (TypeError, ValueError):
+        # its shape or type is checked later
+        return
+    if not fits:
+        raise ValueError(f"{name}={value}: must be an integer in [{low}, {low + count - 1}]")
 
 
 def load_agent(
@@ -91,56 +169,53 @@ def load_agent(
     trusted_modules: Collection[str] = (),
     **arguments: Any,
 ) -> Agent:
-    """Load a trained agent from a checkpoint. Nothing that the file brings is executed.
+    """Load a trained agent from its checkpoint alone. Nothing from the file is executed.
 
     Args:
         path: of a `.ckpt` file.
-        device: where its networks compute.
+        device: device of its networks.
         trusted_modules: modules and packages of your own from which the checkpoint may name classes and environments;
             they are imported.
-        arguments: constructor arguments of the model in place of those of the checkpoint, such as a `network` that was
-            given as a Python function.
+        arguments: constructor arguments of the model, in place of those of the checkpoint, such as a `network` that was
+            a Python function.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is no checkpoint of this package, is damaged, or needs a module that is not trusted; the
-            message names the value.
+        CheckpointError: if the file is damaged or of another package, needs a module that is not trusted, or lacks an
+            argument that was a Python object; the message names it and the remedy.
     """
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+    checkpoint = AtomicCheckpointIO().load_agent_part(path)
     module = make_module(DQN, checkpoint, trusted_modules, arguments)
     return Agent(module.to(device), checkpoint["agent"], trusted_modules)
 
 
-def read_env_settings(
-    description: Mapping[str, Any], trusted_modules: Collection[str], env_kwargs: Mapping[str, Any] | None = None
-) -> EnvSettings:
-    """The environment that a checkpoint describes.
+DATA = "agent.data.init_args"
 
-    Args:
-        description: the entry `agent` of a checkpoint.
-        trusted_modules: modules that may be imported.
-        env_kwargs: arguments in place of those of the checkpoint.
 
-    Raises:
-        CheckpointError: if it describes none, or one that needs what no file can hold.
-    """
+def _env_arguments(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of its environment."""
     if "data" not in description:
         raise CheckpointError("the checkpoint names no environment: it was trained without a DQNDataModule")
-    data = check_dict(
-        check_dict(description["data"], "agent.data", ("init_args",))["init_args"], "agent.data.init_args"
-    )
-    name = "agent.data.init_args"
-    check_dict(data, name, ("env_id", "env_kwargs", "wrappers", "frame_stack"))
+    data = check_dict(description["data"], "agent.data", ("init_args",))
+    return check_dict(data["init_args"], DATA, ("env_id", "env_kwargs", "wrappers", "frame_stack"))
+
+
+def _env_settings(
+    description: Mapping[str, Any],
+    trusted_modules: Collection[str],
+    env_kwargs: Mapping[str, Any] | None,
+    wrappers: Sequence[EnvWrapper] | None,
+) -> EnvSettings:
+    data = _env_arguments(description)
     if env_kwargs is None:
-        env_kwargs = {} if data["env_kwargs"] is None else check_dict(data["env_kwargs"], f"{name}.env_kwargs")
-        check_plain(env_kwargs, f"{name}.env_kwargs")
-        for path in opaque_paths(env_kwargs):
-            raise CheckpointError(
-                f"env_kwargs{path} is a Python object, which no file can hold; pass env_kwargs=... again"
-            )
+        env_kwargs = {} if data["env_kwargs"] is None else check_dict(data["env_kwargs"], f"{DATA}.env_kwargs")
+        check_not_opaque(env_kwargs, f"{DATA}.env_kwargs", "env_kwargs={...}")
+        check_plain(env_kwargs, f"{DATA}.env_kwargs")
+    if wrappers is None:
+        wrappers = make_wrappers(data["wrappers"], f"{DATA}.wrappers", trusted_modules)
     return EnvSettings(
-        check_env_id(data["env_id"], f"{name}.env_id", trusted_modules),
+        check_env_id(data["env_id"], f"{DATA}.env_id", trusted_modules),
         dict(env_kwargs),
-        make_wrappers(data["wrappers"], f"{name}.wrappers", trusted_modules),
-        check_int(data["frame_stack"], f"{name}.frame_stack", 1, 256),
+        wrappers,
+        check_int(data["frame_stack"], f"{DATA}.frame_stack", 1, 256),
     )

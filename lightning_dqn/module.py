@@ -73,11 +73,6 @@ class DQN(pl.LightningModule):
     # whether it learns from rollouts of its own policy, with neither memory nor target net: the data side asks
     on_policy: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let subclasses record their arguments too: checkpoints hold them."""
-        super().__init_subclass__(**kwargs)
-        record_arguments(cls)
-
     def __init__(
         self,
         observation_space: gym.Space[Any],
@@ -391,5 +386,5 @@ class DQN(pl.LightningModule):
             FileNotFoundError: if there is no such file.
             CheckpointError: if it is no checkpoint of this package, is damaged, or needs a module that is not trusted.
         """
-        checkpoint = AtomicCheckpointIO().load_checkpoint(checkpoint_path, map_location)
+        checkpoint = AtomicCheckpointIO().load_agent_part(checkpoint_path, map_location)
         return make_module(cls, checkpoint, trusted_modules, arguments)

@@ -174,6 +174,22 @@ class AtomicCheckpointIO(CheckpointIO):
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == target:
             return ahead[1]
+        checkpoint = self.load_agent_part(target, map_location)
+        entry = checkpoint[ENTRY]
+        if "shares" in entry:
+            checkpoint["shares"] = shares_in(entry.pop("shares"), target)
+        if "memory" in entry:
+            load_sidecar(checkpoint, entry.pop("memory"), target)
+        return checkpoint
+
+    def load_agent_part(self, path: str | os.PathLike[str], map_location: Any | None = None) -> dict[str, Any]:
+        """Read a checkpoint without the files beside it, which only a resumed fit needs: memory, shards of other ranks.
+
+        Args:
+            path: as in `load_checkpoint`, which raises what this raises.
+            map_location: where its tensors go, the CPU by default.
+        """
+        target = local_path(path)
         if not target.is_file():
             if SHARE_NAME.fullmatch(target.name):
                 raise CheckpointError(
@@ -182,22 +198,19 @@ class AtomicCheckpointIO(CheckpointIO):
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
         try:
-            entry = check_header(checkpoint)
+            check_header(checkpoint)
         except CheckpointError as error:
             raise CheckpointError(f"{target}: {error}") from None
-        if "shares" in entry:
-            checkpoint["shares"] = shares_in(entry.pop("shares"), target)
-        if "memory" in entry:
-            load_sidecar(checkpoint, entry.pop("memory"), target)
         return checkpoint
 
-    def read_ahead(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+    def read_ahead(self, path: str | os.PathLike[str], *, for_fit: bool = True) -> dict[str, Any]:
         """Read a checkpoint for a look at it before Lightning asks for it, which is then handed this very content.
 
         Args:
             path: as in `load_checkpoint`, which raises what this raises.
+            for_fit: whether the files beside it are read too, see `load_agent_part`.
         """
-        content = self.load_checkpoint(path)
+        content = self.load_checkpoint(path) if for_fit else self.load_agent_part(path)
         self._ahead = local_path(path), content
         return content
 

@@ -132,10 +132,10 @@ class DQNCLI(LightningCLI):
         if path is not None and weights is not None:
             refuse(ValueError(f"--ckpt_path {path}, --init_from {weights}: resume a run or start a new one, not both"))
         if weights is not None:
-            self.weights = read_checkpoint(AtomicCheckpointIO(), weights, "--init_from")
+            self.weights = read_checkpoint(AtomicCheckpointIO(), weights, "--init_from", for_fit=False)
         if path is None:
             return words
-        self.checkpoint = read_checkpoint(self.checkpoint_io, path)
+        self.checkpoint = read_checkpoint(self.checkpoint_io, path, "--ckpt_path", for_fit=words[0] == "fit")
         if "--config" in flags or "-c" in flags:
             return words
         given = {name.removeprefix("--").replace("init_args.", "") for name in flags}
@@ -237,7 +237,8 @@ class DQNCLI(LightningCLI):
 
     def _announce(self) -> None:
         """Begin tracking, and say in a line what might surprise."""
-        if self.subcommand != "fit" and not self.config[self.subcommand].ckpt_path:
+        run = self.config[self.subcommand]
+        if self.subcommand != "fit" and not (run.ckpt_path or run.init_from):
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -49,16 +49,17 @@ def flags_of(words: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else following
 
 
-def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str = "--ckpt_path") -> dict[str, Any]:
+def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str, *, for_fit: bool) -> dict[str, Any]:
     """A checkpoint as plain values and tensors; nothing in it is executed. The trainer is given what is read here.
 
     Args:
         plugin: of the trainer.
         path: of a .ckpt file.
         option: that gave the path.
+        for_fit: whether a fit resumes from it, which needs the files beside it.
     """
     try:
-        return plugin.read_ahead(path)
+        return plugin.read_ahead(path, for_fit=for_fit)
     except (CheckpointError, OSError) as error:
         refuse(ValueError(f"{option} {error}"))
 
@@ -74,12 +75,18 @@ def relocate_best(checkpoint: dict[str, Any], folder: str) -> None:
     """
     for state in checkpoint["callbacks"].values():
         before = state.get("dirpath") if isinstance(state, dict) else None
-        if before and before != folder and (Path(folder) / Path(state["best_model_path"]).name).is_file():
+        if not before or before == folder:
+            continue
+        if not (Path(folder) / Path(state["best_model_path"]).name).is_file():
+            # the file of an agent alone: the best of its run is not here
+            state.update(dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), ""))
+            state.update(best_model_score=None, best_k_models={}, kth_value=None)
+        else:
             moved = {path: str(Path(folder) / Path(path).name) for path in state["best_k_models"]}
             state["best_k_models"] = {moved[path]: score for path, score in state["best_k_models"].items()}
             for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
                 state[name] = state[name] and str(Path(folder) / Path(state[name]).name)
-            state["dirpath"] = folder
+        state["dirpath"] = folder
 
 
 def run_of(checkpoint: str | None) -> Path | None:

@@ -66,11 +66,6 @@ class DQNDataModule(pl.LightningDataModule):
         ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let subclasses record their arguments too: checkpoints hold them."""
-        super().__init_subclass__(**kwargs)
-        record_arguments(cls)
-
     def __init__(
         self,
         *,

@@ -18,14 +18,25 @@ PUBLIC_MODULES = ("lightning_dqn", "torch.optim", "torch.optim.lr_scheduler", "t
 
 
 def record_arguments(cls: T) -> T:
-    """Let each instance keep the arguments that its constructor was called with.
+    """Let each instance of a class, or of a subclass, keep the arguments that its constructor was called with.
 
     `instance.init_args` are those of the outermost constructor, by name, defaults included; `instance.all_args` are
     those too of the constructors that it calls with `super().__init__`.
 
     Args:
-        cls: with a constructor of its own; others are returned as they are.
+        cls: the class; changed in place.
     """
+    owner: Any = cls
+
+    def init_subclass(subclass: type, /, **kwargs: Any) -> None:
+        super(owner, subclass).__init_subclass__(**kwargs)
+        _record_arguments(subclass)
+
+    owner.__init_subclass__ = classmethod(init_subclass)
+    return _record_arguments(cls)
+
+
+def _record_arguments(cls: T) -> T:
     constructor: Any = cls.__dict__.get("__init__")
     if constructor is None:
         return cls

@@ -5,9 +5,16 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
 from lightning_dqn.resume.loops import plain_schedules, repair_loop_progress
-from lightning_dqn.resume.manifest import build_manifest, check_same_run, check_same_spaces, describe_run
+from lightning_dqn.resume.manifest import (
+    build_manifest,
+    check_same_run,
+    check_same_spaces,
+    describe_run,
+    network_difference,
+)
 from lightning_dqn.resume.rebuild import make_arguments, resolve_class
 from lightning_dqn.resume.rng import get_rng_state
 from lightning_dqn.resume.spaces import decode_space
@@ -63,7 +70,10 @@ def check_checkpoint(
             data.check_checkpoint(checkpoint)
         check_same_run(manifest, build_manifest(module, data, trainer.callbacks))  # type: ignore[attr-defined]
     check_same_spaces(manifest, describe_run(module))
-    check_weights(checkpoint["state_dict"], module.state_dict())
+    try:
+        check_weights(checkpoint["state_dict"], module.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"{network_difference(manifest, build_manifest(module))}{error}") from error
     if trainer is not None:
         check_training_state(checkpoint, module, trainer)
 
@@ -96,7 +106,9 @@ def make_module(
     """
     agent = check_dict(checkpoint.get("agent"), "agent", ("model", "observation_space", "action_space"))
     model = check_dict(agent["model"], "agent.model", ("class_path", "init_args"))
-    cls = resolve_class(model["class_path"], base, "agent.model.class_path", trusted_modules)
+    # the caller already has the class from which it loads
+    own = model["class_path"] == public_path(base)
+    cls = base if own else resolve_class(model["class_path"], base, "agent.model.class_path", trusted_modules)
     arguments = make_arguments(cls, model["init_args"], "agent.model.init_args", trusted_modules, given)
     spaces = {
         name: decode_space(agent[name], f"agent.{name}")

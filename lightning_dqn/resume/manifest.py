@@ -3,6 +3,7 @@
 A resumed run must have the same manifest, but for the names in `MAY_CHANGE`; ranks of one run must have the same one.
 """
 
+import contextlib
 import math
 import os
 import platform
@@ -20,7 +21,8 @@ from lightning_dqn.resume.arguments import (
     describe_optimizer,
     public_path,
 )
-from lightning_dqn.resume.spaces import encode_space
+from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.spaces import decode_space, encode_space
 
 # names that a resumed run may change, also whole sections, with the reason
 MAY_CHANGE = {
@@ -104,7 +106,9 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def changed(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Names whose values differ and may not, with both values; "nothing" stands for a name that one side lacks."""
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
+    # causes before consequences: the environment and its wrappers decide what the model observes
+    names = sorted({**ours, **theirs}, key=lambda name: (name != "data.env_id", not name.startswith("data.")))
+    for name in names:
         one, other = theirs.get(name, "nothing"), ours.get(name, "nothing")
         # no seed was asked for: the run keeps the generators of the checkpoint
         free = name == "seed" and None in (one, other)
@@ -143,9 +147,22 @@ def check_same_spaces(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Non
     """
     for name in SPACES:
         if theirs.get(name) != ours[name]:
+            env_id = theirs.get("data.env_id")
             raise MisconfigurationException(
-                f"{name}={_show(ours[name])}: the checkpoint was made with {_show(theirs.get(name))}; use its env_id"
+                f"{name}={_show(ours[name])}: the checkpoint was made with {_show(theirs.get(name))}; use its "
+                + ("environment" if env_id is None else f"env_id={_show(env_id)}")
             )
+
+
+def network_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The first argument that differs of those that decide which weights a model has, with both values; or nothing."""
+    names = [name for name in ours if name.startswith("model")]
+    # the class of the network and of the model before their arguments
+    for name in sorted(names, key=lambda name: (name.count("."), not name.startswith("model.network"))):
+        decides = name == "model" or name.startswith(("model.network", "model.num_", "model.normalize_"))
+        if decides and _normal(theirs.get(name, "nothing")) != _normal(ours[name]):
+            return f"{name}={_show(ours[name])}: the checkpoint was made with {_show(theirs.get(name, 'nothing'))}; "
+    return ""
 
 
 def check_same_on_ranks(manifest: Mapping[str, Any], trainer: Trainer, ranks: Any) -> None:
@@ -166,5 +183,7 @@ def check_same_on_ranks(manifest: Mapping[str, Any], trainer: Trainer, ranks: An
 
 
 def _show(value: Any) -> str:
-    text = str(value)
+    with contextlib.suppress(CheckpointError):
+        value = decode_space(value, "")
+    text = " ".join(str(value).split())
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -61,7 +61,7 @@ def check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> N
     if not is_trusted(module, trusted_modules):
         root = module.partition(".")[0]
         raise CheckpointError(
-            f"{name} in the checkpoint needs the module {module}, which would be imported: if you trust it, say "
+            f"{name} in the checkpoint is of the module {module}, which is imported only if you trust it: "
             f"--trust {root}, in Python trusted_modules=[{root!r}]"
         )
 
@@ -86,6 +86,8 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:
         raise CheckpointError(f"{name}={class_path} in the checkpoint can't be imported: {error}") from error
+    if found is None:
+        raise CheckpointError(f"{name}={class_path} in the checkpoint: the module {module} has no {attribute} any more")
     if not isinstance(found, type) or not issubclass(found, base):
         invalid(name, f"is {class_path}, which is not a subclass of {base.__module__}.{base.__qualname__}")
     # a trusted module hands on names that it imports from others
@@ -111,8 +113,7 @@ def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Colle
     hints = _type_hints(cls)
     for key, value in check_dict(arguments, name).items():
         where = f"{name}.{key}"
-        for path in opaque_paths(value):
-            raise CheckpointError(f"{where}{path}: was a Python object, which no file can hold; pass {key}=...")
+        check_not_opaque(value, where, f"{key}=...")
         if isinstance(value, dict) and "class_path" in value:
             if key not in CLASS_ARGUMENTS:
                 invalid(where, "is a class, which is not allowed there")
@@ -185,9 +186,7 @@ def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str]
         return []
     if not isinstance(descriptions, list):
         invalid(name, "is not a list of wrappers")
-    for i, each in enumerate(descriptions):
-        for path in opaque_paths(each):
-            raise CheckpointError(f"{name}[{i}]{path}: was a Python object, which no file can hold; pass wrappers=...")
+    check_not_opaque(descriptions, name, "wrappers=[...]")
     made = [make_factory(each, gym.Wrapper, f"{name}[{i}]", trusted_modules) for i, each in enumerate(descriptions)]
     return [each for each in made if each is not None]
 
@@ -227,14 +226,23 @@ def check_plain(value: Any, name: str, depth: int = 0) -> None:
         invalid(name, f"is a {type(value).__name__}, not a plain value")
 
 
-def opaque_paths(value: Any, path: str = "") -> list[str]:
-    """Paths of what has no plain form: `plain_form` and `describe` left its digest or its name in its place."""
-    if isinstance(value, dict):
-        if value.keys() in ({"digest"}, {"opaque"}):
-            return [path]
-        return [found for key, item in value.items() for found in opaque_paths(item, path + path_step(key))]
-    items = enumerate(value) if isinstance(value, (list, tuple)) else ()
-    return [found for i, item in items for found in opaque_paths(item, f"{path}[{i}]")]
+def check_not_opaque(value: Any, name: str, argument: str) -> None:
+    """See that a value has a plain form: else `plain_form` and `describe` left its digest or name in its place.
+
+    Args:
+        value: of the checkpoint.
+        name: of the value in the checkpoint.
+        argument: that the caller can pass in its place.
+
+    Raises:
+        CheckpointError: naming the first part that is a Python object.
+    """
+    if isinstance(value, dict) and value.keys() in ({"digest"}, {"opaque"}):
+        (original,) = value.values()
+        raise CheckpointError(f"{name} was {str(original).partition(' ')[0]}, which a file can't hold: pass {argument}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in items:
+        check_not_opaque(item, name + path_step(key), argument)
 
 
 def _type_hints(cls: type) -> dict[str, Any]:
