@@ -73,7 +73,7 @@ def check_checkpoint(
     try:
         check_weights(checkpoint["state_dict"], module.state_dict())
     except CheckpointError as error:
-        raise CheckpointError(f"{network_difference(manifest, build_manifest(module))}{error}") from error
+        raise CheckpointError(network_difference(manifest, build_manifest(module)) or str(error)) from error
     if trainer is not None:
         check_training_state(checkpoint, module, trainer)
 

@@ -161,7 +161,8 @@ def network_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> st
     for name in sorted(names, key=lambda name: (name.count("."), not name.startswith("model.network"))):
         decides = name == "model" or name.startswith(("model.network", "model.num_", "model.normalize_"))
         if decides and _normal(theirs.get(name, "nothing")) != _normal(ours[name]):
-            return f"{name}={_show(ours[name])}: the checkpoint was made with {_show(theirs.get(name, 'nothing'))}; "
+            other = _show(theirs.get(name, "nothing"))
+            return f"{name}={_show(ours[name])}: the checkpoint's weights were made with {other}; use the same value"
     return ""
 
 
