@@ -27,6 +27,9 @@ class Net(nn.Sequential):
         size = int(np.prod(observation_space.shape))
         super().__init__(nn.Flatten(), nn.Linear(size, width), nn.ReLU(), nn.Linear(width, num_actions))
 
+    def forward(self, observation):
+        return super().forward(observation.float())
+
 
 def make_net(observation_space, num_actions):
     """A network as a plain function."""

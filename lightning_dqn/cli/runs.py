@@ -73,7 +73,8 @@ def relocate_best(checkpoint: dict[str, Any], folder: str) -> None:
         checkpoint: changed in place.
         folder: of the checkpoints, as the trainer will call it.
     """
-    for state in checkpoint["callbacks"].values():
+    # weights alone have none
+    for state in checkpoint.get("callbacks", {}).values():
         before = state.get("dirpath") if isinstance(state, dict) else None
         if not before or before == folder:
             continue
