@@ -32,8 +32,10 @@ PACKAGE = Path(lightning_dqn.__file__).parent
 ALLOWED = {
     "losses": set(),
     "networks": {"resume"},
-    "secrets": set(),
-    "resume": set(),
+    "validation": set(),
+    # each rank but the first keeps a share of the checkpoint
+    "resume": {"shares"},
+    "agent": {"checkpoint_io", "envs", "module", "resume"},
     "ram": {"replay"},
     "envs": {"resume", "secrets"},
     "replay": {"resume"},
@@ -43,9 +45,7 @@ ALLOWED = {
     "evaluation": set(),
     "graphs": set(),
     "flat": {"compilation", "losses", "optimizers"},
-    "fingerprint": set(),
-    "continuing": {"shares"},
-    "shares": {"fingerprint"},
+    "shares": {"resume"},
     "ranks": set(),
     "update": {"compilation", "flat", "graphs", "optimizers", "ranks", "shares"},
     "module": {
@@ -59,20 +59,20 @@ ALLOWED = {
         "optimizers",
         "ranks",
         "update",
-        "fingerprint",
-        "continuing",
+        "checkpoint_io",
+        "validation",
         "resume",
     },
-    "distributional": {"module", "losses", "networks", "replay", "compilation", "fingerprint"},
+    "distributional": {"module", "losses", "networks", "replay", "compilation", "validation"},
     # of the data side it knows the rollout, as a type only
     "pqn": {"module", "losses", "networks", "replay", "compilation"},
     "checkpoint_io": {"resume"},
-    "data": {"replay", "envs", "fingerprint", "ram", "ranks", "resume", "secrets"},
+    "data": {"replay", "envs", "ram", "ranks", "resume"},
     # callbacks see the learner and the data side as types only
-    "callbacks": {"envs", "fingerprint"},
-    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "resume", "secrets"},
+    "callbacks": {"envs", "resume"},
+    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "resume"},
     "sweep": {"cli", "callbacks", "secrets"},
-    "__init__": {"callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
+    "__init__": {"agent", "callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
 }
 
