@@ -111,7 +111,7 @@ def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs
     fit(tmp_path / "part", **knobs, limits={"max_epochs": 1})
     fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "part" / "epoch0.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert len(said) == 1
     assert said[0].endswith(" transitions."), "nothing that is not exact"
 
@@ -126,7 +126,7 @@ def test_case_01_environments_of_all_kinds_resume_exactly(tmp_path, notes, name)
     fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     wrappers = knobs.get("wrappers", ())
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt", wrappers=wrappers)
-    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert line.endswith(" transitions."), "nothing that is not exact"
 
 
@@ -157,7 +157,7 @@ def test_case_01_games_that_are_stepped_one_by_one_go_on_exactly_from_an_epochs_
     for part in ("epoch0", "mid444"):
         fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
         assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert [line.endswith(" transitions.") for line in said] == [True, True], "nothing that is not exact"
 
 
@@ -450,7 +450,7 @@ def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_an
     assert cut.any(), "an episode is under way"
     played = len(first.datamodule.episodes)
     second = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, ckpt_path=tmp_path / "epoch0.ckpt")
-    (line,) = [line for line in notes if line.startswith("Resumed")]
+    (line,) = [line for line in notes if line.startswith("Environments")]
     assert f"Environments {np.flatnonzero(cut).tolist()} did not repeat their episodes" in line
     assert second.datamodule.env_steps in {599, 600}
     # what was cut is no episode of the history, and the next ones begin with their first step
