@@ -283,8 +283,8 @@ class Player:
             iteration_env_steps: that `steps` is called with.
 
         Returns:
-            (N,) environments that did not repeat their episodes: where `resetting` is set, these end with the last step;
-            elsewhere they will with the step under way.
+            (N,) environments that did not repeat their episodes. Where `resetting` is set, they end with the last step,
+            elsewhere with the step under way.
 
         Raises:
             CheckpointError: if it is not the state of such a player.
