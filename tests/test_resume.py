@@ -17,8 +17,6 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from runs import Dropout, Unrepeatable, assert_same_run, fit, load, make_pair
 from test_replay_dataset import (
-    Countdown,
-    Written,
     countdown,
     make_dataset,
     one_step,
@@ -114,7 +112,7 @@ def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs
     fit(tmp_path / "part", **knobs, limits={"max_epochs": 1})
     fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "part" / "epoch0.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert len(said) == 1
     assert said[0].endswith(" transitions."), "nothing that is not exact"
 
@@ -129,7 +127,7 @@ def test_case_01_environments_of_all_kinds_resume_exactly(tmp_path, notes, name)
     fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     wrappers = knobs.get("wrappers", ())
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt", wrappers=wrappers)
-    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert line.endswith(" transitions."), "nothing that is not exact"
 
 
@@ -160,7 +158,7 @@ def test_case_01_games_that_are_stepped_one_by_one_go_on_exactly_from_an_epochs_
     for part in ("epoch0", "mid444"):
         fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
         assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert [line.endswith(" transitions.") for line in said] == [True, True], "nothing that is not exact"
 
 
@@ -441,7 +439,7 @@ def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_an
     assert cut.any(), "an episode is under way"
     played = len(first.datamodule.episodes)
     second = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, ckpt_path=tmp_path / "epoch0.ckpt")
-    (line,) = [line for line in notes if line.startswith("Resumed")]
+    (line,) = [line for line in notes if line.startswith("Environments")]
     assert f"Environments {np.flatnonzero(cut).tolist()} did not repeat their episodes" in line
     assert second.datamodule.env_steps in {599, 600}
     # what was cut is no episode of the history, and the next ones begin with their first step
@@ -480,43 +478,27 @@ def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp
 # 24: what is stored around the ends of episodes, with resumes in between
 
 
-class Ledger(Countdown):
-    """A Countdown that writes its steps down in plain values, so that a snapshot can hold them."""
-
-    def step(self, action):
-        outcome = super().step(action)
-        self.written[-1] = tuple(self.written[-1])
-        return outcome
-
-
-gym.register("TestLedger-v0", Ledger, max_episode_steps=5)
-
-
-def ledger(num_envs, seed=0):
-    """A dataset of ledgers."""
-    return make_dataset(make_vector_env(EnvSettings("TestLedger-v0"), num_envs, "sync"), seed=seed)
-
-
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path, num_envs):
     # TimeLimit cuts at 5 what ends by itself after 1 to 8 steps
-    dataset = ledger(num_envs)
-    written: list[list[Written]] = [[] for _ in range(num_envs)]
+    dataset = countdown(num_envs)
     under_way = resetting = 0
+    account = [[] for _ in range(num_envs)]
     for seed in range(40):
         take(dataset, 3)
+        for steps, env, written in zip(account, dataset.envs.envs, written_by(dataset), strict=True):
+            # a replay writes the last episode down again
+            steps.extend(written[: len(written) - env.episode_log.length])
         torch.save(dataset.state_dict(), tmp_path / "state")
         resetting += int(dataset.player.resetting.sum())
         under_way += int((dataset.player._lengths > 0).sum())
-        for steps, more in zip(written, written_by(dataset), strict=True):
-            # the episode under way was played again, its steps are known
-            steps += [one for one in (Written(*step) for step in more) if one not in steps]
-        dataset = ledger(num_envs, seed=seed)
+        dataset = countdown(num_envs, seed=seed)
         dataset.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert min(under_way, resetting) > 5, "stopped in mid-episode and before a reset"
+    written = [steps + rest for steps, rest in zip(account, written_by(dataset), strict=True)]
     fifth = {one.terminated for steps in written for one in steps if one.next_observation[1] == 5}
     assert fifth == {True, False}
-    # the environments' own account: a cut bootstraps from the true last observation
+    # the environments' own account: a cut bootstraps from the true last one
     assert transitions(dataset.memory) == one_step(written)
 
 

@@ -231,7 +231,7 @@ class DQNDataModule(pl.LightningDataModule):
         if self.train_dataset is None:
             return {}
         train = self.train_dataset.state_dict(with_envs=self._inexact is None)
-        self._told_too_long = self._told_too_long or announce_too_long(train)
+        self._told_too_long = self._told_too_long or announce_too_long(train, self.ranks)
         return {"save_memory": "memory" in train, "seed": self._seed, "train": train}
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any], *, has_memory: bool) -> None:
