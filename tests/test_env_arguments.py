@@ -133,9 +133,10 @@ def test_a_missing_variable_is_named_with_the_path_of_its_argument(monkeypatch):
         make_env(EnvSettings("Prices-v0", {"a": [{"token": REFERENCE}]}))
 
 
+@pytest.mark.parametrize("value", ["hunter2", "hunter\n2's"])
 @pytest.mark.parametrize("kind", [TypeError, KeyError, OSError])
-def test_an_error_of_an_environment_shows_no_value_of_a_reference(monkeypatch, kind):
-    monkeypatch.setenv("GAME_TOKEN", "hunter\n2's")
+def test_an_error_of_an_environment_shows_no_value_of_a_reference(monkeypatch, kind, value):
+    monkeypatch.setenv("GAME_TOKEN", value)
 
     def fail(self, **given):
         try:
@@ -147,8 +148,8 @@ def test_an_error_of_an_environment_shows_no_value_of_a_reference(monkeypatch, k
     with pytest.raises((ValueError, RuntimeError)) as raised:
         make_env(EnvSettings("Prices-v0", {"token": REFERENCE, "server": "here"}))
     shown = "".join(traceback.format_exception(raised.value))
-    assert "rejected" in shown
-    assert "here" in shown
+    assert "hidden" in shown
+    assert "here" in shown or "'" in value
     assert "hunter" not in shown
 
 

@@ -118,15 +118,21 @@ def _resolve(value: Any, path: str, values: list[str]) -> Any:
 
 
 def hide_values(text: str, values: list[str]) -> str:
-    """A text without the values of environment variables, as such or as up to three nested `repr` show them."""
+    """A text without the values of environment variables; nothing of it if it shows one in nested quotes or escapes."""
     for value in filter(None, values):
-        form = value
-        for _ in range(4):
-            text, form = text.replace(form, HIDDEN), repr(form)[1:-1]
-    return text
+        text = text.replace(value, HIDDEN).replace(repr(value)[1:-1], HIDDEN)
+    return HIDDEN if _shows(text, values) else text
 
 
 def shows_values(error: BaseException, values: list[str]) -> bool:
-    """Whether the traceback of an error, its causes included, holds such a value."""
-    text = "".join(traceback.format_exception(error))
-    return hide_values(text, values) != text
+    """Whether the traceback of an error, its causes included, shows such a value."""
+    return _shows("".join(traceback.format_exception(error)), values)
+
+
+def _shows(text: str, values: list[str]) -> bool:
+    return any(_without_escapes(value) in _without_escapes(text) for value in filter(None, values))
+
+
+def _without_escapes(text: str) -> str:
+    """A text without quotes and backslashes, the same for a text and its `repr`."""
+    return re.sub(r"[\\'\"]", "", repr(text))
