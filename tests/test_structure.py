@@ -37,7 +37,7 @@ ALLOWED = {
     "resume": {"shares"},
     "agent": {"checkpoint_io", "envs", "module", "resume"},
     "ram": {"replay"},
-    "envs": {"resume", "secrets"},
+    "envs": {"resume"},
     "replay": {"resume"},
     "compilation": set(),
     "optimizers": set(),
@@ -71,7 +71,7 @@ ALLOWED = {
     # callbacks see the learner and the data side as types only
     "callbacks": {"envs", "resume"},
     "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "resume"},
-    "sweep": {"cli", "callbacks", "secrets"},
+    "sweep": {"cli", "callbacks", "envs"},
     "__init__": {"agent", "callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
 }

@@ -39,8 +39,8 @@ class DQNDataModule(pl.LightningDataModule):
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; those named like
-            secrets (token, key, ...) enter no file of a run.
+        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; a secret (token,
+            key, ...) is given as {from_env: NAME}, the name of an environment variable.
         wrappers: Gymnasium wrappers around each environment, the innermost first.
         frame_stack: observations that the agent sees together, oldest first; 1 for each by itself.
         num_envs: environments played side by side, N; of each rank, where there are several.
