@@ -45,12 +45,11 @@ from lightning_dqn.cli.runs import (
     run_of,
     with_run_config,
 )
-from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, prepare_logger, start_wandb
+from lightning_dqn.cli.tracking import continue_wandb, prepare_logger, start_wandb
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
 from lightning_dqn.ranks import lost, tells_of_loss
-from lightning_dqn.secrets import hide_secrets
 
 
 class DQNCLI(LightningCLI):
@@ -111,9 +110,7 @@ class DQNCLI(LightningCLI):
             refuse(error)
         earlier = run_of(run.ckpt_path)
         if self.config.subcommand == "fit" and earlier is not None:
-            shown = run.clone()
-            shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
-            text = self._parser("fit").dump(shown, skip_none=False)
+            text = self._parser("fit").dump(run, skip_none=False)
             refuse_contradictions(yaml.safe_load(text), earlier / "config.yaml")
         self.checkpoint_io = AtomicCheckpointIO()
         self.checkpoint = read_checkpoint(self.checkpoint_io, run.ckpt_path) if run.ckpt_path else None
@@ -208,9 +205,7 @@ class DQNCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
-                given = self.datamodule.env_kwargs
-                with no_word_of_the_command(logger) if given != hide_secrets(given) else contextlib.nullcontext():
-                    self.offline_because += start_wandb(logger)
+                self.offline_because += start_wandb(logger)
         if self.offline_because:
             rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
 

@@ -92,7 +92,7 @@ def refuse_contradictions(config: dict[str, Any], saved: Path) -> None:
 
     What decides on learning must be the same: the seed and all of data, model, target_update, epsilon and priorities
     but for FREE. What only watches, saves or ends the run may differ: trainer, checkpoint, plot, video, progress_bar.
-    Arguments of the environment may be secret; the checkpoint has a hash of them, which is compared later.
+    The checkpoint has a hash of the environment's arguments, which is compared later.
 
     Args:
         config: of the run as it shall go on.
