@@ -1,7 +1,6 @@
 """What a checkpoint was made for, in words: environments and networks are told apart before anything is loaded."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +9,14 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, optim
 
+from lightning_dqn.resume.plain import plain_form
+
 # how an optimizer computes, not what
 HOW = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def environment_in_words(env: gym.Env[Any, Any], env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """What an environment is, its wrappers and time limit included, and of its arguments, which may be secret, a hash.
+    """What an environment is, its wrappers and time limit included, and of its arguments, a hash.
 
     Args:
         env: made by `make_env`.
@@ -27,8 +28,7 @@ def environment_in_words(env: gym.Env[Any, Any], env_id: str, env_kwargs: Mappin
         chain.append(chain[-1].env)
     names = [f"{type(layer).__module__}.{type(layer).__qualname__}" for layer in chain]
     limit = env.spec.max_episode_steps if env.spec else None
-    # objects by their type alone: what else they show may change from process to process
-    text = json.dumps(env_kwargs, sort_keys=True, default=lambda value: type(value).__qualname__)
+    text = repr(sorted((name, plain_form(value)) for name, value in env_kwargs.items()))
     return {
         "env_id": env_id,
         "env_kwargs": f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}",

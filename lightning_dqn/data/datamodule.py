@@ -21,7 +21,6 @@ from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env
 from lightning_dqn.fingerprint import environment_in_words, refuse_other_knobs
 from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, try_out
-from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotSnapshotError
 
 # what another value of would make another run of it; evaluation may change at a resume
@@ -49,8 +48,8 @@ class DQNDataModule(pl.LightningDataModule):
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; those named like
-            secrets (token, key, ...) enter no file of a run.
+        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; a secret (token,
+            key, ...) is given as {from_env: NAME}, the name of an environment variable.
         wrappers: Gymnasium wrappers around each environment, the innermost first.
         frame_stack: observations that the agent sees together, oldest first; 1 for each by itself.
         num_envs: environments played side by side, N; of each rank, where there are several.
@@ -134,7 +133,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self.mask_size = check_masks(env) if action_masks else 0
-        self._environment = environment_in_words(env, env_id, hide_secrets(self.env_kwargs))
+        self._environment = environment_in_words(env, env_id, self.env_kwargs)
         env.close()
         self.bytes_besides += self.mask_size
         check_memory(self)

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.data.rollout_dataset import RolloutDataset
 from lightning_dqn.envs import EnvSettings, Vectorization, make_vector_env
+from lightning_dqn.envs.arguments import has_reference
 from lightning_dqn.ranks import Ranks
-from lightning_dqn.secrets import hide_secrets
 from lightning_dqn.snapshots import CannotRestoreError, prove
 
 
@@ -36,8 +36,8 @@ def find_obstacle(
         obstacle = "vectorization=async runs them in other processes"
     elif overlap:
         obstacle = "overlap=true lets them step on in the meantime"
-    elif hide_secrets(settings.env_kwargs) != settings.env_kwargs:
-        obstacle = "their arguments hold a secret, which they may keep in any form"
+    elif has_reference(settings.env_kwargs):
+        obstacle = "their arguments hold a secret, which their attributes may show"
     elif prove_it:
         obstacle = prove(lambda: make_vector_env(settings, num_envs, vectorization), seed=0)
     if obstacle is not None:

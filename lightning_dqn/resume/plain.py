@@ -1,0 +1,122 @@
+"""Arguments of any type as plain values, for a file: what has no plain form is replaced by a digest."""
+
+import contextlib
+import datetime
+import hashlib
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+
+# their repr is the same in every process
+BY_REPR = (bytes, bytearray, complex, range, Decimal, PurePath, datetime.date, datetime.time, datetime.timedelta)
+# of longer ones, torch.load(weights_only=True) rejects the pickle
+INT_BITS = 2039
+CHUNK_ITEMS = 2**16
+
+
+def plain_form(value: Any) -> Any:
+    """A value as None, bool, int, float, str, and lists, tuples and dicts of these, dict keys included.
+
+    Numpy scalars become Python numbers. Everything else, and a dict with other keys as a whole, is replaced by
+    `{"digest": "TYPE sha256:HEX"}`, the same in every process: the digest of an array, or of what has `__array__`, is
+    over dtype, shape and content, that of a function or class over its name. Of other objects it is over the name of
+    their type alone, since what else they show may differ between processes; so it is of containers that contain
+    themselves.
+
+    Args:
+        value: of any type; not changed.
+    """
+    return _plain(value, "", (), _as_digest)
+
+
+def without_plain_form(value: Any) -> list[str]:
+    """Paths of what `plain_form` replaces by a digest, such as `prices` or `levels[0].map`.
+
+    Args:
+        value: of any type.
+    """
+    paths: list[str] = []
+    _plain(value, "", (), lambda _, path, __: paths.append(path.removeprefix(".")))
+    return paths
+
+
+def path_step(key: Any) -> str:
+    """How the path to a container continues with a key or index: `.name`, else `[0]`."""
+    return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
+
+
+def _plain(value: Any, path: str, above: tuple[int, ...], replace: Callable[[Any, str, tuple[int, ...]], Any]) -> Any:
+    """A value with all that has no plain form replaced.
+
+    Args:
+        value: of any type.
+        path: of the value.
+        above: ids of the containers that it is in.
+        replace: called with what has no plain form, its path, and the ids of the containers that it is in.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, (float, str)) or (isinstance(value, int) and value.bit_length() <= INT_BITS):
+        return _of_base_class(value)
+    within = (*above, id(value))
+    if isinstance(value, (list, tuple)) and id(value) not in above:
+        items = [_plain(item, f"{path}[{i}]", within, replace) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict) and id(value) not in above and not any(without_plain_form(key) for key in value):
+        return {
+            _plain(key, "", (), replace): _plain(item, path + path_step(key), within, replace)
+            for key, item in value.items()
+        }
+    return replace(value, path, above)
+
+
+def _of_base_class(value: Any) -> Any:
+    """A scalar without a class of its own, such as that of an enum."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _as_digest(value: Any, _: str, above: tuple[int, ...]) -> dict[str, str]:
+    """The digest of what a value shows that is the same in every process, at least of its type's name."""
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    found = hashlib.sha256(name.encode())
+    if id(value) in above:
+        pass
+    elif isinstance(value, int):
+        found.update(hex(value).encode())
+    elif isinstance(value, BY_REPR):
+        found.update(repr(value).encode())
+    elif isinstance(value, (set, frozenset)):
+        found.update(repr(sorted(repr(plain_form(item)) for item in value)).encode())
+    elif isinstance(value, torch.Tensor):
+        _add_tensor(found, value)
+    elif hasattr(type(value), "__array__"):
+        # one that can't be converted after all is hashed by the name of its type
+        with contextlib.suppress(TypeError, ValueError):
+            _add_array(found, np.asarray(value), (*above, id(value)))
+    elif callable(value) and isinstance(getattr(value, "__qualname__", None), str):
+        found.update(f"{value.__module__}.{value.__qualname__}".encode())
+    return {"digest": f"{name} sha256:{found.hexdigest()}"}
+
+
+def _add_tensor(found: Any, value: torch.Tensor) -> None:
+    """Hash a tensor; one that is not dense by its dtype and shape."""
+    found.update(f"{value.dtype} {tuple(value.shape)}".encode())
+    if value.layout == torch.strided and not value.is_meta:
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _add_array(found: Any, array: Any, above: tuple[int, ...]) -> None:
+    """Hash an array in C order by chunks, of which those that are not contiguous are copied."""
+    found.update(f"{array.dtype!r} {array.shape}".encode())
+    if array.dtype.hasobject:
+        found.update(repr(_plain(array.tolist(), "", above, _as_digest)).encode())
+        return
+    for chunk in np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], order="C", buffersize=CHUNK_ITEMS):
+        found.update(np.ascontiguousarray(chunk).view(np.uint8))
