@@ -1,5 +1,6 @@
 """Small fits that can be stopped and resumed, and what two of them have in common to the bit."""
 
+import os
 from pathlib import Path
 
 import gymnasium as gym
@@ -52,6 +53,8 @@ def fit(
 ):
     """A fit with a checkpoint at every epoch's end, and one every so many updates; its trainer."""
     pl.seed_everything(seed, verbose=False)
+    # a resumed run draws from the generators of its checkpoint, whatever this process drew before
+    os.environ["PL_GLOBAL_SEED"] = "3"
     epochs = ModelCheckpoint(folder, "epoch{epoch}", save_top_k=-1, auto_insert_metric_name=False)
     updates = ModelCheckpoint(
         folder, "mid{step}", save_top_k=-1, every_n_train_steps=every_n_updates, auto_insert_metric_name=False
@@ -80,9 +83,9 @@ def fit(
 def differences(one, other, path=""):
     """Key paths at which two checkpoints are not the same to the bit.
 
-    But for where files are stored.
+    But for where files are stored, and for what identifies the run, which a resume compares by itself.
     """
-    if path == ".callbacks":
+    if path in (".callbacks", ".options", ".manifest", ".agent"):
         return
     if type(one) is not type(other):
         yield path
@@ -102,9 +105,9 @@ def differences(one, other, path=""):
 
 def play(checkpoint, steps=50, wrappers=()):
     """What the environments of a checkpoint show in their next steps, as bytes."""
-    knobs, under_way = checkpoint["DQNDataModule"]["knobs"], checkpoint["DQNDataModule"]["train"]["under_way"]
-    settings = EnvSettings(knobs["env_id"], wrappers=wrappers, frame_stack=knobs["frame_stack"])
-    envs = make_vector_env(settings, knobs["num_envs"], knobs["vectorization"])
+    data, under_way = checkpoint["agent"]["data"]["init_args"], checkpoint["DQNDataModule"]["train"]["under_way"]
+    settings = EnvSettings(data["env_id"], wrappers=wrappers, frame_stack=data["frame_stack"])
+    envs = make_vector_env(settings, data["num_envs"], data["vectorization"])
     where = under_way.get("pending", under_way)
     ended = where["terminated"] | where["truncated"] if "pending" in under_way else under_way["resetting"]
     returns, lengths = under_way["returns"].clone(), under_way["lengths"].clone()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from test_action_masks import Walk
 from test_replay_dataset import countdown, take, transitions
 from toys import through_a_checkpoint
 
@@ -198,6 +199,7 @@ class Clock(gym.Env):
 
 
 gym.register("TestClock-v0", Clock)
+assert gym.spec("Walk-v0").entry_point is Walk
 
 
 def make_clocks(overlap=False, seed=0):
@@ -253,7 +255,8 @@ def test_a_step_under_way_of_an_episode_that_is_not_repeated_is_truncated(monkey
     steps_of(player, 3)
     player.send()
     missed = other.load_state_dict(through_a_checkpoint(player.state_dict()))
-    assert not missed.any(), "the step is stored first"
+    assert missed.tolist() == [True, True]
+    assert not other.resetting.any(), "the step under way is stored first"
     assert other.step()[3].tolist() == [True, True]
     assert len(other.episodes) == 0
     assert other._lengths.tolist() == [0, 0]
@@ -454,6 +457,24 @@ def test_a_forged_outcome_of_a_step_under_way_is_rejected(name, change):
     with pytest.raises(CheckpointError) as error:
         make_player().load_state_dict(state, "train")
     assert str(error.value).startswith(f"train.under_way.pending.{name}")
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool), None])
+def test_a_forged_action_mask_is_rejected(mask):
+    def rightwards(observation, rng, mask):
+        return mask.argmax(1)
+
+    player, other = (make_player("Walk-v0", policy=rightwards, action_masks=True) for _ in range(2))
+    player.start()
+    steps_of(player, 3)
+    state = through_a_checkpoint(player.state_dict())
+    good = copy.deepcopy(state)
+    state["under_way"]["action_mask"] = mask
+    with pytest.raises(CheckpointError, match=r"train\.under_way\.action_mask"):
+        other.load_state_dict(state, "train")
+    again = make_player("Walk-v0", policy=rightwards, action_masks=True)
+    assert not again.load_state_dict(good, "train").any()
+    assert steps_of(again, 20) == steps_of(player, 20)
 
 
 def test_truncate_ends_the_episodes_of_some_environments_only():

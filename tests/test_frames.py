@@ -30,6 +30,7 @@ from test_replay import (
     play,
 )
 
+from lightning_dqn.checkpoint_io import CheckpointError
 from lightning_dqn.ram import MemorySize
 from lightning_dqn.replay import PrioritizedSampler, ReplayMemory, UniformSampler
 
@@ -357,9 +358,9 @@ def test_stacks_that_do_not_begin_with_zeros_are_refused():
         memory.begin(envs.reset()[0])
 
 
-def test_frames_of_a_checkpoint_with_another_number_of_frames_are_refused():
+def test_frames_of_a_checkpoint_with_another_number_of_frames_are_rejected():
     state = played_stream(10, 1, 1, 2).memory.state_dict()
-    with pytest.raises(ValueError, match=r"data\.frame_stack=2, this run has 4"):
+    with pytest.raises(CheckpointError, match=r"memory\.frame_stack"):
         make_stream(10, 1, 1, 4).memory.load_state_dict(state)
 
 

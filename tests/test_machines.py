@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import clean_environment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.cli import main
-from lightning_dqn.cli.runs import with_run_config
 
 SLURM_SCRIPT = Path(__file__).parent.parent / "configs" / "slurm.sh"
 SMALL = "--trainer.accelerator cpu --trainer.logger false --video.episodes 0 --data.eval_episodes 2"
@@ -189,33 +187,17 @@ def test_a_requeued_slurm_job_of_two_machines_goes_on_in_its_folder(tmp_path):
     assert "exists and is not empty" not in said[0]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_rank_alone_says_which_configuration_lies_with_a_checkpoint(tmp_path, monkeypatch, capfd, rank):
-    monkeypatch.setattr(rank_zero_only, "rank", rank)
-    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoint.parent.mkdir()
-    checkpoint.touch()
-    config = tmp_path / "config.yaml"
-    config.touch()
-    # all of them use it
-    words = with_run_config(["test", "--ckpt_path", str(checkpoint)])
-    assert words == ["test", "--config", str(config), "--ckpt_path", str(checkpoint)]
-    assert (str(config) in capfd.readouterr().err) == (rank == 0)
-
-
 def test_ranks_that_lightning_starts_are_told_which_checkpoint_is_meant(tmp_path, monkeypatch, capsys):
-    checkpoint = tmp_path / "runs" / "CartPole-v1" / "now" / "checkpoints" / "last.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
-    (checkpoint.parent.parent / "config.yaml").write_text("seed_everything: 5\n")
     monkeypatch.chdir(tmp_path)
+    main(["fit", *SHORT])
+    (checkpoint,) = Path("runs").glob("*/*/checkpoints/last.ckpt")
+    capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["lightning_dqn", "test", "--ckpt_path", "last", "--print_config"])
     with pytest.raises(SystemExit):
         main()
     # Lightning hands these on
-    path = str(checkpoint.relative_to(tmp_path))
-    assert sys.argv[-2:] == ["--ckpt_path", path]
-    assert f"ckpt_path: {path}" in capsys.readouterr().out
+    assert sys.argv[1:] == ["test", "--ckpt_path", "last", "--print_config", "--ckpt_path", str(checkpoint)]
+    assert f"ckpt_path: {checkpoint}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,6 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from runs import Dropout, Unrepeatable, assert_same_run, fit, load, make_pair
 from test_replay_dataset import (
-    Countdown,
-    Written,
     countdown,
     make_dataset,
     one_step,
@@ -30,6 +28,7 @@ from torch import nn
 
 from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler
 from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
+from lightning_dqn.checkpoint_io import CheckpointError
 from lightning_dqn.envs import EnvSettings, make_vector_env
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -113,7 +112,7 @@ def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs
     fit(tmp_path / "part", **knobs, limits={"max_epochs": 1})
     fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "part" / "epoch0.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert len(said) == 1
     assert said[0].endswith(" transitions."), "nothing that is not exact"
 
@@ -128,7 +127,7 @@ def test_case_01_environments_of_all_kinds_resume_exactly(tmp_path, notes, name)
     fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     wrappers = knobs.get("wrappers", ())
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt", wrappers=wrappers)
-    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert line.endswith(" transitions."), "nothing that is not exact"
 
 
@@ -159,7 +158,7 @@ def test_case_01_games_that_are_stepped_one_by_one_go_on_exactly_from_an_epochs_
     for part in ("epoch0", "mid444"):
         fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
         assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
+    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert [line.endswith(" transitions.") for line in said] == [True, True], "nothing that is not exact"
 
 
@@ -330,23 +329,21 @@ def prioritized(tmp_path_factory):
 
 
 OTHER_RUNS = {
-    "num_envs": ({"num_envs": 2}, r"data\.num_envs=1, this run has 2"),
-    "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.99, this run has 0\.5"),
-    "batch_size": ({"batch_size": 17}, r"data\.batch_size=16, this run has 17"),
-    "sampler": (
-        {"sampler": PrioritizedSampler},
-        r"data\.sampler=UniformSampler, this run has PrioritizedSampler: use the same",
-    ),
-    "double": ({"learner": {"double": True}}, r"model\.double=False, this run has True"),
-    "model": ({"model": QRDQN}, "has shape|knobs|model"),
-    "munchausen": ({"learner": {"munchausen": True}}, r"model\.munchausen=False, this run has True"),
-    "loss": ({"learner": {"loss": "mse"}}, r"model\.loss=huber, this run has mse"),
-    "clip_grad_norm": ({"learner": {"clip_grad_norm": 1.0}}, r"model\.clip_grad_norm=None, this run has 1\.0"),
-    "boltzmann": ({"learner": {"boltzmann_temperature": 1.0}}, r"model\.boltzmann_temperature=None, this run has 1\.0"),
-    "lr_scheduler": ({"learner": {"lr_scheduler": falling}}, r"model\.lr_scheduler=None, this run has ExponentialLR"),
-    "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.001, this run has 0\.5"),
-    "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, "use the model.network that it was made with"),
-    "environment": ({"env_id": "Acrobot-v1"}, "use the env_id that it was made with"),
+    "num_envs": ({"num_envs": 2}, r"data\.num_envs=2: .* 1;"),
+    "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.5: .* 0\.99;"),
+    "batch_size": ({"batch_size": 17}, r"data\.batch_size=17: .* 16;"),
+    "sampler": ({"sampler": PrioritizedSampler}, r"data\.sampler=\S+PrioritizedSampler: .*UniformSampler;"),
+    "double": ({"learner": {"double": True}}, r"model\.double=True: .* False;"),
+    "model": ({"model": QRDQN}, r"model=\S+QRDQN: .*DQN;"),
+    "munchausen": ({"learner": {"munchausen": True}}, r"model\.munchausen=True: .* False;"),
+    "loss": ({"learner": {"loss": "mse"}}, r"model\.loss=mse: .* huber;"),
+    "clip_grad_norm": ({"learner": {"clip_grad_norm": 1.0}}, r"model\.clip_grad_norm=1\.0: .* None;"),
+    "boltzmann": ({"learner": {"boltzmann_temperature": 1.0}}, r"model\.boltzmann_temperature=1\.0: .* None;"),
+    "lr_scheduler": ({"learner": {"lr_scheduler": falling}}, r"model\.lr_scheduler=\S+ExponentialLR: .* None;"),
+    "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.5: .* 0\.001;"),
+    "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, r"model\.network=\S*lambda"),
+    "environment": ({"env_id": "Acrobot-v1"}, r"data\.env_id=Acrobot-v1: .* CartPole-v1;"),
+    "tau": ({"target": {"tau": 0.5}}, r"target_update\.tau=0\.5: .* 0\.005;"),
 }
 
 
@@ -359,24 +356,14 @@ def test_case_09_a_trainer_of_ones_own_refuses_to_go_on_with_other_knobs(tmp_pat
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [
-        (partial(PrioritizedSampler, alpha=0.5), r"data\.sampler\.alpha=0\.6, this run has 0\.5"),
-        (partial(PrioritizedSampler, epsilon=0.1), r"data\.sampler\.epsilon=1e-06, this run has 0\.1"),
-        (UniformSampler, r"data\.sampler=PrioritizedSampler, this run has UniformSampler: use the same"),
+        (partial(PrioritizedSampler, alpha=0.5), r"data\.sampler\.alpha=0\.5: .* 0\.6;"),
+        (partial(PrioritizedSampler, epsilon=0.1), r"data\.sampler\.epsilon=0\.1: .* 1e-06;"),
+        (UniformSampler, r"data\.sampler=\S+UniformSampler: .*PrioritizedSampler;"),
     ],
 )
 def test_case_09_prioritised_replay_goes_on_with_its_own_settings_or_not_at_all(tmp_path, prioritized, sampler, words):
     with pytest.raises(MisconfigurationException, match=words):
         fit(tmp_path, ckpt_path=prioritized, sampler=sampler)
-
-
-def test_case_09_a_checkpoint_from_before_there_were_samplers_was_uniform(tmp_path, whole):
-    checkpoint = load(whole / "epoch0.ckpt")
-    del checkpoint["DQNDataModule"]["knobs"]["sampler"]
-    torch.save(checkpoint, tmp_path / "uniform.ckpt")
-    fit(tmp_path / "on", ckpt_path=tmp_path / "uniform.ckpt", seed=77)
-    assert_same_run(whole / "epoch1.ckpt", tmp_path / "on" / "epoch1.ckpt")
-    with pytest.raises(MisconfigurationException, match=r"data\.sampler=UniformSampler"):
-        fit(tmp_path, ckpt_path=tmp_path / "uniform.ckpt", sampler=PrioritizedSampler)
 
 
 def test_case_09_what_only_watches_may_change(tmp_path, whole):
@@ -400,13 +387,13 @@ def test_case_10_a_checkpoint_of_another_wrapper_chain_or_time_limit_is_refused(
     fit(tmp_path, env_id="TestChanging-v0", limits={"max_epochs": 1})
     for change in ((90,), (100, Unrepeatable)):
         register(*change)
-        with pytest.raises(MisconfigurationException, match=r"data\.wrappers=.*TimeLimit.*, this run has .*TimeLimit"):
+        with pytest.raises(MisconfigurationException, match=r"env\.(max_episode_steps|layers)="):
             fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt")
 
 
-def test_case_10_other_arguments_of_the_environment_are_refused_and_not_shown(tmp_path):
+def test_case_10_other_arguments_of_the_environment_are_rejected(tmp_path):
     fit(tmp_path, env_id="FrozenLake-v1", env_kwargs={"is_slippery": True}, limits={"max_epochs": 1})
-    with pytest.raises(MisconfigurationException, match=r"data\.env_kwargs=sha256 \w{16}, this run has sha256 \w{16}"):
+    with pytest.raises(MisconfigurationException, match=r"data\.env_kwargs=.*is_slippery"):
         fit(tmp_path, env_id="FrozenLake-v1", ckpt_path=tmp_path / "epoch0.ckpt")
 
 
@@ -422,12 +409,12 @@ def test_case_11_a_memory_that_got_lost_is_an_error(tmp_path, whole, lost):
     else:
         del checkpoint["DQNDataModule"]["train"]["memory"]
     torch.save(checkpoint, tmp_path / "lost.ckpt")
-    with pytest.raises(MisconfigurationException, match="has no memory of a DQNDataModule"):
+    with pytest.raises(CheckpointError, match=r"DQNDataModule\S* is missing"):
         fit(tmp_path, ckpt_path=tmp_path / "lost.ckpt")
 
 
 def test_case_11_a_renamed_data_module_is_an_error_and_not_an_empty_memory(tmp_path, whole):
-    with pytest.raises(MisconfigurationException, match="has no memory of a Renamed"):
+    with pytest.raises(MisconfigurationException, match=r"data=\S+Renamed: .*DQNDataModule;"):
         fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", data=Renamed)
 
 
@@ -452,7 +439,7 @@ def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_an
     assert cut.any(), "an episode is under way"
     played = len(first.datamodule.episodes)
     second = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, ckpt_path=tmp_path / "epoch0.ckpt")
-    (line,) = [line for line in notes if line.startswith("Resumed")]
+    (line,) = [line for line in notes if line.startswith("Environments")]
     assert f"Environments {np.flatnonzero(cut).tolist()} did not repeat their episodes" in line
     assert second.datamodule.env_steps in {599, 600}
     # what was cut is no episode of the history, and the next ones begin with their first step
@@ -491,40 +478,27 @@ def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp
 # 24: what is stored around the ends of episodes, with resumes in between
 
 
-class Ledger(Countdown):
-    """A Countdown that writes its steps down in plain values, so that a snapshot can hold them."""
-
-    def step(self, action):
-        outcome = super().step(action)
-        self.written[-1] = tuple(self.written[-1])
-        return outcome
-
-
-gym.register("TestLedger-v0", Ledger, max_episode_steps=5)
-
-
-def ledger(num_envs, seed=0):
-    """A dataset of ledgers."""
-    return make_dataset(make_vector_env(EnvSettings("TestLedger-v0"), num_envs, "sync"), seed=seed)
-
-
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path, num_envs):
     # TimeLimit cuts at 5 what ends by itself after 1 to 8 steps
-    dataset = ledger(num_envs)
+    dataset = countdown(num_envs)
     under_way = resetting = 0
+    account = [[] for _ in range(num_envs)]
     for seed in range(40):
         take(dataset, 3)
+        for steps, env, written in zip(account, dataset.envs.envs, written_by(dataset), strict=True):
+            # a replay writes the last episode down again
+            steps.extend(written[: len(written) - env.episode_log.length])
         torch.save(dataset.state_dict(), tmp_path / "state")
         resetting += int(dataset.player.resetting.sum())
         under_way += int((dataset.player._lengths > 0).sum())
-        dataset = ledger(num_envs, seed=seed)
+        dataset = countdown(num_envs, seed=seed)
         dataset.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert min(under_way, resetting) > 5, "stopped in mid-episode and before a reset"
-    written = [[Written(*one) for one in steps] for steps in written_by(dataset)]
+    written = [steps + rest for steps, rest in zip(account, written_by(dataset), strict=True)]
     fifth = {one.terminated for steps in written for one in steps if one.next_observation[1] == 5}
     assert fifth == {True, False}
-    # the environments' own account, which went through the snapshots too: a cut bootstraps from the true last one
+    # the environments' own account: a cut bootstraps from the true last one
     assert transitions(dataset.memory) == one_step(written)
 
 
@@ -566,4 +540,4 @@ def test_a_module_made_from_a_checkpoint_starts_with_generators_of_its_own(tmp_p
     weights_only = Path(whole / "epoch0.ckpt")
     model, _ = make_pair()
     model.on_load_checkpoint(load(weights_only))
-    assert model._generators is None
+    assert model.rng_state is None

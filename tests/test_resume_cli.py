@@ -168,16 +168,19 @@ def test_the_memory_can_be_left_out(part, capfd, notes):
 
 
 CONTRADICTIONS = {
-    "gamma": (["--data.gamma=0.5"], "--data.gamma=0.5 contradicts 0.99"),
-    "gamma-apart": (["--data.gamma", "0.5"], "--data.gamma=0.5 contradicts 0.99"),
-    "num_envs": (["--data.num_envs", "2"], "--data.num_envs=2 contradicts 1"),
-    "env_id": (["--data.env_id", "Acrobot-v1"], "--data.env_id=Acrobot-v1 contradicts CartPole-v1"),
-    "lr": (["--model.optimizer.lr", "0.5"], "--model.optimizer.lr=0.5 contradicts 0.0001"),
-    "double": (["--model.double", "true"], "--model.double=True contradicts False"),
-    "network": (["--model.network.hidden_sizes", "[8]"], "--model.network.hidden_sizes=[8] contradicts [16]"),
-    "tau": (["--target_update.tau", "1"], "--target_update.tau=1.0 contradicts 0.005"),
-    "epsilon": (["--epsilon.end", "0.1"], "--epsilon.end=0.1 contradicts 0.05"),
-    "seed": (["--seed_everything", "7"], "--seed_everything=7 contradicts 0"),
+    "gamma": (["--data.gamma=0.5"], "data.gamma=0.5: the checkpoint was made with 0.99"),
+    "gamma-apart": (["--data.gamma", "0.5"], "data.gamma=0.5: the checkpoint was made with 0.99"),
+    "num_envs": (["--data.num_envs", "2"], "data.num_envs=2: the checkpoint was made with 1"),
+    "env_id": (["--data.env_id", "Acrobot-v1"], "data.env_id=Acrobot-v1: the checkpoint was made with CartPole-v1"),
+    "lr": (["--model.optimizer.lr", "0.5"], "model.optimizer.lr=0.5: the checkpoint was made with 0.0001"),
+    "double": (["--model.double", "true"], "model.double=True: the checkpoint was made with False"),
+    "network": (
+        ["--model.network.hidden_sizes", "[8]"],
+        "model.network.hidden_sizes=[8]: the checkpoint was made with [16]",
+    ),
+    "tau": (["--target_update.tau", "1"], "target_update.tau=1.0: the checkpoint was made with 0.005"),
+    "epsilon": (["--epsilon.end", "0.1"], "epsilon.end=0.1: the checkpoint was made with 0.05"),
+    "seed": (["--seed_everything", "7"], "seed=7: the checkpoint was made with 0"),
 }
 
 
@@ -185,7 +188,6 @@ CONTRADICTIONS = {
 def test_case_09_a_flag_that_contradicts_the_run_is_refused_with_both_values(part, capfd, flags, words):
     line = refusal(capfd, "fit", "--ckpt_path", "last", *flags)
     assert words in line
-    assert "config.yaml" in line
 
 
 def test_case_09_a_configuration_beside_that_contradicts_the_run_is_refused_with_both_values(part, capfd):
@@ -193,14 +195,18 @@ def test_case_09_a_configuration_beside_that_contradicts_the_run_is_refused_with
     config["data"]["n_step"] = 3
     Path("mine.yaml").write_text(yaml.safe_dump(config))
     path = str(part / "checkpoints" / "last.ckpt")
-    assert "--data.n_step=3 contradicts 1" in refusal(capfd, "fit", "--config", "mine.yaml", "--ckpt_path", path)
+    assert "data.n_step=3: the checkpoint was made with 1" in refusal(
+        capfd, "fit", "--config", "mine.yaml", "--ckpt_path", path
+    )
 
 
-def test_case_09_without_a_configuration_the_checkpoint_itself_contradicts(part, capfd):
-    (part / "config.yaml").unlink()
+def test_case_09_the_checkpoint_is_compared_whatever_the_configuration_beside_it_says(part, capfd):
+    config = yaml.safe_load((part / "config.yaml").read_text())
+    config["data"]["gamma"] = 0.5
+    (part / "config.yaml").write_text(yaml.safe_dump(config))
     path = str(part / "checkpoints" / "last.ckpt")
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, "--ckpt_path", path, "--data.gamma", "0.5")
-    assert "data.gamma=0.99, this run has 0.5" in line
+    line = refusal(capfd, "fit", "--ckpt_path", path, "--data.gamma", "0.5")
+    assert "data.gamma=0.5: the checkpoint was made with 0.99" in line
 
 
 def test_case_09_what_does_not_touch_learning_may_change(part, whole):
@@ -228,7 +234,7 @@ class Malicious:
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 def test_case_08_a_malicious_checkpoint_is_refused_and_not_executed(part, capfd, subcommand):
     path = part / "checkpoints" / "evil.ckpt"
-    torch.save({"state_dict": Malicious(), "spaces": {}}, path, pickle_module=pickle)
+    torch.save({"state_dict": Malicious(), "manifest": {}}, path, pickle_module=pickle)
     line = refusal(capfd, subcommand, "--ckpt_path", str(path), *QUIET)
     assert "which is no plain value, so nothing of it was loaded or executed" in line
     assert not Path("executed").exists()
@@ -244,4 +250,4 @@ def test_case_11_a_memory_that_is_missing_is_refused(part, capfd):
     content = load(path)
     del content["DQNDataModule"]["train"]["memory"]
     torch.save(content, path)
-    assert "has no memory of a DQNDataModule" in refusal(capfd, "fit", "--ckpt_path", "last")
+    assert "DQNDataModule.train.memory is missing" in refusal(capfd, "fit", "--ckpt_path", "last")

@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_dqn.callbacks.agent_video import AgentVideo
 from lightning_dqn.callbacks.context import data_of, run_folder
 from lightning_dqn.callbacks.episode_plot import EpisodePlot
+from lightning_dqn.resume.manifest import describe_run
+from lightning_dqn.resume.rebuild import modules_to_trust
 
 
 class RunSummary(Callback):
@@ -24,14 +26,14 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what came of the run."""
-        self._print(trainer, "Finished")
+        self._print(trainer, pl_module, "Finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Print what there is of a run that was stopped."""
         if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt):
-            self._print(trainer, "Stopped")
+            self._print(trainer, pl_module, "Stopped")
 
-    def _print(self, trainer: Trainer, outcome: str) -> None:
+    def _print(self, trainer: Trainer, pl_module: LightningModule, outcome: str) -> None:
         if not trainer.is_global_zero:
             return
         data = data_of(trainer)
@@ -57,9 +59,11 @@ class RunSummary(Callback):
         lines += [f"  plot       {_short(path)}" for path in plots if path.exists()]
         lines += [f"  video      {_short(path)}" for path in videos]
         if saved and (folder / "config.yaml").exists():
+            modules = ",".join(sorted(modules_to_trust(describe_run(pl_module, data))))
+            trust = f" --trust {modules}" if modules else ""
             if outcome == "Stopped":
-                lines.append(f"  continue   python -m lightning_dqn fit --ckpt_path {_short(saved[-1])}")
-            lines.append(f"  replay     python -m lightning_dqn test --ckpt_path {_short(saved[0])}")
+                lines.append(f"  continue   python -m lightning_dqn fit --ckpt_path {_short(saved[-1])}{trust}")
+            lines.append(f"  replay     python -m lightning_dqn test --ckpt_path {_short(saved[0])}{trust}")
         sys.stdout.write("\n".join(lines) + "\n")
 
 

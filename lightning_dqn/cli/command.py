@@ -46,13 +46,12 @@ from lightning_dqn.cli.runs import (
     resolve_checkpoint,
     run_of,
 )
-from lightning_dqn.cli.tracking import continue_wandb, no_word_of_the_command, prepare_logger, start_wandb
+from lightning_dqn.cli.tracking import continue_wandb, prepare_logger, start_wandb
 from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
 from lightning_dqn.ranks import lost, tells_of_loss
 from lightning_dqn.resume.checkpoint import check_checkpoint, load_weights
-from lightning_dqn.secrets import hide_secrets
 
 
 class DQNCLI(LightningCLI):
@@ -242,9 +241,7 @@ class DQNCLI(LightningCLI):
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
-                given = self.datamodule.env_kwargs
-                with no_word_of_the_command(logger) if given != hide_secrets(given) else contextlib.nullcontext():
-                    self.offline_because += start_wandb(logger)
+                self.offline_because += start_wandb(logger)
         if self.offline_because:
             rank_zero_info(f"W&B is offline: {self.offline_because}. `wandb sync` uploads the run later.")
 

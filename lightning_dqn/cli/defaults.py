@@ -11,7 +11,6 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning_dqn.callbacks import EpisodeStatistics, EpisodeWriter, FiniteCheck, RunSummary, StopOnSignal
 from lightning_dqn.callbacks.context import run_folder
 from lightning_dqn.cli.from_checkpoint import options_of
-from lightning_dqn.secrets import hide_secrets
 
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
 
@@ -56,9 +55,7 @@ class SaveConfig(SaveConfigCallback):
         """Called by Lightning once a run."""
         if stage != "fit":
             return
-        shown = self.config.clone()
-        shown.data.env_kwargs = hide_secrets(shown.data.env_kwargs or {})
-        text = self.parser.dump(shown, skip_none=False)
+        text = self.parser.dump(self.config, skip_none=False)
         (run_folder(trainer) / "config.yaml").write_text(text)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))

@@ -2,9 +2,6 @@
 
 import netrc
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -98,20 +95,3 @@ def start_wandb(logger: WandbLogger) -> str:
         logger._wandb_init["mode"] = "offline"
         return " ".join(str(error).split())
     return ""
-
-
-@contextmanager
-def no_word_of_the_command(logger: WandbLogger) -> Iterator[None]:
-    """Begin the W&B run at the end of this at the latest, without the command line, which it would record with secrets.
-
-    Nor is anything of the git repository recorded: a configuration with a secret may be among its changes.
-    """
-    import wandb  # noqa: PLC0415
-
-    logger._wandb_init["settings"] = wandb.Settings(x_disable_meta=True, disable_git=True, save_code=False)
-    words, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        yield
-        _ = logger.experiment
-    finally:
-        sys.argv = words

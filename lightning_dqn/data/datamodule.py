@@ -1,5 +1,6 @@
 """The data side of a run behind Lightning's interface: environments, memory and evaluation episodes."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import gymnasium as gym
@@ -38,8 +39,8 @@ class DQNDataModule(pl.LightningDataModule):
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; those named like
-            secrets (token, key, ...) enter no file of a run.
+        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; a secret (token,
+            key, ...) is given as {from_env: NAME}, the name of an environment variable.
         wrappers: Gymnasium wrappers around each environment, the innermost first.
         frame_stack: observations that the agent sees together, oldest first; 1 for each by itself.
         num_envs: environments played side by side, N; of each rank, where there are several.
@@ -225,14 +226,15 @@ class DQNDataModule(pl.LightningDataModule):
         if self.train_dataset is None:
             return {}
         train = self.train_dataset.state_dict(with_envs=self._inexact is None)
-        self._told_too_long = self._told_too_long or announce_too_long(train)
+        self._told_too_long = self._told_too_long or announce_too_long(train, self.ranks)
         return {"save_memory": "memory" in train, "seed": self._seed, "train": train}
 
-    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def check_checkpoint(self, checkpoint: Mapping[str, Any], *, has_memory: bool) -> None:
         """See that a checkpoint holds what a run is resumed from: Lightning passes over a state that is missing.
 
         Args:
             checkpoint: as Lightning writes it.
+            has_memory: whether the module learns from a memory.
 
         Raises:
             CheckpointError: if the state, or its memory, is missing.
@@ -247,7 +249,7 @@ class DQNDataModule(pl.LightningDataModule):
         check_bool(state["save_memory"], f"{name}.save_memory")
         check_int(state["seed"], f"{name}.seed", 0, 2**64 - 1)
         train = check_dict(state["train"], f"{name}.train")
-        if state["save_memory"] and "memory" not in train and isinstance(self.train_dataset, ReplayDataset):
+        if has_memory and state["save_memory"] and not {"memory", "memories"} & train.keys():
             raise CheckpointError(f"{name}.train.memory is missing in the checkpoint: use another one")
 
     @property
@@ -273,7 +275,9 @@ class DQNDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
-        self.check_checkpoint({type(self).__qualname__: state})
+        self.check_checkpoint(
+            {type(self).__qualname__: state}, has_memory=isinstance(self.train_dataset, ReplayDataset)
+        )
         # evaluations are those of the run from which this one is resumed, whatever seed this process was given
         self._seed = state["seed"]
         if self.eval_dataset is not None:

@@ -283,7 +283,8 @@ class Player:
             iteration_env_steps: that `steps` is called with.
 
         Returns:
-            (N,) environments that did not repeat their episodes; their last stored step is to be truncated.
+            (N,) environments that did not repeat their episodes. Where `resetting` is set, they end with the last step,
+            elsewhere with the step under way.
 
         Raises:
             CheckpointError: if it is not the state of such a player.
@@ -316,7 +317,7 @@ class Player:
         return self.load_state_dict(state, iteration_env_steps=self._due)
 
     def _restore(self, state: Any, name: str) -> Mask:
-        """Continue the episodes under way; gives the environments (N,) whose last stored step is to be truncated."""
+        """Continue the episodes under way; gives the environments (N,) that did not repeat them."""
         state = check_dict(state, name, ("envs", "observation", "resetting", "returns", "lengths"))
         count = (self.envs.num_envs,)
         self.observation = self._check_observation(state["observation"], f"{name}.observation")
@@ -334,10 +335,10 @@ class Player:
             reached = Reached(observation, np.where(ended, 0, returns), np.where(ended, 0, lengths), ended)
         missed = restore_env_state(self.envs, state["envs"], f"{name}.envs", reached)
         if self._outcome is not None:
-            # the step is stored when it is asked for
+            # the step under way is truncated, not the one before it
             self._cut = missed & ~reached.ended
             truncated |= self._cut
-            return np.zeros_like(missed)
+            return missed
         self.resetting |= missed
         self._returns[missed] = 0
         self._lengths[missed] = 0

@@ -172,5 +172,5 @@ class ReplayDataset(IterableDataset[AnyTransition]):
             # as in `state_dict`
             state = {key: value for key, value in state.items() if key != "under_way"}
         missed = self.player.load_state_dict(state, name, iteration_env_steps=self._iteration_env_steps)
-        self.memory.truncate(missed)
+        self.memory.truncate(missed & self.player.resetting)
         return missed

@@ -3,6 +3,7 @@
 Called by `datamodule` when a fit begins, when it is saved and when it is resumed.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,15 +25,24 @@ def announce_inexact(reason: str) -> None:
     )
 
 
-def announce_too_long(state: Mapping[str, Any]) -> bool:
+def announce_too_long(state: Mapping[str, Any], ranks: Ranks) -> bool:
     """Say which episodes of the state of a dataset are too long to be replayed; returns whether there are any."""
     found = too_long(state["under_way"]["envs"]) if "under_way" in state else []
     if found:
-        rank_zero_info(
+        _announce_here(
+            ranks,
             f"Episodes of environments {found} have more than {MAX_LOGGED_ACTIONS:,} env steps: a resume can't replay "
-            "them; they will be kept as truncated, and new ones begin."
+            "them; they will be kept as truncated, and new ones begin.",
         )
     return bool(found)
+
+
+def _announce_here(ranks: Ranks, message: str) -> None:
+    """Say what concerns the environments of this rank alone."""
+    if ranks.rank == 0:
+        rank_zero_info(message)
+    else:
+        logging.getLogger("lightning.pytorch").info(f"Rank {ranks.rank}: {message}")
 
 
 def deal_anew(states: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int) -> dict[str, Any]:
@@ -98,9 +108,10 @@ def put_back(
             " Environments start new episodes, the ones under way are kept as truncated: "
             "the run continues, but not as if unstopped."
         )
-    elif missed.any():
-        resumed += (
-            f" Environments {np.flatnonzero(missed).tolist()} did not repeat their episodes from the same seed and "
-            "actions: these are kept as truncated, and new ones begin. The run continues, but not as if unstopped."
-        )
     rank_zero_info(resumed)
+    if missed.any():
+        _announce_here(
+            dataset.ranks,
+            f"Environments {np.flatnonzero(missed).tolist()} did not repeat their episodes from the same seed and "
+            "actions: these are kept as truncated, and new ones begin. The run continues, but not as if unstopped.",
+        )

@@ -29,10 +29,10 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
+from lightning_dqn.envs.arguments import check_secrets, hide_values, resolve, shows_values
 from lightning_dqn.envs.atari import GameProtocol, make_game, make_games
 from lightning_dqn.envs.episode_log import EpisodeLog
 from lightning_dqn.envs.single import SingleVectorEnv
-from lightning_dqn.secrets import hide_in_text, hide_secrets
 
 Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
 EnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
@@ -55,15 +55,22 @@ class EnvSettings:
 
     Attributes:
         env_id: registered id, `module:Env-v0` included.
-        env_kwargs: its arguments; of an Atari game, those of `GameProtocol`.
+        env_kwargs: its arguments, of any type; of an Atari game, those of `GameProtocol`. `{"from_env": NAME}`, at any
+            depth, stands for the value of an environment variable.
         wrappers: what is put around it, the innermost first.
         frame_stack: observations that are shown together, oldest first, along a new first axis; 1 for each by itself.
+
+    Raises:
+        ValueError: if an argument is a secret that is given by value.
     """
 
     env_id: str
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     wrappers: Sequence[EnvWrapper] = ()
     frame_stack: int = 1
+
+    def __post_init__(self) -> None:
+        check_secrets(self.env_kwargs)
 
     @property
     def is_atari(self) -> bool:
@@ -127,16 +134,13 @@ def make_env(settings: EnvSettings, render_mode: str | None = None) -> gym.Env[A
         ValueError: if the environment can't be made with these arguments.
     """
     find_spec(settings.env_id)
-    kwargs = dict(settings.env_kwargs)
-    try:
+    with _resolved_arguments(settings) as kwargs:
         if settings.is_atari:
             env = make_game(settings.env_id, GameProtocol(**kwargs), render_mode)
         else:
             # not every environment knows of rendering
             rendering: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
             env = gym.make(settings.env_id, **kwargs, **rendering)
-    except (TypeError, gym.error.Error) as error:
-        raise _refused(settings, error) from error
     return _dress(env, settings)
 
 
@@ -186,7 +190,7 @@ def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
     env = make_env(settings)
     if not settings.is_atari:
         return EpisodeLog(env)
-    protocol = GameProtocol(**settings.env_kwargs)
+    protocol = GameProtocol(**resolve(settings.env_kwargs)[0])
     if protocol.episodic_life:
         env.close()
         raise ValueError(
@@ -210,18 +214,34 @@ def _make_native(settings: EnvSettings, spec: EnvSpec, num_envs: int) -> VectorE
         raise ValueError(
             "vectorization=vector_entry_point: wrappers and frame_stack are for single environments; use sync or async"
         )
-    try:
+    with _resolved_arguments(settings) as kwargs:
         if settings.is_atari:
-            return make_games(settings.env_id, num_envs, GameProtocol(**settings.env_kwargs), settings.frame_stack)
-        return gym.make_vec(settings.env_id, num_envs, "vector_entry_point", **settings.env_kwargs)
-    except (TypeError, gym.error.Error) as error:
-        raise _refused(settings, error) from error
+            return make_games(settings.env_id, num_envs, GameProtocol(**kwargs), settings.frame_stack)
+        return gym.make_vec(settings.env_id, num_envs, "vector_entry_point", **kwargs)
 
 
-def _refused(settings: EnvSettings, error: Exception) -> ValueError:
-    """What an environment said of its arguments, without their secrets."""
-    said = hide_in_text(str(error), settings.env_kwargs).replace(f"{GameProtocol.__name__}.__init__()", "an Atari game")
-    return ValueError(f"env_id={settings.env_id}, env_kwargs={hide_secrets(settings.env_kwargs)}: {said}")
+@contextmanager
+def _resolved_arguments(settings: EnvSettings) -> Iterator[dict[str, Any]]:
+    """The arguments with references resolved, while an environment is made with them.
+
+    Tracebacks reach log files, so an error that shows the value of a reference is replaced by one without it.
+
+    Raises:
+        ValueError: if a variable is not set, or the arguments don't fit the environment.
+        RuntimeError: in place of another error that shows such a value.
+    """
+    kwargs, values = resolve(settings.env_kwargs)
+    try:
+        yield kwargs
+    except Exception as error:
+        text, hidden = hide_values(str(error), values), shows_values(error, values)
+        if isinstance(error, (TypeError, gym.error.Error)):
+            text = text.replace(f"{GameProtocol.__name__}.__init__()", "an Atari game")
+            text = f"env_id={settings.env_id}, env_kwargs={settings.env_kwargs}: {text}"
+            raise ValueError(text) from (None if hidden else error)
+        if hidden:
+            raise RuntimeError(f"{type(error).__name__}: {text}") from None
+        raise
 
 
 def _dress(env: gym.Env[Any, Any], settings: EnvSettings) -> gym.Env[Any, Any]:

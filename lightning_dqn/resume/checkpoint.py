@@ -66,8 +66,6 @@ def check_checkpoint(
             raise CheckpointError(f"{name} is missing: this is no checkpoint of this package; use another one")
     manifest = check_dict(checkpoint["manifest"], "manifest")
     if trainer is not None:
-        if hasattr(data, "check_checkpoint"):
-            data.check_checkpoint(checkpoint)
         check_same_run(manifest, build_manifest(module, data, trainer.callbacks))  # type: ignore[attr-defined]
     check_same_spaces(manifest, describe_run(module))
     try:
@@ -75,6 +73,8 @@ def check_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(network_difference(manifest, build_manifest(module)) or str(error)) from error
     if trainer is not None:
+        if hasattr(data, "check_checkpoint"):
+            data.check_checkpoint(checkpoint, has_memory=not module.on_policy)
         check_training_state(checkpoint, module, trainer)
 
 

@@ -132,6 +132,8 @@ def check_tensor(
         invalid(name, f"is a {type(value).__name__}, not a tensor")
     if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
         invalid(name, "is not a dense tensor")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        invalid(name, f"has shape {tuple(value.shape)}, but fewer numbers")
     if dtype is not None and value.dtype != dtype:
         invalid(name, f"has dtype {value.dtype}, not {dtype}")
     if shape is not None:

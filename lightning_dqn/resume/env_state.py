@@ -30,7 +30,7 @@ from lightning_dqn.resume.content import (
     invalid,
 )
 
-# longer logs are not replayed: 2 MB in a checkpoint, 8 s of CartPole, some minutes of a slow simulator
+# longer logs are not replayed: 2 MB in a checkpoint, 3 s of CartPole, minutes of a slow simulator
 MAX_LOGGED_ACTIONS = 250_000
 # seconds of replay between two looks at its progress
 SLICE = 0.5

@@ -98,6 +98,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if name == "class_path" and prefix:
             yield prefix.removesuffix("."), value
+        elif isinstance(value, dict) and value.keys() == {"opaque"}:
+            yield f"{prefix}{name}", value["opaque"]
         elif isinstance(value, dict) and name not in (*SPACES, "env_kwargs", "env_observation_space"):
             yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
         else:

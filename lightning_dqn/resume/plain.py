@@ -59,15 +59,8 @@ def _plain(value: Any, path: str, above: tuple[int, ...], replace: Callable[[Any
         replace: called with what has no plain form, its path, and the ids of the containers that it is in.
     """
     value = value.item() if isinstance(value, np.generic) else value
-    if value is None or isinstance(value, bool):
-        return value
-    # as the base class where it is a subclass, such as an enum
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, int) and value.bit_length() <= INT_BITS:
-        return int(value)
+    if value is None or isinstance(value, (float, str)) or (isinstance(value, int) and value.bit_length() <= INT_BITS):
+        return _of_base_class(value)
     within = (*above, id(value))
     if isinstance(value, (list, tuple)) and id(value) not in above:
         items = [_plain(item, f"{path}[{i}]", within, replace) for i, item in enumerate(value)]
@@ -78,6 +71,15 @@ def _plain(value: Any, path: str, above: tuple[int, ...], replace: Callable[[Any
             for key, item in value.items()
         }
     return replace(value, path, above)
+
+
+def _of_base_class(value: Any) -> Any:
+    """A scalar without a class of its own, such as that of an enum."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def _as_digest(value: Any, _: str, above: tuple[int, ...]) -> dict[str, str]:

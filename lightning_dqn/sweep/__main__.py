@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import yaml
+
 from lightning_dqn.cli import main as fit
 from lightning_dqn.cli.errors import refuse
 from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder
+from lightning_dqn.envs.arguments import check_secrets
 
 if TYPE_CHECKING:
     import optuna
@@ -147,12 +150,15 @@ def _open(search: "Search") -> "optuna.Study":
 
 def _check(words: list[str]) -> None:
     """Refuse words that no trial could run with, before there is any."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         try:
             fit(["fit", *words, "--print_config"])
         except SystemExit as left:
             if left.code:
                 raise
+    # the words are saved in the study
+    check_secrets(yaml.safe_load(printed.getvalue())["data"]["env_kwargs"] or {})
 
 
 def _leave(signum: int) -> NoReturn:

@@ -16,7 +16,6 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_dqn.secrets import hide_in_words
 from lightning_dqn.sweep.process import TrialProcess, reason
 from lightning_dqn.sweep.sweep_file import SweepFile
 from lightning_dqn.sweep.trial import PLACE, PRUNED
@@ -57,7 +56,7 @@ class Search:
         """
         file = self.file
         said = {
-            "words": hide_in_words([*file.before, *self.extra, *file.after]),
+            "words": [*file.before, *self.extra, *file.after],
             "metric": f"{file.goal} {file.metric}",
             **{parameter.name: _plain(parameter) for parameter in file.parameters},
         }
@@ -112,7 +111,7 @@ class Search:
         begun = time.monotonic()
         trial, values = self.ask(study)
         words = self.file.words(values, self.extra)
-        trial.set_user_attr("words", hide_in_words(words))
+        trial.set_user_attr("words", words)
         say(f"trial {trial.number:<3} {' '.join(f'{name}={_short(value)}' for name, value in values.items())}")
         log = self.folder / f"trial_{trial.number}.log"
         code = process.run(self._command(words), self._environment(trial), log)
