@@ -268,6 +268,21 @@ def test_an_environment_argument_that_is_an_object_is_named_by_make_env_and_can_
     assert agent.make_env(env_kwargs=arguments).observation_space == arguments["observation_space"]
 
 
+def test_a_secret_given_by_reference_is_resolved_where_the_environment_is_made_and_is_in_no_checkpoint(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ROOM_TOKEN", "rosebud-4711")
+    arguments = {"token": {"from_env": "ROOM_TOKEN"}}
+    _, _, path = train(tmp_path, data={"env_id": "user_module:Dict-v0", "env_kwargs": arguments})
+    assert b"rosebud" not in path.read_bytes()
+    agent = load_agent(path, **TRUST)
+    assert agent.make_env().unwrapped.token == "rosebud-4711"
+    monkeypatch.delenv("ROOM_TOKEN")
+    assert agent.act(user_module.ROOMS["Dict"].sample()) in (0, 1)
+    with pytest.raises(ValueError, match=r"env_kwargs.token.*ROOM_TOKEN"):
+        agent.make_env()
+
+
 def test_the_environment_can_be_rendered(agents):
     env = load_agent(agents[0]["hidden sizes"]["path"]).make_env("rgb_array")
     env.reset(seed=0)

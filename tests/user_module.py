@@ -51,8 +51,8 @@ class Shift(gym.Wrapper):
 class Room(gym.Env):
     """Observations of any space; 10 steps."""
 
-    def __init__(self, observation_space, action_space=None):
-        self.observation_space = observation_space
+    def __init__(self, observation_space, action_space=None, token=None):
+        self.observation_space, self.token = observation_space, token
         self.action_space = action_space or spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):

@@ -94,7 +94,7 @@ class DQNDataModule(pl.LightningDataModule):
         overlap: bool = False,
     ) -> None:
         super().__init__()
-        self.init_args: dict[str, Any]
+        self.all_args: dict[str, Any]
         self.env_id = env_id
         self.env_kwargs = env_kwargs or {}
         self.wrappers = wrappers or []
@@ -225,7 +225,15 @@ class DQNDataModule(pl.LightningDataModule):
         """The data side of the run, see `state_dict` of its dataset, and its knobs; nothing outside training."""
         if self.train_dataset is None:
             return {}
-        train = self.train_dataset.state_dict(with_envs=self._inexact is None)
+        closed = self.train_dataset.envs.closed
+        train = self.train_dataset.state_dict(with_envs=self._inexact is None and not closed)
+        if (
+            closed
+            and self._paused is not None
+            and ("memory" in train or isinstance(self.train_dataset, RolloutDataset))
+        ):
+            # after a fit, its environments are where they were when they were closed
+            train = {**train, **self._paused}
         self._told_too_long = self._told_too_long or announce_too_long(train, self.ranks)
         return {"save_memory": "memory" in train, "seed": self._seed, "train": train}
 
@@ -259,7 +267,7 @@ class DQNDataModule(pl.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Class and arguments of this data module, and its environment, as plain values: entries of the manifest."""
-        arguments = {name: describe(value) for name, value in self.init_args.items()}
+        arguments = {name: describe(value) for name, value in self.all_args.items()}
         arguments["env_kwargs"] = plain_form(self.env_kwargs)
         arguments["wrappers"] = [describe(wrapper, skip=1) for wrapper in self.wrappers]
         arguments["sampler"] = describe_instance(self.sampler, self.probe_sampler, skip=2)

@@ -67,7 +67,7 @@ def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = 
     for callback in callbacks:
         section = getattr(callback, "manifest_section", None)
         if section is not None and (section != "priorities" or data.is_prioritized):
-            arguments: dict[str, Any] = callback.init_args  # type: ignore[attr-defined]
+            arguments: dict[str, Any] = callback.all_args  # type: ignore[attr-defined]
             run[section] = {name: describe(value) for name, value in arguments.items()}
     return run
 
@@ -109,7 +109,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def changed(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Names whose values differ and may not, with both values; "nothing" stands for a name that one side lacks."""
     # causes before consequences: the environment and its wrappers decide what the model observes
-    names = sorted({**ours, **theirs}, key=lambda name: (name != "data.env_id", not name.startswith("data.")))
+    names = sorted({**ours, **theirs}, key=lambda name: (name != "data.env_id", name.partition(".")[0] != "data"))
     for name in names:
         one, other = theirs.get(name, "nothing"), ours.get(name, "nothing")
         # no seed was asked for: the run keeps the generators of the checkpoint

@@ -94,7 +94,8 @@ def _decode(  # noqa: PLR0911  one for each kind
         return spaces.Text(lengths[0], min_length=lengths[1], charset=str(value["charset"]))
     if kind == "Dict":
         parts = check_dict(value["spaces"], f"{name}.spaces").items()
-        return spaces.Dict({key: decode_space(part, f"{name}.spaces.{key}", depth + 1) for key, part in parts})
+        # pairs keep their order, in which they are flattened
+        return spaces.Dict([(key, decode_space(part, f"{name}.spaces.{key}", depth + 1)) for key, part in parts])
     if kind == "Tuple":
         return spaces.Tuple(decode_space(part, f"{name}.spaces", depth + 1) for part in list(value["spaces"]))
     raise ValueError(f"kind {kind!r} is unknown")
