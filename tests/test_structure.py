@@ -35,7 +35,7 @@ ALLOWED = {
     "validation": set(),
     # each rank but the first keeps a share of the checkpoint
     "resume": {"shares"},
-    "agent": {"checkpoint_io", "envs", "module", "resume"},
+    "agent": {"acting", "checkpoint_io", "envs", "module", "resume"},
     "ram": {"replay"},
     "envs": {"resume"},
     "replay": {"resume"},

@@ -71,7 +71,9 @@ def check_checkpoint(
     try:
         check_weights(checkpoint["state_dict"], module.state_dict())
     except CheckpointError as error:
-        raise CheckpointError(network_difference(manifest, build_manifest(module)) or str(error)) from error
+        problem, _, remedy = str(error).partition(": ")
+        cause = network_difference(manifest, build_manifest(module))
+        raise CheckpointError(f"{problem}: {cause or remedy}") from error
     if trainer is not None:
         if hasattr(data, "check_checkpoint"):
             data.check_checkpoint(checkpoint, has_memory=not module.on_policy)

@@ -164,7 +164,7 @@ def network_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> st
         decides = name == "model" or name.startswith(("model.network", "model.num_", "model.normalize_"))
         if decides and _normal(theirs.get(name, "nothing")) != _normal(ours[name]):
             other = _show(theirs.get(name, "nothing"))
-            return f"{name}={_show(ours[name])}: the checkpoint's weights were made with {other}; use the same value"
+            return f"{name}={_show(ours[name])} here, {other} in the checkpoint; use the same value"
     return ""
 
 
