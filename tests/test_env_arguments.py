@@ -133,11 +133,8 @@ def test_a_missing_variable_is_named_with_the_path_of_its_argument(monkeypatch):
         make_env(EnvSettings("Prices-v0", {"a": [{"token": REFERENCE}]}))
 
 
-@pytest.mark.parametrize("value", ["hunter2", "hunter\n2"])
 @pytest.mark.parametrize("kind", [TypeError, KeyError, OSError])
-def test_an_error_of_an_environment_shows_no_value_of_a_reference(monkeypatch, kind, value):
-    monkeypatch.setenv("GAME_TOKEN", value)
-
+def test_an_error_of_an_environment_shows_no_value_of_a_reference(monkeypatch, kind):
     def fail(self, **given):
         try:
             raise kind(given["token"])
