@@ -3,6 +3,8 @@
 import csv
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -170,7 +172,7 @@ def test_case_25_every_rank_goes_on_exactly_where_it_was(stopped_and_resumed, ho
     # and so does the second, whose share is another one
     own, other_own = load(share), load(other_share)
     assert list(differences(own, other_own)) == []
-    assert play(own) == play(other_own)
+    assert play({**one, **own}) == play({**other, **other_own})
     assert "DQNDataModule" in own
     found = list(differences({**one, **own}, one))
     assert {".generators.torch", ".DQNDataModule.train.rng.state.state"} < set(found)
@@ -195,7 +197,9 @@ def test_case_25_another_number_of_ranks_goes_on_within_the_epoch(stopped_and_re
 
 def test_case_25_a_checkpoint_of_two_ranks_is_refused_where_its_shares_are_unknown(stopped_and_resumed):
     model, data = make_pair(**{**JOB, "network": Dropout, "sampler": PrioritizedSampler})
-    trainer = quiet_trainer(max_epochs=3, callbacks=[SoftTargetUpdate(), EpsilonDecay(), PriorityUpdate()])
+    trainer = quiet_trainer(
+        max_epochs=3, callbacks=[SoftTargetUpdate(), EpsilonDecay(), PriorityUpdate(anneal_env_steps=900)]
+    )
     with pytest.raises(
         MisconfigurationException, match=r"TorchCheckpointIO knows the first alone: use Trainer\(plugins"
     ):
@@ -319,3 +323,38 @@ def test_layers_that_would_go_astray_on_each_rank_are_refused():
     check_networks(nn.Sequential(nn.LayerNorm(3), nn.BatchNorm1d(3, track_running_stats=False), nn.InstanceNorm1d(3)))
     with pytest.raises(MisconfigurationException, match="1 is a BatchNorm1d, whose running statistics would differ"):
         check_networks(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+
+
+RANK = """
+import os, sys
+from lightning_dqn.cli import main
+if os.environ["RANK"] == "1":
+    sys.argv += os.environ["ONLY_RANK_1"].split()
+main()
+"""
+OTHER_OPTIONS = {
+    "target_update.tau": "--target_update.tau 1",
+    "data.updates_per_iteration": "--data.updates_per_iteration 2",
+    "data.num_envs": "--data.num_envs 2",
+    "trainer.max_epochs": "--trainer.max_epochs 3",
+}
+
+
+@pytest.mark.parametrize(("name", "option"), OTHER_OPTIONS.items(), ids=OTHER_OPTIONS)
+def test_case_34_ranks_started_with_other_options_all_end_with_an_error_that_names_it(tmp_path, name, option):
+    (tmp_path / "rank.py").write_text(RANK)
+    words = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--tee", "3"),
+        *("--log-dir", "logs", "rank.py", "fit", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--data.epoch_env_steps", "400"),
+        *("--data.eval_episodes", "2", "--trainer.logger", "false", "--model.compile", "false"),
+    ]
+    env = clean_environment(tmp_path, OMP_NUM_THREADS="1", ONLY_RANK_1=option)
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    lines = [path.read_text() for path in sorted((tmp_path / "logs").rglob("stderr.log"))]
+    assert len(lines) == 2
+    # torchrun ends the other as soon as one has ended
+    said = [line for text in lines for line in text.splitlines() if line.startswith("error: ")]
+    assert said
+    assert all(line.startswith(f"error: {name}=") and " on rank 1, but " in line for line in said)

@@ -16,9 +16,7 @@ SCHEDULES = ("target_update", "epsilon", "priorities")
 # paths are chosen by who runs the command, not by a file
 PATH = re.compile(r"dir|path|folder|version|(^|_)(id|name)$")
 WORD = re.compile(r"[\w\-]+(/[\w\-]+)*(\.png)?")
-LOGGERS = {
-    f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger")
-}
+LOGGERS = {f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger")}
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +132,8 @@ def _loggers(value: Any) -> list[dict[str, Any]]:
         for key, argument in check_dict(each["init_args"], f"{name}.init_args").items():
             if not _is_option(str(key), argument):
                 invalid(f"{name}.init_args.{key}", "is no option that a checkpoint may set")
-    return value
+    # the run's folder takes its place
+    return [{**each, "init_args": {**each["init_args"], "save_dir": "."}} for each in value]
 
 
 def missing_callbacks(checkpoint: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ file of a run, holds the value.
 import copy
 import os
 import re
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -118,21 +117,7 @@ def _resolve(value: Any, path: str, values: list[str]) -> Any:
 
 
 def hide_values(text: str, values: list[str]) -> str:
-    """A text without the values of environment variables; nothing of it if it shows one in nested quotes or escapes."""
+    """A text without the values of environment variables, as they are or as Python writes them."""
     for value in filter(None, values):
         text = text.replace(value, HIDDEN).replace(repr(value)[1:-1], HIDDEN)
-    return HIDDEN if _shows(text, values) else text
-
-
-def shows_values(error: BaseException, values: list[str]) -> bool:
-    """Whether the traceback of an error, its causes included, shows such a value."""
-    return _shows("".join(traceback.format_exception(error)), values)
-
-
-def _shows(text: str, values: list[str]) -> bool:
-    return any(_without_escapes(value) in _without_escapes(text) for value in filter(None, values))
-
-
-def _without_escapes(text: str) -> str:
-    """A text without quotes and backslashes, the same for a text and its `repr`."""
-    return re.sub(r"[\\'\"]", "", repr(text))
+    return text

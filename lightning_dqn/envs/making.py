@@ -29,7 +29,7 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
-from lightning_dqn.envs.arguments import check_secrets, hide_values, resolve, shows_values
+from lightning_dqn.envs.arguments import check_secrets, hide_values, resolve
 from lightning_dqn.envs.atari import GameProtocol, make_game, make_games
 from lightning_dqn.envs.episode_log import EpisodeLog
 from lightning_dqn.envs.single import SingleVectorEnv
@@ -224,22 +224,22 @@ def _make_native(settings: EnvSettings, spec: EnvSpec, num_envs: int) -> VectorE
 def _resolved_arguments(settings: EnvSettings) -> Iterator[dict[str, Any]]:
     """The arguments with references resolved, while an environment is made with them.
 
-    Tracebacks reach log files, so an error that shows the value of a reference is replaced by one without it.
+    Tracebacks reach log files, so where there are references an error is replaced by one that shows no values.
 
     Raises:
         ValueError: if a variable is not set, or the arguments don't fit the environment.
-        RuntimeError: in place of another error that shows such a value.
+        RuntimeError: in place of another error, if there are references.
     """
     kwargs, values = resolve(settings.env_kwargs)
     try:
         yield kwargs
     except Exception as error:
-        text, hidden = hide_values(str(error), values), shows_values(error, values)
+        text = hide_values(str(error), values)
         if isinstance(error, (TypeError, gym.error.Error)):
             text = text.replace(f"{GameProtocol.__name__}.__init__()", "an Atari game")
             text = f"env_id={settings.env_id}, env_kwargs={settings.env_kwargs}: {text}"
-            raise ValueError(text) from (None if hidden else error)
-        if hidden:
+            raise ValueError(text) from (None if values else error)
+        if values:
             raise RuntimeError(f"{type(error).__name__}: {text}") from None
         raise
 
