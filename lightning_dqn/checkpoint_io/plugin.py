@@ -25,7 +25,7 @@ from lightning_dqn.checkpoint_io.folder import (
     sync_folder,
     temporary,
 )
-from lightning_dqn.checkpoint_io.plain import check_plain
+from lightning_dqn.checkpoint_io.plain import check_loaded, check_plain
 from lightning_dqn.checkpoint_io.sidecar import load_sidecar, split_large_rows, write_sidecar
 from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
 
@@ -182,6 +182,7 @@ class AtomicCheckpointIO(CheckpointIO):
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
         try:
+            check_loaded(checkpoint)
             entry = check_header(checkpoint)
         except CheckpointError as error:
             raise CheckpointError(f"{target}: {error}") from None
@@ -231,6 +232,11 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
     """What torch.load does not check: it would take a weight with a flipped bit."""
     # of what is marked as a folder it reads nothing, and returns what happens to lie in RAM
     marked = [part.filename for part in archive.infolist() if part.external_attr]
+    # torch.save compresses nothing: a small file that becomes a large one fills RAM
+    packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    size = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+    if packed or sum(part.file_size for part in archive.infolist()) > size:
+        raise zipfile.BadZipFile("its parts are compressed, or overlap")
     damaged = marked[0] if marked else archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"wrong attributes or checksum of {damaged}")
