@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
@@ -186,6 +187,8 @@ class AtomicCheckpointIO(CheckpointIO):
             entry = check_header(checkpoint)
         except CheckpointError as error:
             raise CheckpointError(f"{target}: {error}") from None
+        # Lightning would rewrite what an older one wrote, before anybody can check it
+        checkpoint["pytorch-lightning_version"] = pl.__version__
         if "shares" in entry:
             checkpoint["shares"] = shares_in(entry.pop("shares"), target)
         if "memory" in entry:

@@ -11,13 +11,14 @@ from lightning_dqn.data import DQNDataModule
 from lightning_dqn.module import DQN
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
+from lightning_dqn.resume.manifest import check_description
 from lightning_dqn.resume.rebuild import check_arguments, check_class, check_env_id, check_plain, make_wrappers
 
 # sections whose options have no influence on what is learnt; a checkpoint keeps those that a file may choose
 OPTION_SECTIONS = ("trainer", "checkpoint", "plot", "video", "progress_bar")
 SCHEDULES = ("target_update", "epsilon", "priorities")
-# Strings that a file may give. Elsewhere jsonargparse imports the class that a string names, or opens the file; paths are
-# chosen by who runs the command.
+# Strings that a file may give. Elsewhere jsonargparse imports the class that a string names, or opens the file; paths
+# are chosen by who runs the command.
 WORD = r"[\w\-]+(/[\w\-]+)*"
 STRINGS = {
     "trainer.accelerator": "auto|cpu|gpu|cuda|mps",
@@ -47,6 +48,7 @@ LARGEST = {
     "data.batch_size": 10_000_000,
     "data.eval_episodes": 10_000,
 }
+LARGEST_ASYNC = 128
 # arguments of loggers that say neither where nor to whom they send
 LOGGERS = {
     f"lightning.pytorch.loggers.{name}": {
@@ -115,6 +117,7 @@ def config_of(
         CheckpointError: naming the first value that is wrong, is not trusted, or must be given again.
     """
     agent = check_dict(checkpoint.get("agent"), "agent", ("model", "data", "seed"))
+    check_description(agent, check_dict(checkpoint.get("manifest"), "manifest"))
     model = check_dict(agent["model"], "agent.model", ("class_path", "init_args"))
     arguments = check_dict(model["init_args"], "agent.model.init_args")
     model = {**model, "init_args": {name: value for name, value in arguments.items() if f"model.{name}" not in given}}
@@ -123,6 +126,8 @@ def config_of(
     for section in SCHEDULES:
         if section in agent:
             check_plain(check_dict(agent[section], f"agent.{section}"), f"agent.{section}")
+            if not all(type(key) is str and key.isidentifier() for key in agent[section]):
+                invalid(f"agent.{section}", "has a key that is no name of an argument")
             config[section] = agent[section]
     seed = agent["seed"]
     if seed is not None:
@@ -146,6 +151,8 @@ def _data_config(description: Any, given: Collection[str], trusted_modules: Coll
     for key, value in data.items():
         if _is_too_large(f"data.{key}", value):
             invalid(f"{name}.init_args.{key}", f"is {value}: if you mean it, give --data.{key}")
+    if data.get("vectorization") == "async" and type(data.get("num_envs")) is int and data["num_envs"] > LARGEST_ASYNC:
+        invalid(f"{name}.init_args.num_envs", "is more than 128 processes: if you mean it, give --data.num_envs")
     if "env_kwargs" in data and data["env_kwargs"] is not None:
         for key in check_dict(data["env_kwargs"], f"{name}.init_args.env_kwargs"):
             if type(key) is not str or not key.isidentifier():

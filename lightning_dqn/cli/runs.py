@@ -3,11 +3,12 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
@@ -63,18 +64,20 @@ def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str = "--ckpt
         refuse(ValueError(f"{option} {error}"))
 
 
-def relocate_best(checkpoint: dict[str, Any], folder: str) -> None:
+def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> None:
     """Let Lightning find the best checkpoint of a run whose folder was moved, or is called from another place.
 
     It forgets the best score where the folder is not written as it was, and would overwrite the best by the next.
 
     Args:
-        checkpoint: changed in place.
-        folder: of the checkpoints, as the trainer will call it.
+        checkpoint: that was checked for a fit; changed in place.
+        callbacks: of the trainer; those that write checkpoints name the folder as the trainer calls it.
     """
-    for state in checkpoint["callbacks"].values():
-        before = state.get("dirpath") if isinstance(state, dict) else None
-        if before and before != folder and (Path(folder) / Path(state["best_model_path"]).name).is_file():
+    for callback in callbacks:
+        state, folder = checkpoint["callbacks"].get(callback.state_key), getattr(callback, "dirpath", None)
+        if not isinstance(callback, ModelCheckpoint) or state is None or folder is None:
+            continue
+        if state["dirpath"] not in (None, folder) and (Path(folder) / Path(state["best_model_path"]).name).is_file():
             moved = {path: str(Path(folder) / Path(path).name) for path in state["best_k_models"]}
             state["best_k_models"] = {moved[path]: score for path, score in state["best_k_models"].items()}
             for name in ("best_model_path", "kth_best_model_path", "last_model_path"):

@@ -266,7 +266,7 @@ def _takes_code(hint: Any) -> bool:
 
 
 def _check_strings(value: Any, hint: Any, name: str) -> None:
-    """See that a value has strings only where the constructor takes them: elsewhere jsonargparse imports what they name.
+    """See that strings are only where the constructor takes them: elsewhere jsonargparse imports what they name.
 
     Raises:
         CheckpointError: if it has.
