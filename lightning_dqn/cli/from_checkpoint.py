@@ -1,11 +1,17 @@
 """The configuration of a run, read from its checkpoint: data of a file, checked before any of it reaches the parser."""
 
+import functools
 import math
 import re
+import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_dqn.callbacks import AgentVideo, EpisodePlot, RunProgressBar
 
 from lightning_dqn.data import DQNDataModule
 from lightning_dqn.module import DQN
@@ -15,7 +21,13 @@ from lightning_dqn.resume.manifest import check_description
 from lightning_dqn.resume.rebuild import check_arguments, check_class, check_env_id, check_plain, make_wrappers
 
 # sections whose options have no influence on what is learnt; a checkpoint keeps those that a file may choose
-OPTION_SECTIONS = ("trainer", "checkpoint", "plot", "video", "progress_bar")
+OPTION_SECTIONS: dict[str, type] = {
+    "trainer": Trainer,
+    "checkpoint": ModelCheckpoint,
+    "plot": EpisodePlot,
+    "video": AgentVideo,
+    "progress_bar": RunProgressBar,
+}
 SCHEDULES = ("target_update", "epsilon", "priorities")
 # Strings that a file may give. Elsewhere jsonargparse imports the class that a string names, or opens the file; paths
 # are chosen by who runs the command.
@@ -88,7 +100,23 @@ def _is_option(name: str, value: Any, strings: Mapping[str, str] = STRINGS) -> b
     """Whether a file may give an option this value."""
     if type(value) is str:
         return name in strings and re.fullmatch(strings[name], value) is not None
-    return (value is None or type(value) in (bool, int, float)) and not _is_too_large(name, value)
+    return _is_number_of(name, value) and not _is_too_large(name, value)
+
+
+def _is_number_of(name: str, value: Any) -> bool:
+    """Whether an option takes this number, bool or null; an argument of a logger may be any."""
+    section, _, argument = name.partition(".")
+    if section not in OPTION_SECTIONS:
+        return value is None or type(value) in (bool, int, float)
+    hints = _option_hints(section)
+    takes = set(typing.get_args(hints.get(argument)) or (hints.get(argument),))
+    return type(value) in takes or (type(value) is int and float in takes)
+
+
+@functools.cache
+def _option_hints(section: str) -> dict[str, Any]:
+    hints: dict[str, Any] = typing.get_type_hints(OPTION_SECTIONS[section].__init__)  # type: ignore[misc]
+    return hints
 
 
 def _is_too_large(name: str, value: Any) -> bool:

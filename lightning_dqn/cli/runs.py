@@ -77,6 +77,9 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
         state, folder = checkpoint["callbacks"].get(callback.state_key), getattr(callback, "dirpath", None)
         if not isinstance(callback, ModelCheckpoint) or state is None or folder is None:
             continue
+        if callback.monitor is None and state["dirpath"] != folder:
+            # Lightning would remove it after the next save, if it is in a folder below ours
+            state["best_model_path"] = ""
         if state["dirpath"] not in (None, folder) and (Path(folder) / Path(state["best_model_path"]).name).is_file():
             moved = {path: str(Path(folder) / Path(path).name) for path in state["best_k_models"]}
             state["best_k_models"] = {moved[path]: score for path, score in state["best_k_models"].items()}
@@ -87,9 +90,11 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
 
 def run_of(checkpoint: str | None) -> Path | None:
     """The folder of the run that a checkpoint belongs to, if it lies in one."""
-    if checkpoint is None or not (Path(checkpoint).parent.parent / "config.yaml").is_file():
+    if checkpoint is None:
         return None
-    return Path(checkpoint).parent.parent
+    path = Path(checkpoint)
+    folder = (path if len(path.parts) > 2 else path.absolute()).parent.parent
+    return folder if (folder / "config.yaml").is_file() else None
 
 
 def new_run_folder(root: Path, env_id: str) -> Path:
