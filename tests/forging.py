@@ -5,6 +5,7 @@ import copy
 import io
 import logging
 import math
+import multiprocessing
 import os
 import random
 import resource
@@ -169,6 +170,9 @@ def opened(words: list[str] | str) -> tuple[Any, str]:
     def ring(*_):
         raise TimeoutError(f"{SECONDS} s are over")
 
+    # as in a process of the command line: spawned ones of environments import torch again
+    multiprocessing.set_start_method("fork", force=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     err = io.StringIO()
     signal.signal(signal.SIGALRM, ring)
     signal.alarm(SECONDS)
@@ -201,7 +205,6 @@ def attempt(folder: str, base: str, path: tuple[Any, ...], name: str, seed: int)
     os.chdir(folder)
     sys.path[:0] = [""] * ("" not in sys.path)
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     checkpoint = torch.load(base, weights_only=True)
     rng = random.Random(seed)
     file = Path(f"{os.getpid()}.ckpt")

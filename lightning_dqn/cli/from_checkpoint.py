@@ -48,6 +48,8 @@ STRINGS = {
 }
 # numbers that take this machine's processes, memory or hours: larger ones must be given by who runs the command
 LARGEST = {
+    # which leaves out what every run of the command line has
+    "trainer.barebones": 0,
     "trainer.devices": 8,
     "trainer.num_nodes": 1,
     "trainer.num_sanity_val_steps": 100,
@@ -120,7 +122,7 @@ def _option_hints(section: str) -> dict[str, Any]:
 
 
 def _is_too_large(name: str, value: Any) -> bool:
-    return type(value) in (int, float) and value > LARGEST.get(name, math.inf)
+    return type(value) in (bool, int, float) and value > LARGEST.get(name, math.inf)
 
 
 def _plain_logger(logger: Mapping[str, Any]) -> dict[str, Any]:
