@@ -15,7 +15,7 @@ from lightning_dqn.envs import EnvSettings, make_env
 from lightning_dqn.module import DQN
 from lightning_dqn.resume.checkpoint import make_module
 from lightning_dqn.resume.content import CheckpointError, check_dict, check_int
-from lightning_dqn.resume.rebuild import check_env_id, check_plain, make_wrappers, opaque_paths
+from lightning_dqn.resume.rebuild import check_env_id, check_plain, check_sizes, make_wrappers, opaque_paths
 from lightning_dqn.resume.spaces import decode_space
 
 
@@ -134,6 +134,7 @@ def read_env_settings(
     if env_kwargs is None:
         env_kwargs = {} if data["env_kwargs"] is None else check_dict(data["env_kwargs"], f"{name}.env_kwargs")
         check_plain(env_kwargs, f"{name}.env_kwargs")
+        check_sizes(env_kwargs, f"{name}.env_kwargs")
         for path in opaque_paths(env_kwargs):
             raise CheckpointError(
                 f"env_kwargs{path} is a Python object, which no file can hold; pass env_kwargs=... again"

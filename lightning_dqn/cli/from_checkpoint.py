@@ -18,7 +18,14 @@ from lightning_dqn.module import DQN
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
 from lightning_dqn.resume.manifest import check_description
-from lightning_dqn.resume.rebuild import check_arguments, check_class, check_env_id, check_plain, make_wrappers
+from lightning_dqn.resume.rebuild import (
+    check_arguments,
+    check_class,
+    check_env_id,
+    check_plain,
+    check_sizes,
+    make_wrappers,
+)
 
 # sections whose options have no influence on what is learnt; a checkpoint keeps those that a file may choose
 OPTION_SECTIONS: dict[str, type] = {
@@ -34,7 +41,7 @@ SCHEDULES = ("target_update", "epsilon", "priorities")
 WORD = r"[\w\-]+(/[\w\-]+)*"
 STRINGS = {
     "trainer.accelerator": "auto|cpu|gpu|cuda|mps",
-    "trainer.strategy": "auto|ddp|ddp_spawn|ddp_fork|ddp_notebook",
+    "trainer.strategy": "auto|ddp",
     "trainer.devices": "auto",
     "trainer.precision": r"64|32|16|bf16|(64|32|16|bf16)-true|(16|bf16)-mixed",
     "trainer.profiler": "simple|advanced|pytorch",
@@ -184,7 +191,8 @@ def _data_config(description: Any, given: Collection[str], trusted_modules: Coll
     if data.get("vectorization") == "async" and type(data.get("num_envs")) is int and data["num_envs"] > LARGEST_ASYNC:
         invalid(f"{name}.init_args.num_envs", "is more than 128 processes: if you mean it, give --data.num_envs")
     if "env_kwargs" in data and data["env_kwargs"] is not None:
-        for key in check_dict(data["env_kwargs"], f"{name}.init_args.env_kwargs"):
+        check_sizes(data["env_kwargs"], f"{name}.init_args.env_kwargs")
+        for key in data["env_kwargs"]:
             if type(key) is not str or not key.isidentifier():
                 invalid(f"{name}.init_args.env_kwargs", "has a key that is no name of an argument")
     if "env_id" in data:

@@ -135,7 +135,7 @@ def make_env(settings: EnvSettings, render_mode: str | None = None) -> gym.Env[A
             # not every environment knows of rendering
             rendering: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
             env = gym.make(settings.env_id, **kwargs, **rendering)
-    except (TypeError, gym.error.Error) as error:
+    except (TypeError, gym.error.Error, MemoryError) as error:
         raise _refused(settings, error) from error
     return _dress(env, settings)
 

@@ -42,6 +42,8 @@ CLASS_ARGUMENTS: dict[str, type] = {
 }
 NOT_FROM_FILE = (gym.wrappers.RecordVideo, gym.wrappers.HumanRendering)
 MAX_DEPTH = 16
+# names of arguments that say how large an array is, and the largest that a file may ask for
+SIZE_NAMES, MAX_SIDE = "size|shape|stack|width|height|threads|repeat", 4096
 PLAIN_TYPES = (Any, None, type(None), bool, int, float, str, list, tuple, dict)
 
 
@@ -150,6 +152,8 @@ def check_class(
         CheckpointError: as `resolve_class` and `check_arguments`.
     """
     content = check_dict(description, name, ("class_path", "init_args"))
+    if base is gym.Wrapper:
+        check_sizes(content["init_args"], f"{name}.init_args")
     for key in content.keys() - {"class_path", "init_args"}:
         invalid(f"{name}.{key}", "is unknown")
     cls = resolve_class(content["class_path"], base, name, trusted_modules)
@@ -238,6 +242,20 @@ def check_plain(value: Any, name: str, depth: int = 0) -> None:
             check_plain(item, f"{name}.{key}", depth + 1)
     elif value is not None and type(value) not in (bool, int, float, str):
         invalid(name, f"is a {type(value).__name__}, not a plain value")
+
+
+def check_sizes(arguments: Any, name: str) -> None:
+    """See that no argument of an environment or wrapper asks for arrays that fill the memory of this machine.
+
+    Raises:
+        CheckpointError: if one does.
+    """
+    for key, value in check_dict(arguments, name).items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if re.search(SIZE_NAMES, str(key)) and any(type(n) in (int, float) and n > MAX_SIDE for n in numbers):
+            raise CheckpointError(
+                f"{name}.{key} in the checkpoint is more than {MAX_SIDE}; give it again if you mean it"
+            )
 
 
 def opaque_paths(value: Any, path: str = "") -> list[str]:
