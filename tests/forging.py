@@ -103,7 +103,7 @@ def mutated(tensor: torch.Tensor, name: str) -> Any:
     number = tensor.to(torch.float32) if tensor.dtype == torch.bool else tensor.clone()
     if name in ("nan inside", "negative inside", "huge inside"):
         integral = not number.is_floating_point()
-        value = {"nan": -7 if integral else math.nan, "negative": -3, "huge": 2**60}[name.split()[0]]
+        value = {"nan": -7 if integral else math.nan, "negative": -3, "huge": 2**60}[name.removesuffix(" inside")]
         return (number if tensor.dtype != torch.uint8 else number.long()).fill_(value).to(tensor.dtype)
     return {
         "dtype": lambda: tensor.to(torch.float64 if tensor.dtype != torch.float64 else torch.int16),

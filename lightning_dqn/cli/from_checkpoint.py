@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dqn.callbacks import AgentVideo, EpisodePlot, RunProgressBar
-
 from lightning_dqn.data import DQNDataModule
 from lightning_dqn.module import DQN
 from lightning_dqn.resume.arguments import public_path

@@ -89,7 +89,7 @@ def build_manifest(module: Any, data: Any = None, callbacks: Iterable[Callback] 
     run = {**describe_run(module, data, callbacks), "model": describe_model(module, module.all_args)}
     packages = ("lightning_dqn", "lightning", "torch", "gymnasium", "numpy")
     run["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return dict(_flatten(run, ""))
+    return dict(flatten(run))
 
 
 def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
@@ -100,11 +100,11 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
     """
     for entry, tree in (("agent", agent), ("manifest", manifest)):
         _check_values(tree, entry)
-    for name, value in _flatten(agent, ""):
+    for name, value in flatten(agent):
         # the seed of the process may be set anew while a run is under way
         if name != "seed" and (name not in manifest or _normal(manifest[name]) != _normal(value)):
             invalid(f"agent.{name}", f"is {_show(value)}, and in the manifest {_show(manifest.get(name, 'nothing'))}")
-    for name in manifest.keys() - dict(_flatten(agent, "")).keys():
+    for name in manifest.keys() - dict(flatten(agent)).keys():
         if not name.startswith(("versions.", "model.")):
             invalid(f"agent.{name}", "is missing, but is in the manifest")
 
@@ -123,13 +123,13 @@ def _check_values(tree: Any, name: str) -> None:
         invalid(name[:120], f"is a {type(tree).__name__}, not a plain value")
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves by their dotted names; a class counts as the name itself, its arguments come under it."""
     for name, value in tree.items():
         if name == "class_path" and prefix:
             yield prefix.removesuffix("."), value
         elif isinstance(value, dict) and name not in (*SPACES, "env_kwargs", "env_observation_space"):
-            yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
+            yield from flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
