@@ -359,6 +359,8 @@ class DQN(pl.LightningModule):
         trainer = self._trainer
         if trainer is None or trainer.state.fn != "fit":
             check_checkpoint(checkpoint, self)
+            # of which nothing was checked; Lightning would load them
+            checkpoint["callbacks"] = {}
             return
         check_checkpoint(checkpoint, self, trainer, trainer.datamodule)  # type: ignore[attr-defined]
         prepare_resume(checkpoint, trainer)

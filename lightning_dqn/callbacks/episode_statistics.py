@@ -48,7 +48,8 @@ class EpisodeStatistics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log, if it is time; else cost nothing."""
-        if (batch_idx + 1) % trainer.log_every_n_steps or not trainer.loggers:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (batch_idx + 1) % every or not trainer.loggers:
             return
         data = data_of(trainer)
         metrics = {

@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dqn.resume.content import invalid
+
 LEAVES = {type(None), bool, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
 # what the pickle protocol of torch.save holds in 255 bytes; the unpickler knows no longer form
 INT_BITS = 2039
+# no checkpoint of this package is near them; containers that contain each other have no end
+MAX_DEPTH, MAX_VALUES = 64, 2**20
 
 
 def check_plain(checkpoint: dict[str, Any]) -> None:
@@ -52,3 +56,64 @@ def _others(value: Any, where: str) -> Iterator[tuple[str, str]]:
     # what was hung on a tensor or an OrderedDict is pickled with it
     for name, item in getattr(value, "__dict__", {}).items():
         yield from _others(item, f"{where}.{name}")
+
+
+def check_loaded(checkpoint: dict[str, Any]) -> None:
+    """See that a checkpoint is a tree of plain values and dense tensors, each with memory for all of its elements.
+
+    Args:
+        checkpoint: as it was read. Gradients are switched off for its tensors.
+
+    Raises:
+        CheckpointError: naming the first value that is something else.
+    """
+    level: list[tuple[str, Any]] = [("", checkpoint)]
+    count = 0
+    for _ in range(MAX_DEPTH):
+        below: list[tuple[str, Any]] = []
+        for name, value in level:
+            parts = list(_parts(value, name))
+            count += len(parts)
+            if count > MAX_VALUES:
+                invalid(name.removeprefix("."), f"and other values are more than {MAX_VALUES}")
+            below += [part for part in parts if not _is_leaf(part[1])]
+        level = below
+    if level:
+        # the whole path has 64 parts
+        invalid(".".join(level[0][0].split(".")[1:4])[:80], f"is nested more than {MAX_DEPTH} levels deep")
+
+
+def _is_leaf(value: Any) -> bool:
+    return type(value) in LEAVES or type(value) is int
+
+
+def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Names and values of what is in a container; a tensor is checked and has none."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        for key, item in value.items():
+            place = f"{name}.{key if _is_leaf(key) else '(a key)'}"
+            yield from [] if _is_leaf(key) else [(place, key)]
+            yield place, item
+    elif kind in (list, tuple, set):
+        yield from ((f"{name}[{index}]", item) for index, item in enumerate(value))
+    elif kind in (Tensor, nn.Parameter):
+        _check_dense(value, name.removeprefix("."))
+    else:
+        invalid(name.removeprefix("."), f"is a {kind.__name__}, neither plain nor a tensor")
+    for key, item in getattr(value, "__dict__", {}).items():
+        yield f"{name}.{key}", item
+
+
+def _check_dense(value: Tensor, name: str) -> None:
+    """See that a tensor is what kernels take it for: its elements are in its storage, also if read one after the other.
+
+    An expanded tensor of a few bytes can have any size.
+    """
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
+        invalid(name, "is not a dense tensor")
+    if value.is_conj() or value.is_neg():
+        invalid(name, "is a view that is yet to be computed")
+    if (value.storage_offset() + value.numel()) * value.element_size() > value.untyped_storage().nbytes():
+        invalid(name, "has fewer values than elements")
+    value.requires_grad_(False)

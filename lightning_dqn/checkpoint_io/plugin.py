@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
@@ -25,7 +26,7 @@ from lightning_dqn.checkpoint_io.folder import (
     sync_folder,
     temporary,
 )
-from lightning_dqn.checkpoint_io.plain import check_plain
+from lightning_dqn.checkpoint_io.plain import check_loaded, check_plain
 from lightning_dqn.checkpoint_io.sidecar import load_sidecar, split_large_rows, write_sidecar
 from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
 
@@ -198,9 +199,12 @@ class AtomicCheckpointIO(CheckpointIO):
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
         try:
+            check_loaded(checkpoint)
             check_header(checkpoint)
         except CheckpointError as error:
             raise CheckpointError(f"{target}: {error}") from None
+        # Lightning would rewrite what an older one wrote, before anybody can check it
+        checkpoint["pytorch-lightning_version"] = pl.__version__
         return checkpoint
 
     def read_ahead(self, path: str | os.PathLike[str], *, for_fit: bool = True) -> dict[str, Any]:
@@ -244,6 +248,11 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
     """What torch.load does not check: it would take a weight with a flipped bit."""
     # of what is marked as a folder it reads nothing, and returns what happens to lie in RAM
     marked = [part.filename for part in archive.infolist() if part.external_attr]
+    # torch.save compresses nothing: a small file that becomes a large one fills RAM
+    packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    size = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+    if packed or sum(part.file_size for part in archive.infolist()) > size:
+        raise zipfile.BadZipFile("its parts are compressed, or overlap")
     damaged = marked[0] if marked else archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"wrong attributes or checksum of {damaged}")

@@ -51,6 +51,7 @@ from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
 from lightning_dqn.data.knobs import check_learner
 from lightning_dqn.module import DQN
 from lightning_dqn.ranks import lost, tells_of_loss
+from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.checkpoint import check_checkpoint, load_weights
 
 
@@ -191,13 +192,16 @@ class DQNCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make everything; what can't be made is said in one line, and leaves no folder behind."""
         try:
-            super().instantiate_classes()
+            with contextlib.nullcontext() if self.checkpoint is None else AllocationLimit(self.checkpoint):
+                super().instantiate_classes()
             check_learner(self.datamodule, on_policy=self.model.on_policy, munchausen=self.model.munchausen)
             if self.weights is not None:
                 load_weights(self.model, self.weights)
             if self.checkpoint is not None:
                 resumed = (self.trainer, self.datamodule) if self.subcommand == "fit" else ()
                 check_checkpoint(self.checkpoint, self.model, *resumed)
+                if self.subcommand == "fit":
+                    relocate_best(self.checkpoint, self.trainer.checkpoint_callbacks)
             # they hold a whole memory, which the run need not keep twice
             self.checkpoint = self.weights = None
         except (ValueError, TypeError, ImportError, MisconfigurationException, CheckpointError) as error:
@@ -223,8 +227,6 @@ class DQNCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = path
-        if self.checkpoint is not None:
-            relocate_best(self.checkpoint, path)
         if self.subcommand == "fit" and trainer.is_global_zero:
             # Lightning's checkpoint for SLURM lies beside the others' folder
             for place in (folder, self.folder):

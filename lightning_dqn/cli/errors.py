@@ -55,7 +55,7 @@ class DQNArgumentParser(LightningArgumentParser):
         if not self.exit_on_error or debugging():
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        text = one_line(message)
+        text = one_line(message)[:2000]
         unknown = re.search(r"(?:unrecognized arguments: -*|option '|Option ')([\w.]+)", message)
         if unknown:
             named = re.search(r"class_path '([\w.]+)'", message)
@@ -143,5 +143,5 @@ def refuse(error: Exception) -> NoReturn:
     """Say what is wrong in one line, and end with exit code 2."""
     if debugging():
         raise error
-    sys.stderr.write(f"error: {one_line(str(error))}\n")
+    sys.stderr.write(f"error: {one_line(str(error))[:2000]}\n")
     sys.exit(2)

@@ -3,11 +3,12 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
@@ -64,19 +65,24 @@ def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str, *, for_f
         refuse(ValueError(f"{option} {error}"))
 
 
-def relocate_best(checkpoint: dict[str, Any], folder: str) -> None:
+def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> None:
     """Let Lightning find the best checkpoint of a run whose folder was moved, or is called from another place.
 
     It forgets the best score where the folder is not written as it was, and would overwrite the best by the next.
 
     Args:
-        checkpoint: changed in place.
-        folder: of the checkpoints, as the trainer will call it.
+        checkpoint: that was checked for a fit; changed in place.
+        callbacks: of the trainer; those that write checkpoints name the folder as the trainer calls it.
     """
-    # weights alone have none
-    for state in checkpoint.get("callbacks", {}).values():
-        before = state.get("dirpath") if isinstance(state, dict) else None
-        if not before or before == folder:
+    for callback in callbacks:
+        # weights alone have no states
+        state, folder = checkpoint.get("callbacks", {}).get(callback.state_key), getattr(callback, "dirpath", None)
+        if not isinstance(callback, ModelCheckpoint) or state is None or folder is None:
+            continue
+        if callback.monitor is None and state["dirpath"] != folder:
+            # Lightning would remove it after the next save, if it is in a folder below ours
+            state["best_model_path"] = ""
+        if state["dirpath"] in (None, folder):
             continue
         if not (Path(folder) / Path(state["best_model_path"]).name).is_file():
             # the file of an agent alone: the best of its run is not here
@@ -92,9 +98,11 @@ def relocate_best(checkpoint: dict[str, Any], folder: str) -> None:
 
 def run_of(checkpoint: str | None) -> Path | None:
     """The folder of the run that a checkpoint belongs to, if it lies in one."""
-    if checkpoint is None or not (Path(checkpoint).parent.parent / "config.yaml").is_file():
+    if checkpoint is None:
         return None
-    return Path(checkpoint).parent.parent
+    path = Path(checkpoint)
+    folder = (path if len(path.parts) > 2 else path.absolute()).parent.parent
+    return folder if (folder / "config.yaml").is_file() else None
 
 
 def new_run_folder(root: Path, env_id: str) -> Path:

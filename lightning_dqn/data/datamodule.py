@@ -24,7 +24,7 @@ from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env,
 from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, probe_sampler
 from lightning_dqn.resume.arguments import describe, describe_instance, public_path, record_arguments
-from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict, check_int
+from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict, check_int, invalid
 from lightning_dqn.resume.env_state import unsupported_reason
 from lightning_dqn.resume.memory_state import check_actions
 from lightning_dqn.resume.plain import plain_form
@@ -253,12 +253,24 @@ class DQNDataModule(pl.LightningDataModule):
                 f"{name} is missing in the checkpoint, so no run can be resumed from it: use the data module that it "
                 "was made with, or start a new run from its weights (`fit --init_from`, `DQN.load_from_checkpoint`)"
             )
-        state = check_dict(checkpoint[name], name, ("save_memory", "seed", "train"))
+        train = self._check_state(checkpoint[name], has_memory=has_memory)
+        if "memories" in train:
+            # those of several ranks, which are read from files of their own
+            invalid(f"{name}.train.memories", "is unknown")
+        envs = check_dict(train.get("under_way", {"envs": {}}), f"{name}.train.under_way", ("envs",))["envs"]
+        if type(envs) is dict and type(envs.get("seeds")) is list and len(envs["seeds"]) != self.num_envs:
+            invalid(f"{name}.train.under_way.envs.seeds", f"is not of {self.num_envs} environments")
+
+    def _check_state(self, state: Any, *, has_memory: bool) -> dict[str, Any]:
+        """The state of the dataset in a state of this data module."""
+        name = type(self).__qualname__
+        state = check_dict(state, name, ("save_memory", "seed", "train"))
         check_bool(state["save_memory"], f"{name}.save_memory")
         check_int(state["seed"], f"{name}.seed", 0, 2**64 - 1)
         train = check_dict(state["train"], f"{name}.train")
         if has_memory and state["save_memory"] and not {"memory", "memories"} & train.keys():
             raise CheckpointError(f"{name}.train.memory is missing in the checkpoint: use another one")
+        return train
 
     @property
     def is_prioritized(self) -> bool:
@@ -283,9 +295,7 @@ class DQNDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
-        self.check_checkpoint(
-            {type(self).__qualname__: state}, has_memory=isinstance(self.train_dataset, ReplayDataset)
-        )
+        self._check_state(state, has_memory=isinstance(self.train_dataset, ReplayDataset))
         # evaluations are those of the run from which this one is resumed, whatever seed this process was given
         self._seed = state["seed"]
         if self.eval_dataset is not None:

@@ -5,11 +5,13 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
 from lightning_dqn.resume.loops import plain_schedules, repair_loop_progress
 from lightning_dqn.resume.manifest import (
     build_manifest,
+    check_description,
     check_same_run,
     check_same_spaces,
     describe_run,
@@ -22,6 +24,10 @@ from lightning_dqn.resume.training_state import check_training_state, check_weig
 from lightning_dqn.shares import save_share, take_up_share
 
 Module = TypeVar("Module", bound=LightningModule)
+# what constructors raise at arguments of the right types that they can't use
+UNBUILDABLE = (
+    *(TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError, AttributeError, LookupError),
+)
 
 
 def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Trainer | None) -> None:
@@ -65,6 +71,7 @@ def check_checkpoint(
         if name not in checkpoint:
             raise CheckpointError(f"{name} is missing: this is no checkpoint of this package; use another one")
     manifest = check_dict(checkpoint["manifest"], "manifest")
+    check_description(check_dict(checkpoint["agent"], "agent"), manifest)
     if trainer is not None:
         check_same_run(manifest, build_manifest(module, data, trainer.callbacks))  # type: ignore[attr-defined]
     check_same_spaces(manifest, describe_run(module))
@@ -118,8 +125,11 @@ def make_module(
         if name not in given
     }
     try:
-        module: Module = cls(**{**spaces, **arguments})
-    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        with AllocationLimit(checkpoint):
+            module: Module = cls(**{**spaces, **arguments})
+    except CheckpointError:
+        raise
+    except UNBUILDABLE as error:
         raise CheckpointError(f"agent.model in the checkpoint makes no {cls.__name__}: {error}") from error
     load_weights(module, checkpoint)
     return module

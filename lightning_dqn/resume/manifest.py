@@ -21,7 +21,7 @@ from lightning_dqn.resume.arguments import (
     describe_optimizer,
     public_path,
 )
-from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.content import CheckpointError, invalid
 from lightning_dqn.resume.spaces import decode_space, encode_space
 
 # names that a resumed run may change, also whole sections, with the reason
@@ -90,10 +90,41 @@ def build_manifest(module: Any, data: Any = None, callbacks: Iterable[Callback] 
     run = {**describe_run(module, data, callbacks), "model": describe_model(module, module.all_args)}
     packages = ("lightning_dqn", "lightning", "torch", "gymnasium", "numpy")
     run["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return dict(_flatten(run, ""))
+    return dict(flatten(run))
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """See that a checkpoint describes the same run in its two entries: by class and argument, and as a flat manifest.
+
+    Raises:
+        CheckpointError: naming the first value of the description that the manifest does not have.
+    """
+    for entry, tree in (("agent", agent), ("manifest", manifest)):
+        _check_values(tree, entry)
+    for name, value in flatten(agent):
+        # the seed of the process may be set anew while a run is under way
+        if name != "seed" and (name not in manifest or _normal(manifest[name]) != _normal(value)):
+            invalid(f"agent.{name}", f"is {_show(value)}, and in the manifest {_show(manifest.get(name, 'nothing'))}")
+    for name in manifest.keys() - dict(flatten(agent)).keys():
+        if not name.startswith(("versions.", "model.")):
+            invalid(f"agent.{name}", "is missing, but is in the manifest")
+
+
+def _check_values(tree: Any, name: str) -> None:
+    """See that a tree has plain values only, with strings for the names of entries; a checkpoint was read before."""
+    if type(tree) is dict:
+        for key, value in tree.items():
+            if type(key) is not str and "env_kwargs" not in name:
+                invalid(name[:120], "has a key that is not a str")
+            _check_values(value, f"{name}.{key}")
+    elif type(tree) in (list, tuple):
+        for i, value in enumerate(tree):
+            _check_values(value, f"{name}[{i}]")
+    elif tree is not None and type(tree) not in (bool, int, float, str):
+        invalid(name[:120], f"is a {type(tree).__name__}, not a plain value")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves by their dotted names; a class counts as the name itself, its arguments come under it."""
     for name, value in tree.items():
         if name == "class_path" and prefix:
@@ -101,7 +132,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, dict) and value.keys() == {"opaque"}:
             yield f"{prefix}{name}", value["opaque"]
         elif isinstance(value, dict) and name not in (*SPACES, "env_kwargs", "env_observation_space"):
-            yield from _flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
+            yield from flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -17,6 +17,8 @@ from lightning_dqn.resume.content import (
 )
 
 MAX_SLOTS = 2**40
+# sums of as many as there are slots stay finite
+MAX_PRIORITY = 1e200
 
 
 def check_memory_state(state: Any, own: Mapping[str, Any], name: str = "memory", *, same_size: bool = True) -> None:
@@ -42,6 +44,8 @@ def check_memory_state(state: Any, own: Mapping[str, Any], name: str = "memory",
     rows = check_dict(state["rows"], f"{name}.rows", tuple(own["rows"]))
     for key, tensor in own["rows"].items():
         check_tensor(rows[key], f"{name}.rows.{key}", dtype=tensor.dtype, shape=(used, *tensor.shape[1:]))
+    if "age" in own["rows"] and used and int(rows["age"].max()) >= state["frame_stack"]:
+        invalid(f"{name}.rows.age", f"is more than the frames of a stack of {state['frame_stack']}")
     num_envs = own["after_end"].shape[0]
     check_tensor(state["after_end"], f"{name}.after_end", dtype=torch.bool, shape=(num_envs,))
     eligible = eligible_rows(state)
@@ -52,13 +56,15 @@ def check_memory_state(state: Any, own: Mapping[str, Any], name: str = "memory",
 
 
 def check_actions(state: Mapping[str, Any], space: Any, name: str) -> None:
-    """See that the actions of a checked memory state are in the action space, where they are learnt from.
+    """See that the actions of a memory state are in the action space, where they are learnt from.
 
     Raises:
         CheckpointError: if one is not.
     """
-    rows = state["rows"]
-    actions = rows["action"][rows["playable"]] - int(space.start)
+    rows = check_dict(check_dict(state, name, ("rows",))["rows"], f"{name}.rows", ("action", "playable"))
+    playable = check_tensor(rows["playable"], f"{name}.rows.playable", dtype=torch.bool, shape=(None, None))
+    taken = check_tensor(rows["action"], f"{name}.rows.action", dtype=torch.int64, shape=playable.shape)
+    actions = taken[playable] - int(space.start)
     if len(actions) and not 0 <= int(actions.min()) <= int(actions.max()) < int(space.n):
         invalid(f"{name}.rows.action", f"holds actions outside {space}")
 
@@ -92,7 +98,7 @@ def _check_sampler(state: Any, own: Mapping[str, Any], eligible: NDArray[np.int6
     if "priorities" in own:
         priorities = check_tensor(state["priorities"], f"{name}.priorities", dtype=torch.float64, shape=(capacity,))
         mine = priorities.numpy()[eligible]
-        if not (mine > 0).all() or np.count_nonzero(priorities.numpy()) != len(mine):
-            invalid(f"{name}.priorities", "are not positive for the rows that can be drawn, and 0 for others")
-        check_float(state["largest"], f"{name}.largest", 0)
+        largest = check_float(state["largest"], f"{name}.largest", 0, MAX_PRIORITY)
+        if not ((mine > 0) & (mine <= largest)).all() or np.count_nonzero(priorities.numpy()) != len(mine):
+            invalid(f"{name}.priorities", "are not in (0, largest] for the rows that can be drawn, and 0 for others")
         check_float(state["beta"], f"{name}.beta", 0, 1)

@@ -7,8 +7,9 @@ and from Gymnasium's wrappers. Any other module must be trusted by the caller, b
 import functools
 import importlib
 import inspect
+import re
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
@@ -39,7 +40,11 @@ CLASS_ARGUMENTS: dict[str, type] = {
     "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
     "sampler": _Sampler,
 }
+NOT_FROM_FILE = (gym.wrappers.RecordVideo, gym.wrappers.HumanRendering)
 MAX_DEPTH = 16
+# names of arguments that say how large an array is, and the largest that a file may ask for
+SIZE_NAMES, MAX_SIDE = "size|shape|stack|width|height|threads|repeat", 4096
+PLAIN_TYPES = (Any, None, type(None), bool, int, float, str, list, tuple, dict)
 
 
 def is_trusted(module: str, trusted_modules: Collection[str]) -> bool:
@@ -92,18 +97,21 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
     Raises:
         CheckpointError: if it is not in a trusted module, does not exist, or is no such class.
     """
-    if type(class_path) is not str or not all(part.isidentifier() for part in class_path.split(".")):
+    if type(class_path) is not str or not re.fullmatch(r"[A-Za-z]\w*(\._?[A-Za-z]\w*)+", class_path):
+        # modules such as `__main__` are made to be run
         invalid(name, "is not the import path of a class")
     module, _, attribute = class_path.rpartition(".")
     check_trusted(module, name, trusted_modules)
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
+    except (ImportError, gym.error.Error) as error:
         raise CheckpointError(f"{name}={class_path} in the checkpoint can't be imported: {error}") from error
     if found is None:
         raise CheckpointError(f"{name}={class_path} in the checkpoint: the module {module} has no {attribute} any more")
     if not isinstance(found, type) or not issubclass(found, base):
         invalid(name, f"is {class_path}, which is not a subclass of {base.__module__}.{base.__qualname__}")
+    if issubclass(found, NOT_FROM_FILE):
+        invalid(name, f"is {class_path}, which writes files or opens windows")
     # a trusted module hands on names that it imports from others
     check_trusted(found.__module__, name, trusted_modules)
     return found
@@ -127,6 +135,8 @@ def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Colle
     hints = _type_hints(cls)
     for key, value in check_dict(arguments, name).items():
         where = f"{name}.{key}"
+        if type(key) is not str or not key.isidentifier():
+            invalid(where[:80], "is no name of an argument")
         check_not_opaque(value, where, f"{key}=...")
         if isinstance(value, dict) and "class_path" in value:
             if key not in CLASS_ARGUMENTS:
@@ -138,6 +148,7 @@ def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Colle
             invalid(where, "is a function, which no file may name")
         else:
             check_plain(value, where)
+            _check_strings(value, hints.get(key, Any), where)
     return dict(arguments)
 
 
@@ -156,6 +167,10 @@ def check_class(
         CheckpointError: as `resolve_class` and `check_arguments`.
     """
     content = check_dict(description, name, ("class_path", "init_args"))
+    if base is gym.Wrapper:
+        check_sizes(content["init_args"], f"{name}.init_args")
+    for key in content.keys() - {"class_path", "init_args"}:
+        invalid(f"{name}.{key}", "is unknown")
     cls = resolve_class(content["class_path"], base, name, trusted_modules)
     return cls, check_arguments(cls, content["init_args"], name, trusted_modules)
 
@@ -213,6 +228,8 @@ def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) 
     """
     if type(env_id) is not str or not env_id or len(env_id) > 500:
         invalid(name, "is not the id of an environment")
+    if env_id.startswith("GymV2"):
+        invalid(name, f"is {env_id}, which imports whatever its arguments name")
     module = env_id.rpartition(":")[0]
     if module:
         check_trusted(module, name, trusted_modules)
@@ -238,6 +255,20 @@ def check_plain(value: Any, name: str, depth: int = 0) -> None:
             check_plain(item, f"{name}.{key}", depth + 1)
     elif value is not None and type(value) not in (bool, int, float, str):
         invalid(name, f"is a {type(value).__name__}, not a plain value")
+
+
+def check_sizes(arguments: Any, name: str) -> None:
+    """See that no argument of an environment or wrapper asks for arrays that fill the memory of this machine.
+
+    Raises:
+        CheckpointError: if one does.
+    """
+    for key, value in check_dict(arguments, name).items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if re.search(SIZE_NAMES, str(key)) and any(type(n) in (int, float) and n > MAX_SIDE for n in numbers):
+            raise CheckpointError(
+                f"{name}.{key} in the checkpoint is more than {MAX_SIDE}; give it again if you mean it"
+            )
 
 
 def check_not_opaque(value: Any, name: str, argument: str) -> None:
@@ -272,3 +303,33 @@ def _takes_code(hint: Any) -> bool:
     """Whether an annotation allows a function or a class."""
     text = hint if isinstance(hint, str) else str(hint)
     return hint is type or "Callable" in text or "type[" in text.lower()
+
+
+def _check_strings(value: Any, hint: Any, name: str) -> None:
+    """See that strings are only where the constructor takes them: elsewhere jsonargparse imports what they name.
+
+    Raises:
+        CheckpointError: if it has.
+    """
+    atoms = list(_atoms(hint))
+    literal = [word for each in atoms if typing.get_origin(each) is typing.Literal for word in typing.get_args(each)]
+    known = all(each in PLAIN_TYPES or typing.get_origin(each) is typing.Literal for each in atoms)
+    takes = Any in atoms or str in atoms or dict in atoms or list in atoms
+    if _has_string(value) and not (type(value) is str and value in literal) and not (known and takes):
+        invalid(name, f"is or holds a string, where the constructor takes {hint}")
+
+
+def _has_string(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_string(item) for pair in value.items() for item in pair)
+    return type(value) is str or (isinstance(value, (list, tuple)) and any(map(_has_string, value)))
+
+
+def _atoms(hint: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    arguments = [each for each in typing.get_args(hint) if each is not ...]
+    if not arguments or typing.get_origin(hint) is typing.Literal:
+        yield hint
+    else:
+        for each in arguments:
+            yield from _atoms(each)

@@ -1,7 +1,7 @@
 """Gymnasium spaces as plain values and back, so that a checkpoint tells what its agent observes and does."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lightning_dqn.resume.content import check_dict, check_int, invalid
 
 # a larger space is more than any agent of this package can observe
-MAX_SIZE = 2**28
+MAX_SIZE = 2**24
 DTYPES = (
     "bool",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
@@ -93,12 +93,22 @@ def _decode(  # noqa: PLR0911  one for each kind
         lengths = [check_int(value[part], f"{name}.{part}", 0, MAX_SIZE) for part in ("max_length", "min_length")]
         return spaces.Text(lengths[0], min_length=lengths[1], charset=str(value["charset"]))
     if kind == "Dict":
-        parts = check_dict(value["spaces"], f"{name}.spaces").items()
+        parts = check_dict(value["spaces"], f"{name}.spaces")
+        _check_total(parts.values(), name)
         # pairs keep their order, in which they are flattened
-        return spaces.Dict([(key, decode_space(part, f"{name}.spaces.{key}", depth + 1)) for key, part in parts])
+        pairs = parts.items()
+        return spaces.Dict([(key, decode_space(part, f"{name}.spaces.{key}", depth + 1)) for key, part in pairs])
     if kind == "Tuple":
-        return spaces.Tuple(decode_space(part, f"{name}.spaces", depth + 1) for part in list(value["spaces"]))
+        _check_total(value["spaces"], name)
+        return spaces.Tuple(decode_space(part, f"{name}.spaces", depth + 1) for part in value["spaces"])
     raise ValueError(f"kind {kind!r} is unknown")
+
+
+def _check_total(parts: Iterable[Any], name: str) -> None:
+    """See that the boxes of a Dict or Tuple are not too large together."""
+    shapes = [part["shape"] for part in parts if type(part) is dict and part.get("kind") == "Box" and "shape" in part]
+    if sum(math.prod(_shape(shape, f"{name}.shape")) for shape in shapes) > MAX_SIZE or len(shapes) > 10_000:
+        invalid(name, "has boxes that are too large together")
 
 
 def _shape(value: Any, name: str) -> tuple[int, ...]:
@@ -121,5 +131,5 @@ def _expand(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str)
     if not all(type(number) in (bool, int, float) and not math.isnan(number) for number in numbers):
         invalid(name, "is no bound of numbers")
     size = math.prod(shape)
-    flat = np.array(numbers * size if len(numbers) == 1 else numbers, dtype)
+    flat = np.full(size, numbers[0], dtype) if len(numbers) == 1 else np.array(numbers, dtype)
     return flat.reshape(shape)

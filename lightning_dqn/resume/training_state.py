@@ -4,7 +4,7 @@ The data module checks its own state when it loads it.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from lightning_dqn.resume.rng import check_rng_state
 
 # sums of squares and counters that optimizers keep
 NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta"}
+# options of optimizers that say how a step is computed
+IMPLEMENTATION = ("foreach", "fused")
 TRAINING_KEYS = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "generators", "compiled", "global_step")
 
 
@@ -55,7 +57,7 @@ def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
             raise CheckpointError(
                 f"state_dict.{name} {problem}: use the model and the model.network that the checkpoint was made with"
             )
-        tensor, expected = check_tensor(state[name], f"state_dict.{name}"), own[name]
+        tensor, expected = check_tensor(state[name], f"state_dict.{name}", finite=False), own[name]
         if tensor.shape != expected.shape:
             raise CheckpointError(
                 f"state_dict.{name} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(expected.shape)} "
@@ -63,6 +65,10 @@ def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
             )
         if tensor.is_floating_point() != expected.is_floating_point() or tensor.is_complex():
             invalid(f"state_dict.{name}", f"has dtype {tensor.dtype}, not {expected.dtype}")
+        check_tensor(tensor, f"state_dict.{name}")
+    # versions of layers, which their own functions read
+    versions = getattr(own, "_metadata", {})
+    check_like(getattr(state, "_metadata", versions), versions, "state_dict._metadata")
     if "epsilon" in own:
         check_float(float(state["epsilon"]), "state_dict.epsilon", 0, 1)
 
@@ -119,44 +125,57 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: st
             if key not in own and key != "initial_lr":
                 invalid(f"{where}.{key}", "is unknown")
             _check_numbers(group[key], own.get(key, 0.0), f"{where}.{key}")
+            if isinstance(own.get(key), bool) and key not in IMPLEMENTATION and group[key] != own[key]:
+                invalid(f"{where}.{key}", f"is {group[key]}, not {own[key]}")
+        if group.get("fused") and group.get("foreach"):
+            invalid(f"{where}.fused", "and foreach are both true")
         check_float(group["lr"], f"{where}.lr", 0)
-    expected = _state_names(optimizer)
+    examples: dict[torch.Size, dict[str, Any] | None] = {}
     for index, values in check_dict(state["state"], f"{name}.state").items():
         where = f"{name}.state.{index}"
         if not isinstance(index, int) or not 0 <= index < len(shapes):
             invalid(where, "is of no parameter")
-        if expected is not None and set(check_dict(values, where)) != expected:
-            invalid(where, f"holds {sorted(map(str, values))}, not {sorted(expected)}")
+        shape = shapes[index]
+        if shape not in examples:
+            examples[shape] = _state_example(optimizer, shape)
+        example = examples[shape]
+        if example is not None and set(check_dict(values, where)) != set(example):
+            invalid(where, f"holds {sorted(map(str, values))}, not {sorted(example)}")
         for key, value in check_dict(values, where).items():
-            _check_moment(value, shapes[index], f"{where}.{key}")
+            if example is None:
+                fitting = ((), shape) if isinstance(value, Tensor) else ()
+            else:
+                fitting = (example[key].shape,) if isinstance(example[key], Tensor) else ()
+            _check_moment(value, fitting, f"{where}.{key}")
 
 
-def _check_moment(value: Any, shape: torch.Size, name: str) -> None:
-    """See that what an optimizer keeps for a parameter is a number, or a tensor of the parameter's shape."""
-    if type(value) is not Tensor:
+def _check_moment(value: Any, shapes: Sequence[Sequence[int]], name: str) -> None:
+    """See that what an optimizer keeps for a parameter is a tensor of one of these shapes; without shapes, a number."""
+    if not shapes:
         if value is not None:
             check_float(value, name)
         return
     check_tensor(value, name)
-    if value.shape not in ((), shape):
-        invalid(name, f"has shape {tuple(value.shape)}, not {tuple(shape)}")
+    if value.shape not in shapes:
+        invalid(name, f"has shape {tuple(value.shape)}, not {tuple(shapes[-1])}")
     if not value.is_floating_point():
         invalid(name, f"has dtype {value.dtype}, which is not floating")
     if name.rpartition(".")[2] in NOT_NEGATIVE and bool((value < 0).any()):
         invalid(name, "is negative")
 
 
-def _state_names(optimizer: torch.optim.Optimizer) -> set[str] | None:
+def _state_example(optimizer: torch.optim.Optimizer, shape: torch.Size) -> dict[str, Any] | None:
     """What an optimizer with these options keeps for a parameter; None for those that torch does not define."""
     if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
         return None
-    number = torch.nn.Parameter(torch.zeros(2))
-    number.grad = torch.ones(2)
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    parameter.grad = torch.ones(shape)
     options = {name: value for name, value in optimizer.param_groups[0].items() if name not in ("params", "initial_lr")}
     make: Any = type(optimizer)
-    probe = make([{"params": [number], **options}])
+    probe = make([{"params": [parameter], **options}])
     probe.step()
-    return set(probe.state[number])
+    example: dict[str, Any] = probe.state[parameter]
+    return example
 
 
 def check_loops(loops: Any, trainer: Trainer, updates: int) -> None:
@@ -189,7 +208,7 @@ def check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
             other, where = state[key], f"{name}.{key}"
             if type(value) is int:
                 check_int(other, where)
-            elif value is not None and other is not None and type(other) is not type(value):
+            elif value is not None and type(other) is not type(value) and (other is not None or type(value) is dict):
                 invalid(where, f"is a {type(other).__name__}, not a {type(value).__name__}")
         if isinstance(callback, ModelCheckpoint):
             _check_checkpoint_paths(state, name)
@@ -204,6 +223,10 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
     for path in [*paths, *state["best_k_models"]]:
         if type(path) is not str or "://" in path or ".." in Path(path).parts:
             invalid(name, f"names the file {path!r}, which may be anywhere")
+    if state["best_k_models"] and state["kth_best_model_path"] not in state["best_k_models"]:
+        invalid(f"{name}.kth_best_model_path", "is none of best_k_models")
+    if any(score is None for score in state["best_k_models"].values()):
+        invalid(f"{name}.best_k_models", "has a model without a score")
     scores = [state["best_model_score"], state["kth_value"], *state["best_k_models"].values()]
     for score in scores:
         if score is not None:
