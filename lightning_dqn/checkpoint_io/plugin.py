@@ -187,8 +187,9 @@ class AtomicCheckpointIO(CheckpointIO):
             entry = check_header(checkpoint)
         except CheckpointError as error:
             raise CheckpointError(f"{target}: {error}") from None
-        # Lightning would rewrite what an older one wrote, before anybody can check it
-        checkpoint["pytorch-lightning_version"] = pl.__version__
+        if "state_dict" in checkpoint:
+            # Lightning would rewrite what an older one wrote, before anybody can check it
+            checkpoint["pytorch-lightning_version"] = pl.__version__
         if "shares" in entry:
             checkpoint["shares"] = shares_in(entry.pop("shares"), target)
         if "memory" in entry:
