@@ -158,6 +158,10 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     writer.write_end_of_file()
 
 
+class Hang(BaseException):
+    """It takes too long; nothing catches it but who waits."""
+
+
 def opened(words: list[str] | str) -> tuple[Any, str]:
     """Exit code of a command line, or the name of an exception, and what was written to stderr.
 
@@ -168,14 +172,17 @@ def opened(words: list[str] | str) -> tuple[Any, str]:
     from lightning_dqn.cli import main  # noqa: PLC0415
 
     def ring(*_):
-        raise TimeoutError(f"{SECONDS} s are over")
+        raise Hang(f"{SECONDS} s are over")
 
     # as in a process of the command line: spawned ones of environments import torch again
     multiprocessing.set_start_method("fork", force=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     err = io.StringIO()
+    # of this process; other ones may keep it waiting
+    signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
+    signal.alarm(6 * SECONDS)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -191,13 +198,14 @@ def opened(words: list[str] | str) -> tuple[Any, str]:
         return 0, ""
     except SystemExit as left:
         return left.code, err.getvalue()
-    except BaseException as error:  # a TimeoutError may come through anything
+    except BaseException as error:  # a Hang too
         place = error.__traceback__
         while place.tb_next is not None:
             place = place.tb_next
         return f"{type(error).__name__} in {place.tb_frame.f_code.co_filename}:{place.tb_lineno}", str(error)
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def attempt(folder: str, base: str, path: tuple[Any, ...], name: str, seed: int) -> dict[str, Any]:

@@ -203,8 +203,9 @@ class AtomicCheckpointIO(CheckpointIO):
             check_header(checkpoint)
         except CheckpointError as error:
             raise CheckpointError(f"{target}: {error}") from None
-        # Lightning would rewrite what an older one wrote, before anybody can check it
-        checkpoint["pytorch-lightning_version"] = pl.__version__
+        if "state_dict" in checkpoint:
+            # Lightning would rewrite what an older one wrote, before anybody can check it
+            checkpoint["pytorch-lightning_version"] = pl.__version__
         return checkpoint
 
     def read_ahead(self, path: str | os.PathLike[str], *, for_fit: bool = True) -> dict[str, Any]:

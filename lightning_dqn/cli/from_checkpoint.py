@@ -69,6 +69,8 @@ LARGEST = {
     "data.eval_episodes": 10_000,
 }
 LARGEST_ASYNC = 128
+# by which Lightning divides
+POSITIVE = ("trainer.val_check_interval", "trainer.check_val_every_n_epoch")
 # arguments of loggers that say neither where nor to whom they send
 LOGGERS = {
     f"lightning.pytorch.loggers.{name}": {
@@ -108,7 +110,7 @@ def _is_option(name: str, value: Any, strings: Mapping[str, str] = STRINGS) -> b
     """Whether a file may give an option this value."""
     if type(value) is str:
         return name in strings and re.fullmatch(strings[name], value) is not None
-    return _is_number_of(name, value) and not _is_too_large(name, value)
+    return _is_number_of(name, value) and not _is_out_of_bounds(name, value)
 
 
 def _is_number_of(name: str, value: Any) -> bool:
@@ -127,7 +129,9 @@ def _option_hints(section: str) -> dict[str, Any]:
     return hints
 
 
-def _is_too_large(name: str, value: Any) -> bool:
+def _is_out_of_bounds(name: str, value: Any) -> bool:
+    if name in POSITIVE and type(value) in (int, float) and value <= 0:
+        return True
     return type(value) in (bool, int, float) and value > LARGEST.get(name, math.inf)
 
 
@@ -185,7 +189,7 @@ def _data_config(description: Any, given: Collection[str], trusted_modules: Coll
     content = check_dict(description["init_args"], f"{name}.init_args", ("env_id", "env_kwargs", "wrappers"))
     data = {key: value for key, value in content.items() if f"data.{key}" not in given}
     for key, value in data.items():
-        if _is_too_large(f"data.{key}", value):
+        if _is_out_of_bounds(f"data.{key}", value):
             invalid(f"{name}.init_args.{key}", f"is {value}: if you mean it, give --data.{key}")
     if data.get("vectorization") == "async" and type(data.get("num_envs")) is int and data["num_envs"] > LARGEST_ASYNC:
         invalid(f"{name}.init_args.num_envs", "is more than 128 processes: if you mean it, give --data.num_envs")

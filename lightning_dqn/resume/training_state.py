@@ -4,6 +4,7 @@ The data module checks its own state when it loads it.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from lightning_dqn.resume.rng import check_rng_state
 
 # sums of squares and counters that optimizers keep
 NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta"}
-# options of optimizers that say how a step is computed
-IMPLEMENTATION = ("foreach", "fused")
+# options of optimizers that a schedule changes, or that say how a step is computed
+SCHEDULED = "lr|betas|momentum|foreach|fused|(initial|max|min|base)_.*"
 TRAINING_KEYS = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "generators", "compiled", "global_step")
 
 
@@ -111,25 +112,8 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: st
         CheckpointError: naming the first value that does not fit.
     """
     check_dict(state, name, ("state", "param_groups"))
-    groups, own_groups = state["param_groups"], optimizer.param_groups
-    if type(groups) is not list or len(groups) != len(own_groups):
-        invalid(f"{name}.param_groups", f"is not a list of {len(own_groups)}")
-    shapes: list[torch.Size] = []
-    for i, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
-        where = f"{name}.param_groups[{i}]"
-        check_dict(group, where, tuple(own))
-        if group["params"] != list(range(len(shapes), len(shapes) + len(own["params"]))):
-            invalid(f"{where}.params", f"does not name the {len(own['params'])} parameters of this network")
-        shapes += [parameter.shape for parameter in own["params"]]
-        for key in sorted(group.keys() - {"params"}):
-            if key not in own and key != "initial_lr":
-                invalid(f"{where}.{key}", "is unknown")
-            _check_numbers(group[key], own.get(key, 0.0), f"{where}.{key}")
-            if isinstance(own.get(key), bool) and key not in IMPLEMENTATION and group[key] != own[key]:
-                invalid(f"{where}.{key}", f"is {group[key]}, not {own[key]}")
-        if group.get("fused") and group.get("foreach"):
-            invalid(f"{where}.fused", "and foreach are both true")
-        check_float(group["lr"], f"{where}.lr", 0)
+    _check_groups(state["param_groups"], optimizer.param_groups, f"{name}.param_groups")
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     examples: dict[torch.Size, dict[str, Any] | None] = {}
     for index, values in check_dict(state["state"], f"{name}.state").items():
         where = f"{name}.state.{index}"
@@ -147,6 +131,34 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: st
             else:
                 fitting = (example[key].shape,) if isinstance(example[key], Tensor) else ()
             _check_moment(value, fitting, f"{where}.{key}")
+
+
+def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: str) -> None:
+    """See that an optimizer can load groups of parameters, with the switches that it has itself."""
+    if type(groups) is not list or len(groups) != len(own_groups):
+        invalid(name, f"is not a list of {len(own_groups)}")
+    first = 0
+    for i, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
+        where = f"{name}[{i}]"
+        check_dict(group, where, tuple(own))
+        _check_indices(group["params"], range(first, first + len(own["params"])), f"{where}.params")
+        first += len(own["params"])
+        for key in sorted(group.keys() - {"params"}, key=str):
+            if key not in own and key != "initial_lr":
+                invalid(f"{where}.{key}", "is unknown")
+            _check_numbers(group[key], own.get(key, 0.0), f"{where}.{key}")
+            if key in own and not re.fullmatch(SCHEDULED, key) and group[key] != own[key]:
+                invalid(f"{where}.{key}", f"is {group[key]}, not {own[key]}")
+        if group.get("fused") and group.get("foreach"):
+            invalid(f"{where}.fused", "and foreach are both true")
+        check_float(group["lr"], f"{where}.lr", 0)
+        for beta in group.get("betas", ()):
+            check_float(beta, f"{where}.betas", 0, 1)
+
+
+def _check_indices(value: Any, expected: range, name: str) -> None:
+    if type(value) is not list or not all(type(each) is int for each in value) or value != list(expected):
+        invalid(name, f"does not name the {len(expected)} parameters of this network")
 
 
 def _check_moment(value: Any, shapes: Sequence[Sequence[int]], name: str) -> None:
