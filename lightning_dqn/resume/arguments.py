@@ -7,6 +7,7 @@ configuration. What has no such description is `{"opaque": name}`: it has to be 
 import functools
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -138,5 +139,8 @@ def describe_instance(make: Any, made: Any, *, skip: int) -> Any:
         # torch's schedules start from where the run is, whatever this one was given
         names = [name for name in list(inspect.signature(type(made)).parameters)[skip:] if name != "last_epoch"]
         if all(hasattr(made, name) for name in names):
-            return describe_class(type(made), {name: getattr(made, name) for name in names}, skip=skip)
+            kept = {name: getattr(made, name) for name in names}
+            # MultiStepLR keeps its list of milestones as one
+            given = {name: sorted(v.elements()) if isinstance(v, Counter) else v for name, v in kept.items()}
+            return describe_class(type(made), given, skip=skip)
     return described

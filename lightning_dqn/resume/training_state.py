@@ -235,7 +235,8 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
     for path in [*paths, *state["best_k_models"]]:
         if type(path) is not str or "://" in path or ".." in Path(path).parts:
             invalid(name, f"names the file {path!r}, which may be anywhere")
-    if state["best_k_models"] and state["kth_best_model_path"] not in state["best_k_models"]:
+    # empty with save_top_k=-1
+    if state["kth_best_model_path"] not in ("", *state["best_k_models"]):
         invalid(f"{name}.kth_best_model_path", "is none of best_k_models")
     if any(score is None for score in state["best_k_models"].values()):
         invalid(f"{name}.best_k_models", "has a model without a score")
