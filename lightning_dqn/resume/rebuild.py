@@ -42,6 +42,8 @@ CLASS_ARGUMENTS: dict[str, type] = {
 }
 NOT_FROM_FILE = (gym.wrappers.RecordVideo, gym.wrappers.HumanRendering)
 MAX_DEPTH = 16
+# of a list of layers, milestones or sizes
+MAX_ITEMS = 1000
 # names of arguments that say how large an array is, and the largest that a file may ask for
 SIZE_NAMES, MAX_SIDE = "size|shape|stack|width|height|threads|repeat", 4096
 PLAIN_TYPES = (Any, None, type(None), bool, int, float, str, list, tuple, dict)
@@ -146,6 +148,8 @@ def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Colle
             invalid(where, "is not a class with its arguments")
         elif value is not None and _takes_code(hints.get(key)):
             invalid(where, "is a function, which no file may name")
+        elif isinstance(value, (list, tuple)) and len(value) > MAX_ITEMS:
+            invalid(where, f"has {len(value):,} items, over {MAX_ITEMS:,}")
         else:
             check_plain(value, where)
             _check_strings(value, hints.get(key, Any), where)
