@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_dqn.resume.content import ENTRY
+from lightning_dqn.resume.content import ENTRY, check_dict
+from lightning_dqn.resume.rng import check_rng_state
 from lightning_dqn.resume.training_state import weights_digest
 
 # where a checkpoint names the shares of the other ranks, as paths; in its file it does so within ENTRY
@@ -76,17 +77,26 @@ def take_up_share(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     plugin, name = _plugin(trainer), type(data).__qualname__
     if then == now:
         if trainer.global_rank:
-            checkpoint.update(plugin.load_checkpoint(paths[trainer.global_rank - 1]))
+            checkpoint |= _load_share(plugin, paths[trainer.global_rank - 1], data)
         return
     rank_zero_info(
         f"The checkpoint is of {then} rank{'s' * (then > 1)}, this run has {now}: the shares of the memory are dealt "
         "anew, with the episodes under way kept as truncated. The run goes on, but not as if unstopped."
     )
-    others = [plugin.load_checkpoint(path)[name] for path in paths]
+    others = [_load_share(plugin, path, data)[name] for path in paths]
     checkpoint[name] = data.deal_anew([checkpoint[name], *others])
     # they were of ranks that are no more
     del checkpoint["generators"]
     _rescale_epoch(checkpoint["loops"]["fit_loop"], then / now, len(data.train_dataset))
+
+
+def _load_share(plugin: Any, path: str, data: Any) -> dict[str, Any]:
+    """What a rank resumes from beside the checkpoint, checked as that was, and nothing else that the file may hold."""
+    name = type(data).__qualname__
+    content = check_dict(plugin.load_checkpoint(path), "", (name, "generators"))
+    data.check_checkpoint(content)
+    check_rng_state(content["generators"], "generators")
+    return {key: content[key] for key in (name, "generators")}
 
 
 def _refuse_others(checkpoint: dict[str, Any], trainer: Trainer, ranks: Any) -> None:

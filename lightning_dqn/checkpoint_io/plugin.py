@@ -190,6 +190,8 @@ class AtomicCheckpointIO(CheckpointIO):
         if "state_dict" in checkpoint:
             # Lightning would rewrite what an older one wrote, before anybody can check it
             checkpoint["pytorch-lightning_version"] = pl.__version__
+        # they are named in the entry, as files beside this one
+        checkpoint.pop("shares", None)
         if "shares" in entry:
             checkpoint["shares"] = shares_in(entry.pop("shares"), target)
         if "memory" in entry:
