@@ -77,31 +77,28 @@ def take_up_share(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     plugin, name = _plugin(trainer), type(data).__qualname__
     if then == now:
         if trainer.global_rank:
-            checkpoint.update(_load(plugin, paths[trainer.global_rank - 1], name))
+            checkpoint |= _load_share(plugin, paths[trainer.global_rank - 1], trainer)
         return
     rank_zero_info(
         f"The checkpoint is of {then} rank{'s' * (then > 1)}, this run has {now}: the shares of the memory are dealt "
         "anew, with the episodes under way kept as truncated. The run goes on, but not as if unstopped."
     )
-    others = [_load(plugin, path, name)[name] for path in paths]
+    others = [_load_share(plugin, path, trainer)[name] for path in paths]
     checkpoint[name] = data.deal_anew([checkpoint[name], *others])
     # they were of ranks that are no more
     del checkpoint["generators"]
     _rescale_epoch(checkpoint["loops"]["fit_loop"], then / now, len(data.train_dataset))
 
 
-def _load(plugin: Any, path: str, name: str) -> dict[str, Any]:
-    """The share of a rank: the state of its data module, of this name, and its random generators.
-
-    Raises:
-        CheckpointError: if it is missing, damaged or no share.
-    """
-    content = plugin.load_checkpoint(path)
-    share = {key: content[key] for key in (name, "generators") if key in content}
-    check_dict(share, path, (name, "generators"))
-    check_dict(share[name], f"{path}: {name}", ("train", "seed"))
-    check_rng_state(share["generators"], f"{path}: generators")
-    return share
+def _load_share(plugin: Any, path: str, trainer: Trainer) -> dict[str, Any]:
+    """What a rank resumes from beside the checkpoint, checked as that was, and nothing else that the file may hold."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    module: Any = trainer.lightning_module
+    name = type(data).__qualname__
+    content = check_dict(plugin.load_checkpoint(path), path, (name, "generators"))
+    data.check_checkpoint(content, has_memory=not module.on_policy)
+    check_rng_state(content["generators"], f"{path}: generators")
+    return {key: content[key] for key in (name, "generators")}
 
 
 def _refuse_others(checkpoint: dict[str, Any], trainer: Trainer, ranks: Any) -> None:

@@ -3,6 +3,7 @@
 The unpickler compares types, not their bases: a `numpy.float64` is a `float` to `isinstance`, and is refused at resume.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -80,7 +81,8 @@ def check_loaded(checkpoint: dict[str, Any]) -> None:
         level = below
     if level:
         # the whole path has 64 parts
-        invalid(".".join(level[0][0].split(".")[1:4])[:80], f"is nested more than {MAX_DEPTH} levels deep")
+        name = re.split(r"(?:\[0\]){3}", level[0][0].removeprefix("."))[0]
+        invalid(name[:300], f"is nested more than {MAX_DEPTH} levels deep")
 
 
 def _is_leaf(value: Any) -> bool:

@@ -206,6 +206,8 @@ class AtomicCheckpointIO(CheckpointIO):
         if "state_dict" in checkpoint:
             # Lightning would rewrite what an older one wrote, before anybody can check it
             checkpoint["pytorch-lightning_version"] = pl.__version__
+        # they are named in the entry, as files beside this one
+        checkpoint.pop("shares", None)
         return checkpoint
 
     def read_ahead(self, path: str | os.PathLike[str], *, for_fit: bool = True) -> dict[str, Any]:

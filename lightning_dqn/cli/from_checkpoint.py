@@ -54,8 +54,9 @@ STRINGS = {
 }
 # numbers that take this machine's processes, memory or hours: larger ones must be given by who runs the command
 LARGEST = {
-    # which leaves out what every run of the command line has
+    # these leave out what every run of the command line has
     "trainer.barebones": 0,
+    "trainer.overfit_batches": 0,
     "trainer.devices": 8,
     "trainer.num_nodes": 1,
     "trainer.num_sanity_val_steps": 100,

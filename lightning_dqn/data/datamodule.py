@@ -308,7 +308,11 @@ class DQNDataModule(pl.LightningDataModule):
 
     def deal_anew(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """What this rank goes on from, of the states that another number of ranks had; see `resuming.deal_anew`."""
-        train = [state["train"] for state in states]
+        name = f"{type(self).__qualname__}.train"
+        train = [check_dict(state["train"], name, ("env_steps", "episodes")) for state in states]
+        for each in train:
+            env_steps = check_int(each["env_steps"], f"{name}.env_steps")
+            EpisodeHistory().load_state_dict(each["episodes"], f"{name}.episodes", env_steps)
         return {**states[0], "train": deal_anew(train, self.ranks, torch.initial_seed())}
 
     def teardown(self, stage: str) -> None:
