@@ -263,7 +263,11 @@ class DQNDataModule(pl.LightningDataModule):
         check_bool(state["save_memory"], f"{name}.save_memory")
         check_int(state["seed"], f"{name}.seed", 0, 2**64 - 1)
         train = check_dict(state["train"], f"{name}.train")
-        if state["save_memory"] and "memory" not in train and isinstance(self.train_dataset, ReplayDataset):
+        if (
+            state["save_memory"]
+            and not {"memory", "memories"} & train.keys()
+            and isinstance(self.train_dataset, ReplayDataset)
+        ):
             raise CheckpointError(f"{name}.train.memory is missing in the checkpoint: use another one")
         return train
 
