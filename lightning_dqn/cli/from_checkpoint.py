@@ -41,7 +41,8 @@ WORD = r"[\w\-]+(/[\w\-]+)*"
 STRINGS = {
     "trainer.accelerator": "auto|cpu|gpu|cuda|mps",
     "trainer.strategy": "auto|ddp",
-    "trainer.devices": "auto",
+    # jsonargparse gives a number as a string
+    "trainer.devices": "auto|[1-8]",
     "trainer.precision": r"64|32|16|bf16|(64|32|16|bf16)-true|(16|bf16)-mixed",
     "trainer.profiler": "simple|advanced|pytorch",
     "trainer.deterministic": "warn",
@@ -70,6 +71,8 @@ LARGEST = {
     "data.eval_episodes": 10_000,
 }
 LARGEST_ASYNC = 128
+# of a description: YAML is parsed at 10,000 a second
+MAX_VALUES = 20_000
 # by which Lightning divides
 POSITIVE = ("trainer.val_check_interval", "trainer.check_val_every_n_epoch")
 # arguments of loggers that say neither where nor to whom they send
@@ -158,6 +161,8 @@ def config_of(
         CheckpointError: naming the first value that is wrong, is not trusted, or must be given again.
     """
     agent = check_dict(checkpoint.get("agent"), "agent", ("model", "data", "seed"))
+    if _count(agent) > MAX_VALUES:
+        raise CheckpointError(f"agent has more than {MAX_VALUES:,} values, which take minutes to parse; use Python")
     check_description(agent, check_dict(checkpoint.get("manifest"), "manifest"))
     model = check_dict(agent["model"], "agent.model", ("class_path", "init_args"))
     arguments = check_dict(model["init_args"], "agent.model.init_args")
@@ -240,6 +245,12 @@ def _loggers(value: Any) -> list[dict[str, Any]]:
                 invalid(f"{name}.init_args.{str(key)[:80]}", "is no option that a checkpoint may set")
     # the run's folder takes its place
     return [{**each, "init_args": {**each["init_args"], "save_dir": "."}} for each in value]
+
+
+def _count(value: Any) -> int:
+    """How many values there are in a tree."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return 1 + sum(_count(item) for item in items)
 
 
 def check_inert(value: Any, name: str) -> None:
