@@ -24,7 +24,7 @@ from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from lightning_dqn.cli import main
 from lightning_dqn.envs import make_env
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.learning, pytest.mark.filterwarnings("ignore")]
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {"epoch_env_steps": 200, "warmup_env_steps": 50, "batch_size": 8, "eval_episodes": 1, "eval_max_steps": 50}
 FLAGS = (

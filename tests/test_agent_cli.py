@@ -15,7 +15,7 @@ from lightning_dqn import DQN, DQNDataModule
 from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.learning, pytest.mark.filterwarnings("ignore")]
 SMALL = (
     *("--data.epoch_env_steps", "200", "--data.eval_episodes", "3", "--model.network.hidden_sizes", "[16]"),
     *("--trainer.logger", "false", *QUIET),

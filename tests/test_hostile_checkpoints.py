@@ -18,6 +18,8 @@ from test_forged_checkpoints import lay_traps, train
 
 from lightning_dqn.resume.manifest import check_description, flatten
 
+pytestmark = pytest.mark.faults
+
 CLASS = {"class_path": f"{PAYLOAD}.Net", "init_args": {}}
 TRANSFORM = "gymnasium.wrappers.TransformObservation"
 MOCK = {"class_path": "unittest.mock.Mock", "init_args": {"return_value": f"touch {MARKER}"}}

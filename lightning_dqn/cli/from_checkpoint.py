@@ -231,7 +231,7 @@ def _with_options(config: dict[str, Any], options: Any, given: Collection[str]) 
     return config
 
 
-def _loggers(value: Any) -> list[dict[str, Any]]:
+def _loggers(value: Any) -> Any:
     if type(value) is not list:
         invalid("options.loggers", "is not a list")
     for i, each in enumerate(value):
@@ -244,7 +244,9 @@ def _loggers(value: Any) -> list[dict[str, Any]]:
             if key not in known or not _is_option(key, argument, known):
                 invalid(f"{name}.init_args.{str(key)[:80]}", "is no option that a checkpoint may set")
     # the run's folder takes its place
-    return [{**each, "init_args": {**each["init_args"], "save_dir": "."}} for each in value]
+    made = [{**each, "init_args": {**each["init_args"], "save_dir": "."}} for each in value]
+    # another class on the command line takes over the arguments of a single one
+    return made[0] if len(made) == 1 else made
 
 
 def _count(value: Any) -> int:
