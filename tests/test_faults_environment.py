@@ -150,7 +150,7 @@ def test_case_13_the_last_checkpoint_is_of_the_epoch_before(faulty, tmp_path):
         assert checkpoint["DQNDataModule"]["train"]["env_steps"] == EPOCH, "not from the middle of a step"
         assert checkpoint["global_step"] == EPOCH - 127
     # it continues from there; the life of the environment that is made anew begins with the last episode, replayed
-    again = run_cli(tmp_path, run.env, "fit", "--ckpt_path", "last")
+    again = run_cli(tmp_path, run.env, "fit", "--ckpt_path", "last", "--trust", "faulty")
     assert again.exit_code == 1, again.text
     assert f"after {EPOCH + FAULT - 10 - 1} env steps" in again.err.strip().splitlines()[-1]
 
