@@ -212,7 +212,7 @@ def test_case_21_a_secret_is_in_no_file_of_a_run(guarded, way):
     assert saved == {"api_token": {"from_env": "GAME_TOKEN"}, **({"server": "here"} if way != "argument" else {})}
     # a resume, and several environments in processes of their own
     for words in (["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"], ["test", "--ckpt_path", "last"]):
-        again = run_cli(guarded, env, *words, *QUIET)
+        again = run_cli(guarded, env, *words, "--trust", "guarded", *QUIET)
         assert again.exit_code == 0, again.text
     parallel = ("--data.num_envs", "2", "--data.vectorization", "async")
     several = run_cli(guarded, env, "fit", *SMALL, *QUIET, "--config", "mine.yaml", *given, *parallel)
