@@ -22,7 +22,6 @@ MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
 SHARE_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
 PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARE_NAME.pattern}")
 TEMPORARY_NAME = re.compile(r"\.saving-(\d{1,9})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
-NO_CHECKPOINT = re.compile(f"{PART_NAME.pattern}|{TEMPORARY_NAME.pattern}")
 # tells this process from an earlier one of the same number: in containers they start alike
 _PROCESS = secrets.token_hex(4)
 

@@ -15,6 +15,7 @@ from lightning_dqn.resume.manifest import (
     check_same_run,
     check_same_spaces,
     describe_run,
+    describe_spaces,
     network_difference,
 )
 from lightning_dqn.resume.rebuild import make_arguments, resolve_class
@@ -74,7 +75,7 @@ def check_checkpoint(
     check_description(check_dict(checkpoint["agent"], "agent"), manifest)
     if trainer is not None:
         check_same_run(manifest, build_manifest(module, data, trainer.callbacks))  # type: ignore[attr-defined]
-    check_same_spaces(manifest, describe_run(module))
+    check_same_spaces(manifest, describe_spaces(module))
     try:
         check_weights(checkpoint["state_dict"], module.state_dict())
     except CheckpointError as error:

@@ -58,8 +58,7 @@ def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = 
         `model`, `observation_space`, `action_space` and, with a data module, `data`, `env`, `seed` and a section for
         each schedule.
     """
-    run: dict[str, Any] = {"model": describe_model(module, module.init_args)}
-    run |= {name: encode_space(getattr(module, name)) for name in SPACES}
+    run: dict[str, Any] = {"model": describe_model(module, module.init_args), **describe_spaces(module)}
     if not hasattr(data, "describe"):
         return run
     seed = os.environ.get("PL_GLOBAL_SEED")
@@ -70,6 +69,11 @@ def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = 
             arguments: dict[str, Any] = callback.all_args  # type: ignore[attr-defined]
             run[section] = {name: describe(value) for name, value in arguments.items()}
     return run
+
+
+def describe_spaces(module: Any) -> dict[str, Any]:
+    """The spaces of a `DQN` by their names."""
+    return {name: encode_space(getattr(module, name)) for name in SPACES}
 
 
 def describe_model(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
