@@ -19,13 +19,13 @@ from lightning_dqn.resume.env_state import MAX_LOGGED_ACTIONS, EnvLog
 
 
 class EpisodeLog(gym.Wrapper[Any, Any, Any, Any]):
-    """Seeds every episode by itself and logs its actions.
+    """Gives every episode a seed of its own and logs its actions.
 
     A `reset(seed=s)` begins a sequence of episodes. Each of them is seeded from s and its number, so an episode is
     (s, number, actions): an environment that draws all its random numbers from `reset(seed=...)` repeats it exactly,
     wherever its state is stored (Python, C, another process).
 
-    Where seeding is slow, as it is for Atari games, a log may go on over several episodes: only the first is seeded.
+    Where seeding is slow, as it is for Atari games, a log may span several episodes, of which only the first is seeded.
 
     Args:
         env: the environment with all its other wrappers.
