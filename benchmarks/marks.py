@@ -91,7 +91,7 @@ class SolveRecord:
         self._seed = seed
         self._every = every
         self._finish = finish
-        self._due = every
+        self._remaining_env_steps = every
         self._started = 0.0
         self._paused_at = 0.0
         self._paused = 0.0
@@ -115,9 +115,9 @@ class SolveRecord:
 
     def visit(self, env_steps: int, policy: GreedyPolicy) -> None:
         """Evaluate, if it is time, at the end of an iteration."""
-        if env_steps < self._due:
+        if env_steps < self._remaining_env_steps:
             return
-        self._due = (env_steps // self._every + 1) * self._every
+        self._remaining_env_steps = (env_steps // self._every + 1) * self._every
         self.pause()
         seconds = self._paused_at - self._started - self._paused
         self.evaluations.append((seconds, env_steps, greedy_mean_return(policy, self._seed + len(self.evaluations))))

@@ -40,7 +40,8 @@ def prioritized(job: Job) -> Result:
     """Microseconds of a uniform `sample(1, 128)`, and of a prioritised one with the write of its rows' priorities."""
     if not job.compiled:
         os.environ["CXX"] = "/nowhere/c++"
-    from lightning_dqn.replay import PrioritizedSampler, ReplayMemory, UniformSampler  # noqa: PLC0415  # as above
+    from lightning_dqn.replay import ReplayMemory, UniformSampler  # noqa: PLC0415  # as above
+    from lightning_dqn.sampling.prioritized import PrioritizedSampler  # noqa: PLC0415  # as above
 
     rng = np.random.default_rng(job.seed)
     errors = itertools.cycle(rng.exponential(size=(64, TEXTBOOK.batch_size)).astype(np.float32))

@@ -24,7 +24,7 @@ from benchmarks.settings import (
     Result,
 )
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.callbacks import EpisodeStatistics
+from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
 
 
 def rates(job: Job) -> Result:

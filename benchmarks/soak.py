@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 # a save every second or so, and a run of half a minute
 WORDS = "fit --trainer.logger false --video.episodes 0 --trainer.enable_progress_bar false --model.compile false"

@@ -14,7 +14,7 @@ from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, RayTrai
 from ray.train.torch import TorchTrainer
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 NAME = "cartpole"
 FOLDER = Path("runs/ray").resolve()  # of several machines: one that all of them see

@@ -56,7 +56,7 @@ def act(
 ) -> NDArray[np.int64]:
     """Actions of a learner, (N,), as the environment takes them; see `DQN.act`."""
     action = choose_actions(
-        lambda: judge(module, observation, noisy=rng is not None),
+        lambda: compute_q_values(module, observation, noisy=rng is not None),
         len(observation),
         module.num_actions,
         epsilon=0.0 if rng is None else module.read_epsilon(),
@@ -67,7 +67,7 @@ def act(
     return action + module.first_action
 
 
-def judge(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[Any]:
+def compute_q_values(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[Any]:
     """Action values of the policy net, by the cheapest way there is.
 
     Args:

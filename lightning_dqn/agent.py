@@ -11,10 +11,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from lightning_dqn.acting import as_batch
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.envs import EnvSettings, EnvWrapper, make_env
 from lightning_dqn.module import DQN
 from lightning_dqn.resume.checkpoint import make_module
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError, check_dict, check_int
 from lightning_dqn.resume.rebuild import check_env_id, check_not_opaque, check_plain, check_sizes, make_wrappers
 from lightning_dqn.resume.spaces import decode_space

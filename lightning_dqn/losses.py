@@ -27,7 +27,7 @@ class TDLoss(NamedTuple):
     priority: Tensor
 
 
-def chosen(values: Tensor, action: Tensor) -> Tensor:
+def gather_actions(values: Tensor, action: Tensor) -> Tensor:
     """The entries that belong to one action a row: Q(s, a), or its distribution.
 
     Args:
@@ -42,7 +42,7 @@ def chosen(values: Tensor, action: Tensor) -> Tensor:
     return values.gather(1, action[:, None, None].expand(-1, 1, values.shape[2])).squeeze(1)
 
 
-def allowed(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
+def mask_actions(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
     """Values in which no action is the best, or has a chance, that is not allowed.
 
     Args:
@@ -85,7 +85,7 @@ def double_q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor, nex
         (B,) targets.
     """
     # y = r + gamma^k (1 - terminated) Q-(s', argmax_a' Q(s', a'))
-    return (reward + discount * chosen(next_target_q, next_policy_q.argmax(1))).detach()
+    return (reward + discount * gather_actions(next_target_q, next_policy_q.argmax(1))).detach()
 
 
 def munchausen_bonus(q_values: Tensor, action: Tensor, *, temperature: float, alpha: float = 0.9) -> Tensor:
@@ -102,7 +102,7 @@ def munchausen_bonus(q_values: Tensor, action: Tensor, *, temperature: float, al
     """
     # alpha [T ln pi(a | s)]_{-1}^0,  pi = softmax(Q- / T)
     log_policy = (q_values / temperature).log_softmax(1)
-    return alpha * (temperature * chosen(log_policy, action)).clamp(-1.0, 0.0)
+    return alpha * (temperature * gather_actions(log_policy, action)).clamp(-1.0, 0.0)
 
 
 def soft_value(next_values: Tensor, next_q: Tensor, *, temperature: float) -> Tensor:
@@ -238,7 +238,7 @@ def lambda_returns(reward: Tensor, discount: Tensor, ended: Tensor, next_value: 
 
 
 @torch.no_grad()
-def move_towards(target: list[Tensor], source: list[Tensor], tau: float) -> None:
+def polyak_update(target: list[Tensor], source: list[Tensor], tau: float) -> None:
     """Polyak average in place (Lillicrap et al. 2016, Algorithm 1).
 
     Args:

@@ -18,21 +18,29 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_dqn.acting import act, as_batch, judge
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
-from lightning_dqn.compilation import QFunction
+from lightning_dqn.acting import act, as_batch, compute_q_values
+from lightning_dqn.distributed.sync import gather_over_ranks
 from lightning_dqn.evaluation import EpisodeMetrics
-from lightning_dqn.flat import Pair, make_optimizer, move_net
-from lightning_dqn.losses import LOSSES, TDLoss, allowed, chosen, double_q_target, munchausen_target, q_target
+from lightning_dqn.losses import (
+    LOSSES,
+    TDLoss,
+    double_q_target,
+    gather_actions,
+    mask_actions,
+    munchausen_target,
+    q_target,
+)
 from lightning_dqn.networks import MLP, NoisyLinear, ObservationNormalizer
-from lightning_dqn.optimizers import can_be_flat, check_optimizer
-from lightning_dqn.ranks import gather_over_ranks
 from lightning_dqn.replay import AnyTransition
 from lightning_dqn.resume.arguments import record_arguments
 from lightning_dqn.resume.checkpoint import check_checkpoint, complete_checkpoint, make_module, prepare_resume
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.manifest import build_manifest, check_same_on_ranks
 from lightning_dqn.resume.rng import seed_rank, set_rng_state
-from lightning_dqn.update import Limits, Update, choose_update, denormals_are_flushed, find_schedules
+from lightning_dqn.speed.compiled import QFunction
+from lightning_dqn.speed.flat import PolicyTargetParams, make_optimizer, polyak_update_nets
+from lightning_dqn.speed.optimizers import can_be_flat, check_optimizer
+from lightning_dqn.speed.updater import GradClip, Update, choose_update, collect_update_callbacks, denormals_are_flushed
 from lightning_dqn.validation import check_positive
 
 # attributes that change in every iteration: past nn.Module's search for parameters
@@ -118,8 +126,8 @@ class DQN(pl.LightningModule):
         self.reward_scale = reward_scale
         # noise, or Boltzmann's chances, explore in place of epsilon
         self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
-        self.explores_by_itself = self.is_noisy or boltzmann_temperature is not None
-        self._limits = Limits(value=clip_grad_value, norm=clip_grad_norm)
+        self.explores_without_epsilon = self.is_noisy or boltzmann_temperature is not None
+        self._limits = GradClip(value=clip_grad_value, norm=clip_grad_norm)
         self.weighted_loss = LOSSES[loss]
         self.double_q = double
         self.munchausen, self.munchausen_temperature = munchausen, munchausen_temperature if munchausen else None
@@ -130,7 +138,7 @@ class DQN(pl.LightningModule):
         self.manifest: dict[str, Any] | None = None
         self._after_update: list[Callable[[DQN], None]] = []
         self.compile_gradient = compile
-        self._flat: Pair | None = None
+        self._flat: PolicyTargetParams | None = None
         # chosen at the first update of a fit, when it is known where and how long it runs
         self._update: Update | None = None
         self._flushed_before = False
@@ -158,10 +166,10 @@ class DQN(pl.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
-    def move_target(self, tau: float) -> None:
+    def update_target(self, tau: float) -> None:
         """Move the target net, if there is one, the share tau of the way to the policy net."""
         if self.target_net is not None:
-            move_net(self.target_net, self.policy_net, self._flat, tau)
+            polyak_update_nets(self.target_net, self.policy_net, self._flat, tau)
 
     def forward(self, observation: Tensor) -> Tensor:
         """(B, ...) observations to (B, A) action values of the policy net."""
@@ -229,7 +237,7 @@ class DQN(pl.LightningModule):
     def q_values(self, observation: Any) -> NDArray[np.float32]:
         """Action values of the policy net, (A,) of one observation or (N, A) of N, without exploration noise."""
         batch, is_single = as_batch(observation, self.observation_space)
-        values = judge(self, batch, noisy=False)
+        values = compute_q_values(self, batch, noisy=False)
         return values[0] if is_single else values
 
     def setup(self, stage: str) -> None:
@@ -242,13 +250,13 @@ class DQN(pl.LightningModule):
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.manifest = build_manifest(self, data, self.trainer.callbacks)  # type: ignore[attr-defined]
             if self.trainer.world_size > 1 and hasattr(data, "ranks"):
-                check_same_on_ranks(self.manifest, self.trainer, data.ranks)
+                check_same_on_ranks(self.manifest, self.trainer, data.sync)
 
     def on_fit_start(self) -> None:
         """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
         self._update = None
         self._flushed_before = denormals_are_flushed()
-        self._after_update = find_schedules(self.trainer, has_target=self.target_net is not None)
+        self._after_update = collect_update_callbacks(self.trainer, has_target=self.target_net is not None)
 
     def on_train_start(self) -> None:
         """Restore the random generators of a resumed run; else let each rank draw its own numbers."""
@@ -299,15 +307,15 @@ class DQN(pl.LightningModule):
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """The equations of one update, for a minibatch and two networks; without a target net the first is both."""
         action = batch.action - self.first_action
-        q_value = chosen(policy_net(batch.observation), action)
+        q_value = gather_actions(policy_net(batch.observation), action)
         with torch.no_grad():
-            next_q = allowed(target_net(batch.next_observation), batch.next_action_mask)
+            next_q = mask_actions(target_net(batch.next_observation), batch.next_action_mask)
             known = batch.reward, batch.discount, next_q
             if self.munchausen_temperature is not None:
-                target_q = allowed(target_net(batch.observation), batch.action_mask)
+                target_q = mask_actions(target_net(batch.observation), batch.action_mask)
                 target = munchausen_target(*known, target_q, action, temperature=self.munchausen_temperature)
             elif self.double_q:
-                next_policy_q = allowed(policy_net(batch.next_observation), batch.next_action_mask)
+                next_policy_q = mask_actions(policy_net(batch.next_observation), batch.next_action_mask)
                 target = double_q_target(*known, next_policy_q)
             else:
                 target = q_target(*known)

@@ -168,8 +168,8 @@ def opened(words: list[str] | str) -> tuple[Any, str]:
     `load PATH` is `load_agent`, `module PATH` is `DQN.load_from_checkpoint`.
     """
     from lightning_dqn import DQN, load_agent  # noqa: PLC0415  in a process of its own
-    from lightning_dqn.checkpoint_io import CheckpointError  # noqa: PLC0415
     from lightning_dqn.cli import main  # noqa: PLC0415
+    from lightning_dqn.resume.content import CheckpointError  # noqa: PLC0415
 
     def ring(*_):
         raise Hang(f"{SECONDS} s are over")

@@ -84,7 +84,7 @@ def witness(counts):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             record, data = self.record, trainer.datamodule
             record["env_steps"].append(data.env_steps)
-            record["own_env_steps"].append(data.train_dataset.player.env_steps)
+            record["own_env_steps"].append(data.train_dataset.collector.env_steps)
             record["epsilon"].append(float(pl_module.epsilon))
             record["updates"].append(trainer.global_step)
             record["calls"].append(dict(counts))
@@ -141,7 +141,8 @@ def fits(folder, rank, world_size, *, jobs):
     from lightning.pytorch.loggers import CSVLogger  # noqa: PLC0415
 
     import lightning_dqn  # noqa: PLC0415  as above
-    from lightning_dqn.callbacks import EpisodeStatistics, RankCheck  # noqa: PLC0415
+    from lightning_dqn.distributed.rank_check import RankCheck  # noqa: PLC0415
+    from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics  # noqa: PLC0415
 
     networks = {"Dropout": runs.Dropout, "noisy": functools.partial(lightning_dqn.MLP, noisy=True)}
 
@@ -182,7 +183,7 @@ def one_goes_astray(folder, rank, world_size):
     import runs  # noqa: PLC0415  as above
     from lightning.pytorch import Callback  # noqa: PLC0415
 
-    from lightning_dqn.callbacks import RankCheck  # noqa: PLC0415
+    from lightning_dqn.distributed.rank_check import RankCheck  # noqa: PLC0415
 
     class Meddler(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -211,7 +212,7 @@ def one_falls_silent(folder, rank, world_size):
     from lightning.pytorch import Callback  # noqa: PLC0415
     from lightning.pytorch.strategies import DDPStrategy  # noqa: PLC0415
 
-    from lightning_dqn.ranks import RankLostError  # noqa: PLC0415
+    from lightning_dqn.distributed.sync import RankLostError  # noqa: PLC0415
 
     class Sleeper(Callback):
         def on_train_batch_end(self, trainer, *_):

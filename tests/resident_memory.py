@@ -7,7 +7,9 @@ import lightning.pytorch as pl
 from conftest import quiet_trainer
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.callbacks import EpisodeStatistics, FiniteCheck, StopOnSignal
+from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
+from lightning_dqn.monitoring.finite_check import FiniteCheck
+from lightning_dqn.resume.stop_on_signal import StopOnSignal
 
 STARTED = 5_000
 

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.envs import EnvSettings, make_vector_env
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.env_state import Reached, restore_env_state
 
 # 300 iterations an epoch of one environment; the memory of 250 is full in the first

@@ -11,10 +11,10 @@ from runs import assert_same_run, fit, small_mlp
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule
 from lightning_dqn.acting import choose_actions
-from lightning_dqn.data import BrokenEnvironmentError
-from lightning_dqn.data.player import Player
+from lightning_dqn.collector import Collector
 from lightning_dqn.envs import SingleVectorEnv
-from lightning_dqn.losses import allowed
+from lightning_dqn.envs.errors import BrokenEnvironmentError
+from lightning_dqn.losses import mask_actions
 from lightning_dqn.replay import MaskedTransition, ReplayMemory
 
 BOX = spaces.Box(-1, 1, (2,))
@@ -67,11 +67,11 @@ def of(observation):
 
 
 def test_forbidden_values_are_low_but_finite():
-    values = allowed(torch.tensor([[5.0, 1.0], [2.0, 3.0]]), torch.tensor([[False, True], [True, True]]))
+    values = mask_actions(torch.tensor([[5.0, 1.0], [2.0, 3.0]]), torch.tensor([[False, True], [True, True]]))
     assert values.argmax(1).tolist() == [1, 1]
     # what a terminal row does with its next value: 0 * -1e9 is 0, where 0 * -inf would be no number
     assert (0 * values.amin(1)).tolist() == [0.0, 0.0]
-    assert torch.isfinite(allowed(values.half(), torch.zeros(2, 2, dtype=torch.bool))).all()
+    assert torch.isfinite(mask_actions(values.half(), torch.zeros(2, 2, dtype=torch.bool))).all()
 
 
 @pytest.mark.parametrize(("epsilon", "temperature"), [(0.0, None), (1.0, None), (0.5, None), (0.0, 2.0)])
@@ -166,7 +166,7 @@ def test_a_memory_gives_each_observation_its_own_mask(num_envs, n_step):
         assert (mask == of(observation)).all()
         return np.array([rng.choice(np.flatnonzero(row)) for row in mask])
 
-    player = Player(envs=envs, policy=policy, seed=0, action_masks=True)
+    collector = Collector(envs=envs, policy=policy, seed=0, action_masks=True)
     memory = ReplayMemory(
         capacity=60,
         num_envs=num_envs,
@@ -175,9 +175,9 @@ def test_a_memory_gives_each_observation_its_own_mask(num_envs, n_step):
         n_step=n_step,
         mask_size=3,
     )
-    memory.begin(player.start(), player.action_mask)
+    memory.begin(collector.start(), collector.action_mask)
     for _ in range(100):
-        memory.append(*player.step())
+        memory.append(*collector.step())
     batch = memory.sample(2, 500)
     assert batch.action_mask.shape == (2, 500, 3)
     assert (batch.action_mask.numpy() == of(batch.observation)).all()
@@ -223,10 +223,10 @@ def test_an_environment_that_falls_silent_or_allows_nothing_is_named(num_envs):
         def policy(observation, rng, mask):
             return mask.argmax(1)
 
-        player = Player(envs=envs, policy=policy, seed=0, action_masks=True)
-        player.start()
+        collector = Collector(envs=envs, policy=policy, seed=0, action_masks=True)
+        collector.start()
         with pytest.raises(BrokenEnvironmentError, match=f"environment 0 of {num_envs}.*{words}"):
-            [player.step() for _ in range(5)]
+            [collector.step() for _ in range(5)]
 
 
 def test_masks_of_an_environment_that_gives_none_are_refused_before_the_run():

@@ -20,9 +20,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule, MinAtarCNN, load_agent
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from lightning_dqn.cli import main
 from lightning_dqn.envs import make_env
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError
 
 pytestmark = [pytest.mark.learning, pytest.mark.filterwarnings("ignore")]
 CONFIGS = Path(__file__).parent.parent / "configs"

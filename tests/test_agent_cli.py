@@ -12,8 +12,8 @@ from lightning.pytorch import Callback
 from test_cli import QUIET, refusal, runs_in
 
 from lightning_dqn import DQN, DQNDataModule
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.cli import main
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 pytestmark = [pytest.mark.learning, pytest.mark.filterwarnings("ignore")]
 SMALL = (

@@ -10,7 +10,7 @@ from gymnasium.vector import AsyncVectorEnv
 from toys import through_a_checkpoint
 
 from lightning_dqn import DQNDataModule
-from lightning_dqn.data.player import Player
+from lightning_dqn.collector import Collector
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
 from lightning_dqn.replay import ReplayMemory
@@ -192,7 +192,7 @@ def test_overlap_with_environments_that_cannot_step_by_themselves_is_refused():
         DQNDataModule(env_id="ALE/Pong-v5", vectorization="sync", overlap=True)
     envs = make_vector_env(EnvSettings("CartPole-v1"), 2)
     with pytest.raises(ValueError, match=r"data\.overlap=true: CartPoleVectorEnv can't step by itself"):
-        Player(envs=envs, policy=constant_policy, seed=0, overlap=True)
+        Collector(envs=envs, policy=constant_policy, seed=0, overlap=True)
 
 
 def test_wrappers_and_stacks_are_the_same_in_play_and_in_evaluation():
@@ -217,7 +217,7 @@ def step_on(games, actions):
 
 
 class Followed:
-    """Games that are stepped one by one, and where they are, as a `Player` knows it."""
+    """Games that are stepped one by one, and where they are, as a `Collector` knows it."""
 
     def __init__(self, settings, num_envs, seed):
         self.games = make_vector_env(settings, num_envs, "sync")
@@ -262,7 +262,7 @@ def test_games_that_are_stepped_one_by_one_resume_to_the_bit(env_id, before, aft
 
 
 def test_a_game_is_seeded_again_after_enough_actions(monkeypatch):
-    monkeypatch.setattr("lightning_dqn.envs.making.ATARI_RESEED_AFTER", 300)
+    monkeypatch.setattr("lightning_dqn.envs.factory.ATARI_RESEED_AFTER", 300)
     settings = EnvSettings("ALE/Breakout-v5", frame_stack=4)
     followed = Followed(settings, 1, seed=3)
     actions = np.random.default_rng(0).integers(4, size=(900, 1))

@@ -17,8 +17,12 @@ from lightning.pytorch.loggers.logger import Logger
 from nbclient import NotebookClient
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar, RunSummary, episode_plot
-from lightning_dqn.callbacks.episode_plot import durations_figure
+from lightning_dqn.monitoring import episode_plot
+from lightning_dqn.monitoring.agent_video import AgentVideo
+from lightning_dqn.monitoring.episode_plot import EpisodePlot, durations_figure
+from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
+from lightning_dqn.monitoring.run_progress_bar import RunProgressBar
+from lightning_dqn.monitoring.run_summary import RunSummary
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -159,7 +163,7 @@ def notebook(tmp_path_factory):
     code = f"""
         import lightning.pytorch as pl
         from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-        from lightning_dqn.callbacks import EpisodePlot
+        from lightning_dqn.monitoring import EpisodePlot
 
         data = DQNDataModule(epoch_env_steps=100, steps_per_iteration=4, eval_episodes=1)
         callbacks = [SoftTargetUpdate(), EpsilonDecay(), EpisodePlot(min_seconds=0, window=3)]

@@ -19,8 +19,11 @@ from safetensors import safe_open
 from torch import nn
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, folder, sweep
-from lightning_dqn.checkpoint_io.plain import check_plain
+from lightning_dqn.resume import folder
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.folder import sweep
+from lightning_dqn.resume.plain_file import check_plain
 
 ROWS = ("DQNDataModule", "train", "memory", "rows")
 # every dtype a memory has, an odd number of bytes, none at all, and no dimension at all
@@ -117,7 +120,7 @@ def test_safetensors_reads_a_memory_and_every_tensor_in_it_is_aligned(tmp_path, 
 
 MAPPED = """
 import resource, sys
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 def kilobytes():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024
@@ -156,7 +159,7 @@ class Subclass(torch.Tensor):
     """A tensor of another type."""
 
 
-Pair = namedtuple("Pair", "first second")
+PolicyTargetParams = namedtuple("PolicyTargetParams", "first second")
 PLAIN = [
     None,
     True,
@@ -174,7 +177,7 @@ PLAIN += [torch.eye(2).to_sparse(), hung_on([1]), hung_on({"a": 1}, OrderedDict)
 OTHERS = [np.float64(1), np.float32(1), np.bool_(True), np.int64(1), np.str_("a"), np.zeros(2), Path("a"), deque([1])]
 OTHERS += [
     1 << 2039,
-    Pair(1, 2),
+    PolicyTargetParams(1, 2),
     frozenset({1}),
     range(3),
     int,
@@ -256,7 +259,7 @@ def test_saving_over_a_link_replaces_the_link_and_not_what_it_shows(tmp_path, be
 
 
 def test_a_newer_schema_is_refused_and_its_memory_left_alone(tmp_path, beside, monkeypatch):
-    monkeypatch.setattr("lightning_dqn.checkpoint_io.plugin.SCHEMA", 3)
+    monkeypatch.setattr("lightning_dqn.resume.checkpoint_io.SCHEMA", 3)
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"last\.ckpt: written in schema 3 .* reads up to 2; upgrade it"):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, EpsilonDecay, ImpalaCNN, MinAtarCNN, NatureCNN
-from lightning_dqn.data import Rollout
 from lightning_dqn.networks import ImageEncoder, ImplicitQuantiles, NoisyLinear
 from lightning_dqn.replay import Transition
+from lightning_dqn.variants.rollouts import Rollout
 
 NETWORKS = {"nature": NatureCNN, "impala": ImpalaCNN, "minatar": MinAtarCNN}
 # the smallest that Nature's convolutions take
@@ -341,7 +341,7 @@ class Losses(EpsilonDecay):
         self.seen += outputs["loss"].tolist()
 
     def on_update_end(self, module):
-        module.move_target(0.5)
+        module.update_target(0.5)
 
 
 def updated(model, owner, *, updates=1, precision="32-true", **switches):

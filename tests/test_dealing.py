@@ -27,9 +27,10 @@ from test_replay import (
     seen,
 )
 
-from lightning_dqn.replay import PrioritizedSampler, ReplayMemory
-from lightning_dqn.replay.dealing import deal
+from lightning_dqn.distributed.reshard import reshard
+from lightning_dqn.replay import ReplayMemory
 from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.sampling.prioritized import PrioritizedSampler
 
 # numbers of observations, which tell the old ranks' from those of play after the deal
 OF_A_RANK, LATER = 9_000, 40_000
@@ -135,7 +136,7 @@ def refilled(streams, rank, world_size, capacity, **arguments):
     stream.whole = frames_of(streams)
     stream.memory.refill(states_of(streams), rank=rank, world_size=world_size)
     room = stream.reference.kept_slots + memory.n_step
-    remember(stream.reference, list(deal(states_of(streams), rank=rank, world_size=world_size, slots=room)))
+    remember(stream.reference, list(reshard(states_of(streams), rank=rank, world_size=world_size, slots=room)))
     return stream
 
 
@@ -192,7 +193,7 @@ def test_nothing_is_lost_but_k_transitions_a_cut_and_nothing_comes_twice(drawn):
         if len(stream.memory):
             stacks = draw_all(stream.memory).observation[0].numpy()
             drawn.update(number for number in (number_of(stack[-1]) for stack in stacks) if number <= LATER)
-        for piece in deal(states_of(streams), rank=rank, world_size=world_size, slots=40_000):
+        for piece in reshard(states_of(streams), rank=rank, world_size=world_size, slots=40_000):
             stored.update(numbers_in(piece).ravel().tolist())
     assert stored == Counter(n for state in states_of(streams) for n in numbers_in(state["rows"]).ravel().tolist())
     assert drawn.keys() <= known.keys()
@@ -206,7 +207,10 @@ def test_shares_are_equal_to_within_ten_rows_of_each_old_rank_and_environment(dr
     lengths, world_size, capacity, knobs, _ = drawn
     streams = old_ranks(lengths, capacity, *knobs)
     shares = [
-        sum(len(piece["playable"]) for piece in deal(states_of(streams), rank=rank, world_size=world_size, slots=9_000))
+        sum(
+            len(piece["playable"])
+            for piece in reshard(states_of(streams), rank=rank, world_size=world_size, slots=9_000)
+        )
         for rank in range(world_size)
     ]
     assert max(shares) - min(shares) <= 10 * len(streams)
@@ -219,7 +223,7 @@ def test_each_share_has_as_much_of_every_tenth_of_every_old_rank(old, world_size
     streams = old_ranks([1_900] * old, 1_400 * old, 1, 1, 1)
     stored = [np.sort(numbers_in(state["rows"]).ravel()) for state in states_of(streams)]
     for rank in range(world_size):
-        pieces = deal(states_of(streams), rank=rank, world_size=world_size, slots=9_000)
+        pieces = reshard(states_of(streams), rank=rank, world_size=world_size, slots=9_000)
         dealt = {number for piece in pieces for number in numbers_in(piece).ravel().tolist()}
         batch = draw_all(refilled(streams, rank, world_size, 40_000).memory)
         drawn = {number_of(stack[-1]) for stack in batch.observation[0].numpy()}

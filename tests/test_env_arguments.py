@@ -11,9 +11,9 @@ import torch
 from test_checkpoint_io import make_trainer
 
 from lightning_dqn import DQN, DQNDataModule
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
 from lightning_dqn.envs.arguments import is_secret_name, resolve
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 Pair = namedtuple("Pair", "first second")
 REFERENCE = {"from_env": "GAME_TOKEN"}
@@ -84,7 +84,12 @@ def test_what_is_no_string_under_the_name_of_a_secret_is_accepted(env_kwargs):
 
 def test_references_are_resolved_at_any_depth_and_nothing_else_is_copied():
     prices, plain = np.arange(3), {"b": [1]}
-    given = {"a": [1, (2, REFERENCE)], "token": REFERENCE, "plain": plain, "pair": Pair(prices, {"x": REFERENCE})}
+    given = {
+        "a": [1, (2, REFERENCE)],
+        "token": REFERENCE,
+        "plain": plain,
+        "pair": Pair(prices, {"x": REFERENCE}),
+    }
     resolved, values = resolve(given)
     assert resolved["a"] == [1, (2, "hunter2")]
     assert resolved["token"] == "hunter2"

@@ -11,13 +11,13 @@ from test_action_masks import Walk
 from test_replay_dataset import countdown, take, transitions
 from toys import through_a_checkpoint
 
-from lightning_dqn.data.player import Player
+from lightning_dqn.collector import Collector
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.data.resuming import put_back
 from lightning_dqn.envs import EnvSettings, make_vector_env
 from lightning_dqn.envs.episode_log import EpisodeLog
 from lightning_dqn.replay import ReplayMemory
 from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.dataset import restore_dataset
 from lightning_dqn.resume.env_state import Reached, env_state, restore_env_state, unsupported_reason
 
 
@@ -28,20 +28,20 @@ def at_random(observation, rng=None, *mask):
 
 def make_player(env_id="CartPole-v1", num_envs=2, vectorization="sync", seed=0, policy=at_random, **knobs):
     envs = make_vector_env(EnvSettings(env_id), num_envs, vectorization)
-    return Player(envs=envs, policy=policy, seed=seed, **knobs)
+    return Collector(envs=envs, policy=policy, seed=seed, **knobs)
 
 
-def steps_of(player, count):
+def steps_of(collector, count):
     """All that the next steps show, to the bit."""
-    if player.observation is None:
-        player.start()
-    return [[part.tobytes() for part in player.step() if part is not None] for _ in range(count)]
+    if collector.observation is None:
+        collector.start()
+    return [[part.tobytes() for part in collector.step() if part is not None] for _ in range(count)]
 
 
-def moved(player, **knobs):
+def moved(collector, **knobs):
     """A player of other environments that continues from a checkpoint of this one."""
-    state = through_a_checkpoint(player.state_dict())
-    other = make_player(num_envs=player.envs.num_envs, seed=99, **knobs)
+    state = through_a_checkpoint(collector.state_dict())
+    other = make_player(num_envs=collector.envs.num_envs, seed=99, **knobs)
     assert not other.load_state_dict(state, "train").any()
     return other
 
@@ -138,46 +138,46 @@ def test_an_environment_that_fails_in_a_replay_has_no_result():
 )
 def test_environments_continue_to_the_bit_wherever_they_are_cut(env_id, num_envs, vectorization):
     knobs = {"env_id": env_id, "vectorization": vectorization}
-    player = make_player(num_envs=num_envs, **knobs)
-    player.start()
+    collector = make_player(num_envs=num_envs, **knobs)
+    collector.start()
     cuts_at_an_end = 0
     for count in (0, 9, 1, 14, 23, 2, 12, -1, 3, -1):
-        steps_of(player, max(count, 0))
-        while count < 0 and not player.resetting.any():
-            player.step()
-        cuts_at_an_end += int(player.resetting.sum())
-        other = moved(player, **knobs)
-        assert other.episodes == player.episodes
-        player_then = steps_of(player, 25)
+        steps_of(collector, max(count, 0))
+        while count < 0 and not collector.resetting.any():
+            collector.step()
+        cuts_at_an_end += int(collector.resetting.sum())
+        other = moved(collector, **knobs)
+        assert other.episodes == collector.episodes
+        player_then = steps_of(collector, 25)
         assert steps_of(other, 25) == player_then
-        player.envs.close()
-        player = other
+        collector.envs.close()
+        collector = other
     assert cuts_at_an_end > 0
-    player.envs.close()
+    collector.envs.close()
 
 
 def test_a_step_under_way_is_kept_and_is_the_next_one_after_a_resume():
     knobs = {"vectorization": "async", "overlap": True}
-    player = make_player(**knobs)
-    player.start()
+    collector = make_player(**knobs)
+    collector.start()
     ends = 0
     for _ in range(30):
-        player.send()
-        state = player.state_dict()
+        collector.send()
+        state = collector.state_dict()
         # a state can be taken again, and disturbs nothing
         assert torch.equal(
-            player.state_dict()["under_way"]["pending"]["action"], state["under_way"]["pending"]["action"]
+            collector.state_dict()["under_way"]["pending"]["action"], state["under_way"]["pending"]["action"]
         )
-        other = moved(player, **knobs)
-        first, second = player.step(), other.step()
+        other = moved(collector, **knobs)
+        first, second = collector.step(), other.step()
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first[:5], second[:5], strict=True))
-        ends += int(player.resetting.sum())
-        assert other.episodes == player.episodes
-        assert np.array_equal(other.resetting, player.resetting)
-        player.envs.close()
-        player = other
+        ends += int(collector.resetting.sum())
+        assert other.episodes == collector.episodes
+        assert np.array_equal(other.resetting, collector.resetting)
+        collector.envs.close()
+        collector = other
     assert ends > 0
-    player.envs.close()
+    collector.envs.close()
 
 
 class Clock(gym.Env):
@@ -213,10 +213,10 @@ def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_be
     played, fresh = make_clocks(), make_clocks(seed=5)
     # mid-episode: 4 of 9 steps
     take(played, 4)
-    seen = played.player.observation.copy()
-    put_back(fresh, through_a_checkpoint(played.state_dict()), with_envs=True)
+    seen = played.collector.observation.copy()
+    restore_dataset(fresh, through_a_checkpoint(played.state_dict()), with_envs=True)
     assert "[0, 1]" in notes[-1]
-    assert fresh.player.resetting.tolist() == [True, True]
+    assert fresh.collector.resetting.tolist() == [True, True]
     take(fresh, 2)
     rows = fresh.memory.state_dict()["rows"]
     assert rows["truncated"][:6].tolist() == [[False] * 2] * 3 + [[True] * 2] + [[False] * 2] * 2
@@ -234,7 +234,7 @@ def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_be
 def test_an_episode_that_has_ended_counts_once_whether_or_not_it_is_repeated():
     played, fresh = make_clocks(), make_clocks(seed=5)
     take(played, 9)
-    assert played.player.resetting.all()
+    assert played.collector.resetting.all()
     fresh.load_state_dict(through_a_checkpoint(played.state_dict()))
     take(fresh, 9)
     assert fresh.episodes.lengths == [9] * 4
@@ -248,13 +248,13 @@ def test_a_step_under_way_of_an_episode_that_is_not_repeated_is_truncated(monkey
         envs = make_vector_env(EnvSettings("TestClock-v0"), 2, "sync")
         # two halves of a step in one process
         envs.send, envs.recv = (lambda action: halves.update(it=envs.step(action))), (lambda: halves["it"])
-        return Player(envs=envs, policy=at_random, seed=seed, overlap=True)
+        return Collector(envs=envs, policy=at_random, seed=seed, overlap=True)
 
-    player, other = make(0), make(5)
-    player.start()
-    steps_of(player, 3)
-    player.send()
-    missed = other.load_state_dict(through_a_checkpoint(player.state_dict()))
+    collector, other = make(0), make(5)
+    collector.start()
+    steps_of(collector, 3)
+    collector.send()
+    missed = other.load_state_dict(through_a_checkpoint(collector.state_dict()))
     assert missed.tolist() == [True, True]
     assert not other.resetting.any(), "the step under way is stored first"
     assert other.step()[3].tolist() == [True, True]
@@ -267,17 +267,17 @@ def test_a_log_that_is_full_is_not_replayed_and_announced(monkeypatch, notes):
     for module in ("lightning_dqn.envs.episode_log", "lightning_dqn.resume.env_state"):
         monkeypatch.setattr(f"{module}.MAX_LOGGED_ACTIONS", 5)
     monkeypatch.setattr(Clock, "honest", True)
-    player = make_player("TestClock-v0")
-    player.start()
-    steps_of(player, 5)
-    state = through_a_checkpoint(player.state_dict())
+    collector = make_player("TestClock-v0")
+    collector.start()
+    steps_of(collector, 5)
+    state = through_a_checkpoint(collector.state_dict())
     assert [len(actions) for actions in state["under_way"]["envs"]["actions"]] == [5, 5]
     other = make_player("TestClock-v0", seed=1)
     assert other.load_state_dict(state).tolist() == [True, True]
     # at its end there is nothing to replay
-    steps_of(player, 4)
-    other = moved(player, env_id="TestClock-v0")
-    assert steps_of(other, 12) == steps_of(player, 12)
+    steps_of(collector, 4)
+    other = moved(collector, env_id="TestClock-v0")
+    assert steps_of(other, 12) == steps_of(collector, 12)
 
 
 def test_constants_of_the_environments_own_module_are_left_alone():
@@ -306,11 +306,11 @@ def test_constants_of_the_environments_own_module_are_left_alone():
 
     gym.registry.pop("Corridor-v0", None)
     gym.register("Corridor-v0", Corridor)
-    player = make_player("Corridor-v0")
+    collector = make_player("Corridor-v0")
     for _ in range(6):
-        steps_of(player, 17)
-        player, before = moved(player, env_id="Corridor-v0"), player
-        assert steps_of(player, 5) == steps_of(before, 5)
+        steps_of(collector, 17)
+        collector, before = moved(collector, env_id="Corridor-v0"), collector
+        assert steps_of(collector, 5) == steps_of(before, 5)
     assert (left.dx, right.dx) == (-1, 1)
 
 
@@ -386,7 +386,7 @@ FORGED = {
 @pytest.mark.parametrize(("name", "change"), FORGED.values(), ids=FORGED)
 def test_a_forged_state_is_rejected_by_the_name_of_its_value(name, change):
     dataset, other = make_carts(), make_carts()
-    while (dataset.player._lengths < 3).any() or not dataset.episodes.returns:
+    while (dataset.collector._lengths < 3).any() or not dataset.episodes.returns:
         take(dataset, 1)
     state = copy.deepcopy(dataset.state_dict())
     change(state)
@@ -448,11 +448,11 @@ PENDING = {
 
 @pytest.mark.parametrize(("name", "change"), PENDING.values(), ids=PENDING)
 def test_a_forged_outcome_of_a_step_under_way_is_rejected(name, change):
-    player = make_player(vectorization="async", overlap=True)
-    player.start()
-    player.send()
-    state = through_a_checkpoint(player.state_dict())
-    player.envs.close()
+    collector = make_player(vectorization="async", overlap=True)
+    collector.start()
+    collector.send()
+    state = through_a_checkpoint(collector.state_dict())
+    collector.envs.close()
     change(state["under_way"]["pending"])
     with pytest.raises(CheckpointError) as error:
         make_player().load_state_dict(state, "train")
@@ -464,17 +464,17 @@ def test_a_forged_action_mask_is_rejected(mask):
     def rightwards(observation, rng, mask):
         return mask.argmax(1)
 
-    player, other = (make_player("Walk-v0", policy=rightwards, action_masks=True) for _ in range(2))
-    player.start()
-    steps_of(player, 3)
-    state = through_a_checkpoint(player.state_dict())
+    collector, other = (make_player("Walk-v0", policy=rightwards, action_masks=True) for _ in range(2))
+    collector.start()
+    steps_of(collector, 3)
+    state = through_a_checkpoint(collector.state_dict())
     good = copy.deepcopy(state)
     state["under_way"]["action_mask"] = mask
     with pytest.raises(CheckpointError, match=r"train\.under_way\.action_mask"):
         other.load_state_dict(state, "train")
     again = make_player("Walk-v0", policy=rightwards, action_masks=True)
     assert not again.load_state_dict(good, "train").any()
-    assert steps_of(again, 20) == steps_of(player, 20)
+    assert steps_of(again, 20) == steps_of(collector, 20)
 
 
 def test_truncate_ends_the_episodes_of_some_environments_only():

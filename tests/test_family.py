@@ -26,8 +26,8 @@ from lightning_dqn import (
     PriorityUpdate,
     SoftTargetUpdate,
 )
-from lightning_dqn.checkpoint_io.plain import check_plain
 from lightning_dqn.losses import TDLoss
+from lightning_dqn.resume.plain_file import check_plain
 
 MODELS = {
     "dqn": (DQN, {}),
@@ -238,9 +238,9 @@ def linear_schedule(optimizer):
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("plain", "LeanUpdate"),
+        ("plain", "FastUpdate"),
         ("watched", "LightningUpdate"),
-        pytest.param("compiled", "LeanUpdate", marks=pytest.mark.learning),
+        pytest.param("compiled", "FastUpdate", marks=pytest.mark.learning),
     ],
 )
 def test_the_rate_goes_a_step_an_update_whatever_makes_the_update(path, kind, recwarn):
@@ -424,7 +424,7 @@ def test_a_longer_period_takes_effect_where_a_run_goes_on():
     moved = []
 
     class Module(DQN):
-        def move_target(self, tau):
+        def update_target(self, tau):
             moved.append(trainer.datamodule.env_steps)
 
     class Trainer:

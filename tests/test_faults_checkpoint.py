@@ -23,7 +23,9 @@ import pytest
 import torch
 from test_checkpoint_io import make_pair, make_trainer
 
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.folder import sweep
 
 MB = 2**20
 LAYOUTS = pytest.mark.parametrize("max_inline_bytes", [2**40, 0], ids=["inline", "beside"])
@@ -72,7 +74,7 @@ def test_case_05_a_kill_at_20_moments_of_a_save_leaves_a_whole_checkpoint(tmp_pa
     path, swept = tmp_path / "last.ckpt", []
     tmpdir = other_file_system(tmp_path)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["lightning_dqn.checkpoint_io"])
+    processes.set_forkserver_preload(["lightning_dqn.resume.checkpoint_io"])
     plugin = AtomicCheckpointIO(max_inline_bytes=max_inline_bytes)
     plugin.save_checkpoint(state(0, 50 * MB), path)
     begun = time.monotonic()

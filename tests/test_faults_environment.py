@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.callbacks import FiniteCheck
-from lightning_dqn.data import BrokenEnvironmentError
-from lightning_dqn.ram import MemorySize, available_ram
+from lightning_dqn.envs.errors import BrokenEnvironmentError
+from lightning_dqn.monitoring.finite_check import FiniteCheck
 from lightning_dqn.replay import ReplayMemory
+from lightning_dqn.storage.memory_size import MemorySize, available_ram
 
 # 250 env steps: one epoch with its checkpoint, and a fault in the middle of the second
 EPOCH, FAULT = 200, 250
@@ -315,7 +315,7 @@ def test_case_19_the_bytes_are_those_that_the_memory_takes(space):
     memory = ReplayMemory(capacity=1000, num_envs=1, observation_space=space, gamma=0.99)
     arrays = [memory._observations._slots, *memory._written.values(), memory.sampler._queue.rows]
     # one row more, which waits for its action
-    assert MemorySize(1001, space, memory.sampler.bytes_of_a_row()).ram == sum(array.nbytes for array in arrays)
+    assert MemorySize(1001, space, memory.sampler.bytes_per_row()).ram == sum(array.nbytes for array in arrays)
 
 
 def machine(root, meminfo_kb, cgroup="", **files):

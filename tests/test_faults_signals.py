@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.callbacks import StopOnSignal
+from lightning_dqn.resume.stop_on_signal import StopOnSignal
 
 # 2 epochs of 200 env steps and as many iterations; updates from the 128th on
 EPOCH = 200

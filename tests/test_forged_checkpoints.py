@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def judge(path, name, found):
+def expected_outcome(path, name, found):
     """What is wrong with how a forged file was opened; empty if nothing is."""
     lines = [line for line in found["text"].splitlines() if line.startswith("error: ")]
     if found["executed"]:
@@ -101,7 +101,7 @@ def test_forged_checkpoints_end_in_one_line_that_names_the_value_or_load_the_sam
     wrong = {}
     for (path, name, _), task in zip(cases, tasks, strict=True):
         found = task.result()
-        if problem := judge(path, name, found):
+        if problem := expected_outcome(path, name, found):
             wrong[(*path, name, found["command"])] = problem
         assert found["megabytes"] < 4000
     assert wrong == {}

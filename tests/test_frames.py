@@ -30,9 +30,10 @@ from test_replay import (
     play,
 )
 
-from lightning_dqn.checkpoint_io import CheckpointError
-from lightning_dqn.ram import MemorySize
-from lightning_dqn.replay import PrioritizedSampler, ReplayMemory, UniformSampler
+from lightning_dqn.replay import ReplayMemory, UniformSampler
+from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.sampling.prioritized import PrioritizedSampler
+from lightning_dqn.storage.memory_size import MemorySize
 
 FRAME = (1, 2)
 HERE = Path(tempfile.gettempdir())
@@ -375,10 +376,10 @@ def test_a_million_frames_take_seven_gigabytes(num_envs, sampler):
     )
     # zeros that nobody has written take no memory: this is what will be needed
     rows = [memory._observations._slots, *memory._written.values()]
-    sampled = memory._slots * num_envs * memory.sampler.bytes_of_a_row()
+    sampled = memory._slots * num_envs * memory.sampler.bytes_per_row()
     taken = sum(array.nbytes for array in rows) + memory._drawable.nbytes + sampled
     assert taken < 7.1e9 * 1.02
-    size = MemorySize(10**6, ATARI, memory.sampler.bytes_of_a_row(), frame_stack=4)
+    size = MemorySize(10**6, ATARI, memory.sampler.bytes_per_row(), frame_stack=4)
     assert size.ram == pytest.approx(taken, rel=0.002)
 
 
@@ -395,11 +396,11 @@ CUDA = torch.device("cuda:1")
     ],
 )
 def test_the_size_of_a_memory_in_words(arguments, words):
-    assert MemorySize(10**6, ATARI, 8, frame_stack=4, **arguments).in_words() == words
+    assert MemorySize(10**6, ATARI, 8, frame_stack=4, **arguments).describe() == words
 
 
 def test_the_size_of_a_small_memory_in_words():
-    assert MemorySize(10_000, spaces.Box(-1, 1, (4,), np.float32), 8).in_words() == (
+    assert MemorySize(10_000, spaces.Box(-1, 1, (4,), np.float32), 8).describe() == (
         "memory: 10,000 transitions, 390 kB in RAM"
     )
 
@@ -408,7 +409,7 @@ def test_a_memory_that_does_not_fit_into_its_place_is_refused(monkeypatch, tmp_p
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**9, 16 * 10**9))
-    monkeypatch.setattr("lightning_dqn.ram.available_ram", lambda: 6 * 10**9)
+    monkeypatch.setattr("lightning_dqn.storage.memory_size.available_ram", lambda: 6 * 10**9)
 
     def check(capacity, **place):
         MemorySize(capacity, ATARI, 8, frame_stack=4, **place).check()

@@ -11,8 +11,8 @@ from conftest import quiet_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dqn import DQN, IQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.graphs import WARM_UP_CALLS, GraphedCall, record_cuda_graph
-from lightning_dqn.update import LeanUpdate
+from lightning_dqn.speed.graphs import WARM_UP_CALLS, GraphedCall, record_cuda_graph
+from lightning_dqn.speed.updater import FastUpdate
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -77,9 +77,9 @@ class Graphed(pl.Callback):
 
     def on_update_end(self, module):
         update = module._update
-        if isinstance(update, LeanUpdate) and not hasattr(self, "recorder"):
+        if isinstance(update, FastUpdate) and not hasattr(self, "recorder"):
             self.recorder = StateKept(module)
-            module._update = LeanUpdate(
+            module._update = FastUpdate(
                 update._gradient,
                 module._flat,
                 module.optimizers(),
@@ -184,7 +184,7 @@ def test_it_is_recorded_once_and_its_results_outlive_the_next_call():
     for i, (sums, doubles) in enumerate(results):
         assert torch.equal(sums, frames[i % 2, :, :3].sum(1))
         assert torch.equal(doubles, frames[i % 2, :, :3] * 2)
-    assert call._places[0].stride() == frames[0, :, :3].stride() != (3, 1)
+    assert call._static_inputs[0].stride() == frames[0, :, :3].stride() != (3, 1)
 
 
 @on_a_gpu

@@ -7,27 +7,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqn.distributional.quantile import midpoints
 from lightning_dqn.losses import (
     categorical_projection,
-    chosen,
     double_q_target,
+    gather_actions,
     lambda_returns,
-    move_towards,
     munchausen_bonus,
+    polyak_update,
     q_target,
     quantile_huber,
     soft_value,
     weighted_huber,
     weighted_mse,
 )
+from lightning_dqn.variants.quantile import midpoints
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 
 
-def test_chosen_pick_the_taken_action_of_each_row():
+def test_gather_actions_picks_the_taken_action_of_each_row():
     q_values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    assert chosen(q_values, torch.tensor([2, 0])).tolist() == [3.0, 4.0]
+    assert gather_actions(q_values, torch.tensor([2, 0])).tolist() == [3.0, 4.0]
 
 
 def test_q_target_adds_the_discounted_best_target_value():
@@ -119,20 +119,20 @@ def test_lambda_returns_are_those_of_the_definition(rollout):
 
 def test_move_towards_goes_the_share_tau_of_the_way():
     target, source = [torch.tensor([0.0, 10.0])], [torch.tensor([4.0, 20.0])]
-    move_towards(target, source, 0.25)
+    polyak_update(target, source, 0.25)
     # 0 + .25 * 4 = 1;  10 + .25 * 10 = 12.5
     assert target[0].tolist() == [1.0, 12.5]
-    move_towards(target, source, 1.0)
+    polyak_update(target, source, 1.0)
     assert target[0].tolist() == [4.0, 20.0]
 
 
 # distributions
 
 
-def test_chosen_pick_the_distribution_of_the_taken_action_of_each_row():
+def test_gather_actions_picks_the_distribution_of_the_taken_action_of_each_row():
     # 2 rows, 3 actions, 2 atoms
     values = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[7.0, 8.0], [9.0, 10.0], [11.0, 12.0]]])
-    assert chosen(values, torch.tensor([2, 0])).tolist() == [[5.0, 6.0], [7.0, 8.0]]
+    assert gather_actions(values, torch.tensor([2, 0])).tolist() == [[5.0, 6.0], [7.0, 8.0]]
 
 
 # Q / T = (ln 3, 0): chances 3/4 and 1/4

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import clean_environment
 
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.cli import main
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 SLURM_SCRIPT = Path(__file__).parent.parent / "configs" / "slurm.sh"
 SMALL = "--trainer.accelerator cpu --trainer.logger false --video.episodes 0 --data.eval_episodes 2"

@@ -28,8 +28,9 @@ from lightning_dqn import (
     SoftTargetUpdate,
     UniformSampler,
 )
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from lightning_dqn.cli import main
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.resume.manifest import MAY_CHANGE, changed
 from lightning_dqn.resume.spaces import decode_space, encode_space
 

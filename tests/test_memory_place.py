@@ -8,8 +8,8 @@ from catch import Catch
 from conftest import quiet_trainer
 
 from lightning_dqn import DQN, DQNDataModule, MinAtarCNN
-from lightning_dqn.data.knobs import place_of_memory
-from lightning_dqn.ram import MemorySize
+from lightning_dqn.data.knobs import replay_location
+from lightning_dqn.storage.memory_size import MemorySize
 
 
 def data_module(**knobs):
@@ -99,4 +99,4 @@ def test_images_lie_on_the_gpu_that_learns_if_it_has_room(learner, knobs, room, 
             raise ValueError("no room")
 
     monkeypatch.setattr(MemorySize, "check", check)
-    assert place_of_memory(data) == (place and torch.device(place), None)
+    assert replay_location(data) == (place and torch.device(place), None)

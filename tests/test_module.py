@@ -9,8 +9,8 @@ from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.checkpoint_io import CheckpointError
 from lightning_dqn.replay import Transition
+from lightning_dqn.resume.content import CheckpointError
 
 BOX = spaces.Box(-1, 1, (2,))
 

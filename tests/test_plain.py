@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_dqn.checkpoint_io.plain import check_plain
 from lightning_dqn.resume.plain import plain_form, without_plain_form
+from lightning_dqn.resume.plain_file import check_plain
 
 
 class Level(enum.IntEnum):

@@ -15,7 +15,7 @@ from test_update import StepCounter
 
 from lightning_dqn import DQN, MLP, PQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.cli import main
-from lightning_dqn.data import Rollout
+from lightning_dqn.variants.rollouts import Rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # 4 environments, 15 iterations of 4 updates an epoch

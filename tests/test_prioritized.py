@@ -26,8 +26,8 @@ from lightning_dqn import (
     UniformSampler,
 )
 from lightning_dqn.replay import ReplayMemory, Sampler
-from lightning_dqn.replay.sum_tree import SumTree
 from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.sampling.sum_tree import SumTree
 
 
 def sampler_with(errors, capacity=None, seed=0, **settings):
@@ -205,7 +205,7 @@ def test_every_transition_of_the_memory_can_be_drawn_and_no_other(num_envs, n_st
 def test_a_memory_from_a_checkpoint_goes_on_to_the_bit(tmp_path, monkeypatch, compiled_then, compiled_now):
     with monkeypatch.context() as patch:
         if not compiled_then:
-            patch.setattr("lightning_dqn.replay.prioritized.make_tree", SumTree)
+            patch.setattr("lightning_dqn.sampling.prioritized.make_tree", SumTree)
         stream = prioritized_stream(seed=1)
         play(stream, 30)
         rng = np.random.default_rng(0)
@@ -215,7 +215,7 @@ def test_a_memory_from_a_checkpoint_goes_on_to_the_bit(tmp_path, monkeypatch, co
     torch.save(stream.memory.state_dict(), tmp_path / "memory.pt")
     with monkeypatch.context() as patch:
         if not compiled_now:
-            patch.setattr("lightning_dqn.replay.prioritized.make_tree", SumTree)
+            patch.setattr("lightning_dqn.sampling.prioritized.make_tree", SumTree)
         copy = prioritized_stream(seed=2)
         copy.memory.load_state_dict(torch.load(tmp_path / "memory.pt", weights_only=True))
     copy.now, copy.count, copy.resetting = stream.now, stream.count, stream.resetting
@@ -263,10 +263,10 @@ def test_what_makes_no_sampler_is_refused_in_a_line(wrong):
 
 def test_the_bytes_are_those_that_the_sampler_takes():
     uniform, prioritized = UniformSampler(1024, 0), sampler_with(np.ones(1024))
-    assert uniform.bytes_of_a_row() * 1024 == uniform._queue.rows.nbytes
+    assert uniform.bytes_per_row() * 1024 == uniform._queue.rows.nbytes
     # a seventh more than the leaves are the inner nodes
     taken = prioritized._queue.rows.nbytes + prioritized._tree.nodes.nbytes
-    assert prioritized.bytes_of_a_row() * 1024 == pytest.approx(taken, rel=0.06)
+    assert prioritized.bytes_per_row() * 1024 == pytest.approx(taken, rel=0.06)
 
 
 def test_beta_rises_linearly_and_then_stays():

@@ -16,7 +16,7 @@ from runs import Dropout, differences, fit, load, make_pair, play
 from torch import nn
 
 from lightning_dqn import EpsilonDecay, PrioritizedSampler, PriorityUpdate, SoftTargetUpdate
-from lightning_dqn.ranks import check_networks
+from lightning_dqn.distributed.sync import check_networks
 
 pytestmark = pytest.mark.ranks
 TWO_DEVICES = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"

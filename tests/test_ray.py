@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import clean_environment
 
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 pytestmark = pytest.mark.ranks
 TESTS = Path(__file__).parent

@@ -14,8 +14,8 @@ from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_dqn.data import EpisodeDataset, ReplayDataset
+from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
-from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import ReplayMemory, Transition
 
 GAMMA = 0.9
@@ -557,7 +557,7 @@ def test_exactly_the_episodes_asked_for_are_played(make_episodes, num_episodes):
 def test_ranks_share_the_episodes_of_an_evaluation_out(make_episodes, num_episodes, world_size):
     whole = make_episodes("TestCountdown-v0", first_action, num_episodes=num_episodes)
     shares = [
-        make_episodes("TestCountdown-v0", first_action, num_episodes=num_episodes, ranks=Ranks(rank, world_size))
+        make_episodes("TestCountdown-v0", first_action, num_episodes=num_episodes, sync=Sync(rank, world_size))
         for rank in range(world_size)
     ]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -571,7 +571,7 @@ def test_more_ranks_than_episodes_are_refused_on_all_of_them(make_episodes):
         with pytest.raises(
             MisconfigurationException, match=r"data\.eval_episodes=2: each of 3 ranks plays one at least"
         ):
-            make_episodes("TestCountdown-v0", first_action, num_episodes=2, ranks=Ranks(rank, 3))
+            make_episodes("TestCountdown-v0", first_action, num_episodes=2, sync=Sync(rank, 3))
 
 
 @pytest.mark.parametrize(("env_id", "policy"), [("CartPole-v1", lean), ("TestCountdown-v0", first_action)])

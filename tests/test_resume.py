@@ -27,9 +27,10 @@ from test_replay_dataset import (
 from torch import nn
 
 from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler
-from lightning_dqn.callbacks import EpisodeStatistics, RunProgressBar
-from lightning_dqn.checkpoint_io import CheckpointError
 from lightning_dqn.envs import EnvSettings, make_vector_env
+from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
+from lightning_dqn.monitoring.run_progress_bar import RunProgressBar
+from lightning_dqn.resume.content import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TAXI = max((env_id for env_id in gym.registry if env_id.startswith("Taxi-v")), key=lambda i: int(i[6:]))
@@ -165,7 +166,7 @@ def test_case_01_games_that_are_stepped_one_by_one_go_on_exactly_from_an_epochs_
 @pytest.mark.parametrize("compile", [slow(True), "auto"])
 def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compile):
     # 551 updates are worth it, the 300 that are left after the first epoch would not be
-    monkeypatch.setattr("lightning_dqn.compilation.WORTH_COMPILING", 400)
+    monkeypatch.setattr("lightning_dqn.speed.compiled.WORTH_COMPILING", 400)
     fit(tmp_path / "whole", compile=compile)
     fit(tmp_path / "resumed", compile=compile, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert load(tmp_path / "resumed" / "epoch1.ckpt")["compiled"] is True
@@ -434,8 +435,8 @@ def test_case_11_a_memory_left_out_on_purpose_is_warmed_up_anew(tmp_path, notes)
 def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_and_cut(tmp_path, notes):
     register(100, Unrepeatable)
     first = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, limits={"max_epochs": 1})
-    player = first.datamodule.train_dataset.player
-    cut = player._lengths > 0
+    collector = first.datamodule.train_dataset.collector
+    cut = collector._lengths > 0
     assert cut.any(), "an episode is under way"
     played = len(first.datamodule.episodes)
     second = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, ckpt_path=tmp_path / "epoch0.ckpt")
@@ -464,7 +465,7 @@ def test_case_12_vector_forms_that_keep_their_state_to_themselves_are_announced(
 def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp_path):
     played, fresh = countdown(), countdown(seed=5)
     # an episode under way, one step old
-    while played.player._lengths[0] != 1:
+    while played.collector._lengths[0] != 1:
         take(played, 1)
     cut = written_by(played)[0][-1]
     torch.save(played.state_dict(with_envs=False), tmp_path / "state")
@@ -490,8 +491,8 @@ def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path
             # a replay writes the last episode down again
             steps.extend(written[: len(written) - env.episode_log.length])
         torch.save(dataset.state_dict(), tmp_path / "state")
-        resetting += int(dataset.player.resetting.sum())
-        under_way += int((dataset.player._lengths > 0).sum())
+        resetting += int(dataset.collector.resetting.sum())
+        under_way += int((dataset.collector._lengths > 0).sum())
         dataset = countdown(num_envs, seed=seed)
         dataset.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert min(under_way, resetting) > 5, "stopped in mid-episode and before a reset"

@@ -13,8 +13,8 @@ from conftest import clean_environment, read_offline_run, run_cli
 from runs import assert_same_run, load
 from test_cli import CSV, NO_LOGGER, QUIET, refusal, runs_in
 
-from lightning_dqn.checkpoint_io import plugin
 from lightning_dqn.cli import main
+from lightning_dqn.resume import checkpoint_io as plugin
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # 300 env steps an epoch, of which those from the 128th on learn; a log every 50

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_replay_dataset import GAMMA, Recorder, at_random, balance_or_fall, lean, one_step
 
-from lightning_dqn.data import Rollout, RolloutDataset
 from lightning_dqn.envs import EnvSettings, make_vector_env
+from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
 
 
 def make_rollouts(envs, policy=at_random, seed=0, **knobs):

@@ -60,7 +60,7 @@ class Watch(pl.Callback):
                 self.played.append((trainer.datamodule.env_steps, pl_module.epsilon.item()))
             return act(observation, rng)
 
-        trainer.datamodule.train_dataset.player.policy = noted
+        trainer.datamodule.train_dataset.collector.policy = noted
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         gap = sum(

@@ -73,11 +73,11 @@ def test_another_trainer_continues_too_and_prioritised_replay_with_it():
 def test_an_episode_under_way_continues_with_its_next_step():
     module, data, seen = make()
     trainer_of(seen).fit(module, data)
-    lengths, under_way = list(data.episodes.lengths), int(data.train_dataset.player._lengths[0])
+    lengths, under_way = list(data.episodes.lengths), int(data.train_dataset.collector._lengths[0])
     assert sum(lengths) + under_way == 300
     trainer_of(seen).fit(module, data)
     # nothing was cut: each env step belongs to an episode that ended, or to the last one
-    assert sum(data.episodes.lengths) + int(data.train_dataset.player._lengths[0]) == 600
+    assert sum(data.episodes.lengths) + int(data.train_dataset.collector._lengths[0]) == 600
     assert data.episodes.lengths[: len(lengths)] == lengths
 
 

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
-from lightning_dqn.replay import PrioritizedSampler
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.folder import sweep
+from lightning_dqn.sampling.prioritized import PrioritizedSampler
 
 
 def content(rank, epoch=0):
@@ -21,7 +23,7 @@ def content(rank, epoch=0):
 
 def save(plugin, path, *, ranks=3, epoch=0, folder=None):
     """A checkpoint of so many ranks, saved as they save it together."""
-    shares = [str(plugin.save_share(content(rank, epoch), folder or path.parent)) for rank in range(1, ranks)]
+    shares = [str(plugin.save_shard(content(rank, epoch), folder or path.parent)) for rank in range(1, ranks)]
     plugin.save_checkpoint({**content(0, epoch), "epoch": epoch, "shares": shares}, path)
 
 
@@ -84,10 +86,10 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_with_all_its_shares(tmp_pat
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    shares = [str(plugin.save_share(content(rank, 2), tmp_path)) for rank in (1, 2)]
+    shares = [str(plugin.save_shard(content(rank, 2), tmp_path)) for rank in (1, 2)]
     assert len(parts(tmp_path)) > len(before)
     # the shares are there, and the checkpoint that needs them is not written
-    monkeypatch.setattr("lightning_dqn.checkpoint_io.plugin.torch.save", full)
+    monkeypatch.setattr("lightning_dqn.resume.checkpoint_io.torch.save", full)
     with pytest.raises(CheckpointError, match="No space left"):
         plugin.save_checkpoint({**content(0, 2), "epoch": 2, "shares": shares}, tmp_path / "last.ckpt")
     monkeypatch.undo()
@@ -100,7 +102,7 @@ def test_shares_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monke
     here, there = tmp_path / "here", tmp_path / "there"
     save(plugin, here / "last.ckpt")
     before = parts(here)
-    shares = [str(plugin.save_share(content(rank, 2), here)) for rank in (1, 2)]
+    shares = [str(plugin.save_shard(content(rank, 2), here)) for rank in (1, 2)]
     names, moved = set(parts(here)) - set(before), []
 
     def second_is_one_too_many(source, target):
@@ -109,7 +111,7 @@ def test_shares_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monke
         if len(moved) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("lightning_dqn.checkpoint_io.folder._link_or_copy", second_is_one_too_many)
+    monkeypatch.setattr("lightning_dqn.resume.folder._link_or_copy", second_is_one_too_many)
     with pytest.raises(CheckpointError, match="No space left"):
         plugin.save_checkpoint({**content(0, 2), "epoch": 2, "shares": shares}, there / "hpc.ckpt")
     monkeypatch.undo()
@@ -124,7 +126,7 @@ def test_shares_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monke
 @pytest.mark.parametrize("one_file_system", [True, False])
 def test_shares_follow_without_a_copy_where_they_can(tmp_path, plugin, monkeypatch, one_file_system):
     here, there = tmp_path / "here", tmp_path / "there"
-    share = plugin.save_share(content(1), here)
+    share = plugin.save_shard(content(1), here)
     inode = share.stat().st_ino
 
     def across(*_):
@@ -141,7 +143,7 @@ def test_shares_follow_without_a_copy_where_they_can(tmp_path, plugin, monkeypat
 def test_shares_of_ranks_that_died_before_their_checkpoint_are_swept(tmp_path, plugin):
     save(plugin, tmp_path / "last.ckpt")
     before = parts(tmp_path)
-    lost = plugin.save_share(content(1, 5), tmp_path)
+    lost = plugin.save_shard(content(1, 5), tmp_path)
     assert lost in sweep(tmp_path)
     assert parts(tmp_path) == before
 
@@ -182,9 +184,9 @@ def test_importance_weights_of_shares_are_those_of_the_whole_minibatch(prioritie
         sampler.beta = beta
         samplers.append(sampler)
     drawn = [sampler.draw(4 * minibatches, minibatches) for sampler in samplers]
-    said = np.stack([sampler.said(minibatches) for sampler in samplers])
+    said = np.stack([sampler.local_stats(minibatches) for sampler in samplers])
     weights = [
-        weight.view(minibatches, 4).numpy() * sampler.heard(said)[:, None]
+        weight.view(minibatches, 4).numpy() * sampler.apply_global_stats(said)[:, None]
         for sampler, (_, weight) in zip(samplers, drawn, strict=True)
     ]
     # the same from the definition: every share gives as many rows, so a row's chance is p_i / (W sum of its share)
@@ -206,12 +208,12 @@ def test_new_rows_of_a_share_enter_with_the_largest_priority_of_all():
         sampler.add(np.arange(2))
         sampler.write(np.arange(2), np.full(2, error))
         sampler.draw(2)
-    said = np.stack([one.said(1), other.said(1)])
-    one.heard(said)
+    said = np.stack([one.local_stats(1), other.local_stats(1)])
+    one.apply_global_stats(said)
     one.add(np.array([2]))
     assert one._tree.leaves[2] == pytest.approx(7.0, abs=1e-3)
 
 
 def test_a_share_that_has_drawn_nothing_says_so_in_as_many_numbers():
     sampler = PrioritizedSampler(4, 0)
-    assert sampler.said(3).tolist() == [1.0, np.inf, np.inf, np.inf]
+    assert sampler.local_stats(3).tolist() == [1.0, np.inf, np.inf, np.inf]

@@ -26,54 +26,41 @@ from lightning_dqn import (
     SoftTargetUpdate,
     UniformSampler,
 )
-from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar
+from lightning_dqn.monitoring.agent_video import AgentVideo
+from lightning_dqn.monitoring.episode_plot import EpisodePlot
+from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
+from lightning_dqn.monitoring.run_progress_bar import RunProgressBar
 
 PACKAGE = Path(lightning_dqn.__file__).parent
+# which parts of the package each part may import
 ALLOWED = {
-    "losses": set(),
-    "networks": {"resume"},
-    "validation": set(),
-    # each rank but the first keeps a share of the checkpoint
-    "resume": {"shares"},
-    "agent": {"acting", "checkpoint_io", "envs", "module", "resume"},
-    "ram": {"replay"},
-    "envs": {"resume"},
-    "replay": {"resume"},
-    "compilation": set(),
-    "optimizers": set(),
-    "acting": {"networks"},
-    "evaluation": set(),
-    "graphs": set(),
-    "flat": {"compilation", "losses", "optimizers"},
-    "shares": {"resume"},
-    "ranks": set(),
-    "update": {"compilation", "flat", "graphs", "optimizers", "ranks", "shares"},
-    "module": {
-        "losses",
-        "networks",
-        "replay",
-        "acting",
-        "evaluation",
-        "flat",
-        "compilation",
-        "optimizers",
-        "ranks",
-        "update",
-        "checkpoint_io",
-        "validation",
-        "resume",
-    },
-    "distributional": {"module", "losses", "networks", "replay", "compilation", "validation"},
-    # of the data side it knows the rollout, as a type only
-    "pqn": {"module", "losses", "networks", "replay", "compilation"},
-    "checkpoint_io": {"resume"},
-    "data": {"replay", "envs", "ram", "ranks", "resume"},
-    # callbacks see the learner and the data side as types only
-    "callbacks": {"envs", "resume"},
-    "cli": {"callbacks", "data", "module", "networks", "pqn", "checkpoint_io", "ranks", "resume"},
-    "sweep": {"cli", "callbacks", "envs"},
-    "__init__": {"agent", "callbacks", "data", "module", "distributional", "networks", "pqn", "replay"},
     "__main__": {"cli"},
+    "__init__": {"agent", "callbacks", "data", "module", "networks", "replay", "sampling", "variants"},
+    # core
+    "losses": set(),
+    "replay": {"distributed", "resume", "storage"},
+    "collector": {"envs", "resume"},
+    "data": {"collector", "distributed", "envs", "replay", "resume", "storage", "variants"},
+    "module": {"acting", "distributed", "evaluation", "losses", "networks", "replay", "resume", "speed", "validation"},
+    "callbacks": {"data", "module", "resume", "sampling"},
+    # families
+    "acting": {"module", "networks"},
+    "evaluation": set(),
+    "envs": {"resume"},
+    "networks": {"resume"},
+    "sampling": {"replay"},
+    "storage": {"replay"},
+    "variants": {"collector", "distributed", "losses", "module", "networks", "replay", "resume", "speed", "validation"},
+    # machinery
+    "distributed": {"callbacks", "resume"},
+    "resume": {"callbacks", "data", "distributed", "module", "variants"},
+    "speed": {"distributed", "losses"},
+    # users
+    "agent": {"acting", "envs", "module", "resume"},
+    "cli": {"callbacks", "data", "distributed", "envs", "module", "monitoring", "networks", "resume", "variants"},
+    "monitoring": {"callbacks", "data", "envs", "resume"},
+    "sweep": {"callbacks", "cli", "envs", "monitoring"},
+    "validation": set(),
 }
 
 

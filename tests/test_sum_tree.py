@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dqn import PrioritizedSampler
-from lightning_dqn.replay import compiled_tree
-from lightning_dqn.replay.compiled_tree import CompiledTree, load_library, make_tree
-from lightning_dqn.replay.sum_tree import SumTree
+from lightning_dqn.sampling import compiled_tree
+from lightning_dqn.sampling.compiled_tree import CompiledTree, load_library, make_tree
+from lightning_dqn.sampling.sum_tree import SumTree
 
 FORMS = [SumTree, CompiledTree]
 SMALLEST = float(np.nextafter(0, 1))
@@ -158,7 +158,7 @@ def test_with_a_compiler_the_tree_is_compiled():
 
 def test_nothing_is_compiled_before_a_row_enters(monkeypatch):
     made = []
-    monkeypatch.setattr("lightning_dqn.replay.prioritized.make_tree", lambda size: made.append(size) or SumTree(size))
+    monkeypatch.setattr("lightning_dqn.sampling.prioritized.make_tree", lambda size: made.append(size) or SumTree(size))
     sampler = PrioritizedSampler(10, 0)
     assert len(sampler) == 0
     sampler.drop_oldest(0)

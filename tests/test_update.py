@@ -15,10 +15,10 @@ from conftest import quiet_trainer
 from gymnasium import spaces
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
-from lightning_dqn.compilation import compiling_pays
-from lightning_dqn.flat import FlatParameters
-from lightning_dqn.optimizers import can_be_flat, lean_step, prefer_fused
-from lightning_dqn.update import denormals_are_flushed
+from lightning_dqn.speed.compiled import should_compile
+from lightning_dqn.speed.flat import FlatParameters
+from lightning_dqn.speed.optimizers import can_be_flat, fused_step, prefer_fused
+from lightning_dqn.speed.updater import denormals_are_flushed
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -86,7 +86,7 @@ def test_the_checkpoint_of_a_compiled_run_goes_on_in_a_plain_one(tmp_path):
 def test_auto_compiles_where_a_run_is_long_enough(max_steps, compiles):
     _, trainer = trained(4, compile=False)
     trainer.fit_loop.epoch_loop.max_steps = max_steps + trainer.global_step
-    assert compiling_pays(trainer, 4) is compiles
+    assert should_compile(trainer, 4) is compiles
 
 
 def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(monkeypatch, caplog):
@@ -210,7 +210,7 @@ def test_the_lean_step_is_the_optimizers_own(make, amsgrad):
         vector = torch.nn.Parameter(start.clone())
         optimizer = make([vector], lr=0.1, amsgrad=amsgrad, weight_decay=0.1, betas=(0.8, 0.95))
         prefer_fused(optimizer)
-        step = lean_step(optimizer) if lean else optimizer.step
+        step = fused_step(optimizer) if lean else optimizer.step
         for i, slope in enumerate(slopes):
             vector.grad = slope.clone()
             optimizer.param_groups[0]["lr"] = 0.1 / (i + 1)  # as a schedule would
@@ -229,7 +229,7 @@ def test_an_optimizer_with_hooks_takes_its_own_step():
     calls = []
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     vector.grad = torch.ones(3)
-    lean_step(optimizer)()
+    fused_step(optimizer)()
     assert calls == [1]
 
 

@@ -42,10 +42,10 @@ def compiled(job: Job) -> Result:
     from gymnasium import spaces  # noqa: PLC0415  # the eager floor is torch alone
 
     from lightning_dqn import DQN, NatureCNN  # noqa: PLC0415
-    from lightning_dqn.compilation import compile_gradient  # noqa: PLC0415
-    from lightning_dqn.flat import make_optimizer  # noqa: PLC0415
-    from lightning_dqn.optimizers import lean_step  # noqa: PLC0415
     from lightning_dqn.replay import Transition  # noqa: PLC0415
+    from lightning_dqn.speed.compiled import compile_gradient  # noqa: PLC0415
+    from lightning_dqn.speed.flat import make_optimizer  # noqa: PLC0415
+    from lightning_dqn.speed.optimizers import fused_step  # noqa: PLC0415
 
     torch.manual_seed(job.seed)
     frames = spaces.Box(0, 255, (work.FRAME_STACK, work.SIZE, work.SIZE), "uint8")
@@ -58,7 +58,7 @@ def compiled(job: Job) -> Result:
     ones, rows = torch.ones(work.BATCH_SIZE, device=job.device), torch.arange(work.BATCH_SIZE, device=job.device)
     drawn = [Transition(*batch, ones, rows) for batch in _batches(job.device)]
     gradient = compile_gradient(model.td_loss, policy, target, drawn[0], [])
-    step, batches = lean_step(optimizer), itertools.cycle(drawn)
+    step, batches = fused_step(optimizer), itertools.cycle(drawn)
 
     def update() -> None:
         policy.vector.grad = gradient(policy.values, target.values, *next(batches))[0]

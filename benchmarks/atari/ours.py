@@ -14,8 +14,8 @@ from benchmarks.marks import RateMarks
 from benchmarks.ours import finisher, make_trainer
 from benchmarks.settings import Job, Result
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, NatureCNN, SoftTargetUpdate
-from lightning_dqn.callbacks import EpisodeStatistics
 from lightning_dqn.envs import EnvSettings, make_vector_env
+from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
 
 
 def rates(job: Job) -> Result:

@@ -14,7 +14,7 @@ from benchmarks.ours import make_trainer
 from benchmarks.scaling.trace import COLLECTIVES, Recorder, TraceClock
 from benchmarks.scaling.workloads import WORKLOADS
 from benchmarks.settings import Job, Result
-from lightning_dqn.callbacks import EpisodeStatistics
+from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
 
 # bytes of what is sent: an update's gradient may be of any size, what ranks say at a meeting is small
 SIZES = {

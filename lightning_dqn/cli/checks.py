@@ -6,13 +6,15 @@ from pathlib import Path
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
-from lightning_dqn.callbacks import AgentVideo, EpisodePlot, EpsilonDecay, PriorityUpdate, SoftTargetUpdate
-from lightning_dqn.ranks import processes_started
+from lightning_dqn.callbacks import EpsilonDecay, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.distributed.sync import processes_started
+from lightning_dqn.monitoring.agent_video import AgentVideo
+from lightning_dqn.monitoring.episode_plot import EpisodePlot
 
 PROBE_BYTES = 2**20
 
 
-def check_knobs(run: Namespace) -> None:
+def check_arguments(run: Namespace) -> None:
     """Try out what costs nothing to make; the data side looks at its own knobs before it makes an environment.
 
     Args:

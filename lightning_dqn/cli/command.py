@@ -21,21 +21,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lightning_dqn.callbacks import (
-    AgentVideo,
-    EpisodePlot,
-    EpsilonDecay,
-    PriorityUpdate,
-    RunProgressBar,
-    SoftTargetUpdate,
-)
-from lightning_dqn.callbacks.stop_on_signal import StoppedBySignal
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError, sweep
-from lightning_dqn.cli.checks import check_knobs, check_processes, check_writable
+from lightning_dqn.callbacks import EpsilonDecay, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.cli.checks import check_arguments, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
 from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
 from lightning_dqn.cli.from_checkpoint import config_of, missing_callbacks
-from lightning_dqn.cli.optimizers import own_defaults, refuse_knobs_before_class
+from lightning_dqn.cli.optimizers import refuse_knobs_before_class, reset_init_args_on_class_change
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
     flags_of,
@@ -44,15 +35,23 @@ from lightning_dqn.cli.runs import (
     relocate_best,
     requeued_run,
     resolve_checkpoint,
-    run_of,
+    run_dir_of,
 )
 from lightning_dqn.cli.tracking import continue_wandb, prepare_logger, start_wandb
-from lightning_dqn.data import BrokenEnvironmentError, DQNDataModule
+from lightning_dqn.data import DQNDataModule
 from lightning_dqn.data.knobs import check_learner
+from lightning_dqn.distributed.sync import is_peer_lost, peer_lost_error
+from lightning_dqn.envs.errors import BrokenEnvironmentError
 from lightning_dqn.module import DQN
-from lightning_dqn.ranks import lost, tells_of_loss
+from lightning_dqn.monitoring.agent_video import AgentVideo
+from lightning_dqn.monitoring.episode_plot import EpisodePlot
+from lightning_dqn.monitoring.run_progress_bar import RunProgressBar
 from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.checkpoint import check_checkpoint, load_weights
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError
+from lightning_dqn.resume.folder import sweep
+from lightning_dqn.resume.stop_on_signal import StoppedBySignal
 
 
 class DQNCLI(LightningCLI):
@@ -112,13 +111,13 @@ class DQNCLI(LightningCLI):
         self.asked_for_logger = any(word.startswith("--trainer.logger") for word in words)
         refuse_knobs_before_class(words)
         words = self._with_checkpoint(words)
-        with own_defaults():
+        with reset_init_args_on_class_change():
             self.config = parser.parse_args(words)
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
             refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
         try:
-            check_knobs(run)
+            check_arguments(run)
         except ValueError as error:
             refuse(error)
 
@@ -156,7 +155,7 @@ class DQNCLI(LightningCLI):
         self._given = self.config.clone()
         run = self.config[self.subcommand]
         root = Path(run.trainer.default_root_dir or DEFAULT_ROOT)
-        earlier = run_of(run.ckpt_path)
+        earlier = run_dir_of(run.ckpt_path)
         if self.subcommand == "fit" and run.ckpt_path is None:
             earlier = requeued_run(root)
         self.is_new = self.subcommand == "fit" and earlier is None
@@ -222,7 +221,7 @@ class DQNCLI(LightningCLI):
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
         check_processes(trainer)
         # where the checkpoint lies that is read, so that Lightning takes up the best one from there
-        folder = Path(run.ckpt_path).parent if run_of(run.ckpt_path) else self.folder / "checkpoints"
+        folder = Path(run.ckpt_path).parent if run_dir_of(run.ckpt_path) else self.folder / "checkpoints"
         path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -272,24 +271,24 @@ def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
             raise
         refuse(fault)
     except RuntimeError as error:
-        if debugging() or not tells_of_loss(error):
+        if debugging() or not is_peer_lost(error):
             raise
-        sys.stderr.write(f"error: {lost()}\n")
+        sys.stderr.write(f"error: {peer_lost_error()}\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        _leave(130)
+        _exit(130)
     except SystemExit as left:
         # Lightning's own ways out say 1 and 0
         if isinstance(left.__context__, KeyboardInterrupt):
-            _leave(130)
+            _exit(130)
         if isinstance(left, SIGTERMException):
-            _leave(143)
+            _exit(143)
         if isinstance(left, StoppedBySignal):
-            _leave(left.code)
+            _exit(left.code)
         raise
 
 
-def _leave(code: Any) -> NoReturn:
+def _exit(code: Any) -> NoReturn:
     """End the process; one Ctrl-C more would only make a traceback of it while Python shuts down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # W&B's agent takes any other code for a failure, of a run too that it stopped itself, and gives up after three

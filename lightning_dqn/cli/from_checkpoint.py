@@ -11,9 +11,11 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_dqn.callbacks import AgentVideo, EpisodePlot, RunProgressBar
 from lightning_dqn.data import DQNDataModule
 from lightning_dqn.module import DQN
+from lightning_dqn.monitoring.agent_video import AgentVideo
+from lightning_dqn.monitoring.episode_plot import EpisodePlot
+from lightning_dqn.monitoring.run_progress_bar import RunProgressBar
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
 from lightning_dqn.resume.manifest import check_description

@@ -18,7 +18,7 @@ KINDS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 
 
 @contextlib.contextmanager
-def own_defaults() -> Iterator[None]:
+def reset_init_args_on_class_change() -> Iterator[None]:
     """Within, another optimizer, schedule or network starts from its own defaults.
 
     jsonargparse hands each argument on that both classes have. So Adam would get AdamW's weight decay, which is an L2

@@ -11,8 +11,9 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_dqn.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from lightning_dqn.cli.errors import refuse
+from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
+from lightning_dqn.resume.content import CheckpointError
 
 DEFAULT_ROOT = "runs"
 
@@ -96,7 +97,7 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
         state["dirpath"] = folder
 
 
-def run_of(checkpoint: str | None) -> Path | None:
+def run_dir_of(checkpoint: str | None) -> Path | None:
     """The folder of the run that a checkpoint belongs to, if it lies in one."""
     if checkpoint is None:
         return None
@@ -106,7 +107,7 @@ def run_of(checkpoint: str | None) -> Path | None:
 
 
 def new_run_folder(root: Path, env_id: str) -> Path:
-    """Make a folder that no other run has: root/environment/time. Ranks but the first write nothing and make none."""
+    """Make a folder that no other run has: root/environment/time. Sync but the first write nothing and make none."""
     job = f"_job-{_slurm_job()}" if _slurm_job() else ""
     name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{job}"
     for attempt in itertools.count():

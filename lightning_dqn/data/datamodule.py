@@ -12,23 +12,23 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_dqn.collector import EpisodeHistory, Policy
 from lightning_dqn.data.datasets import first_episode_seed, make_evaluation, make_replay, make_rollouts
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
-from lightning_dqn.data.knobs import MemoryDevice, check_knobs, check_learner, check_masks, check_memory
-from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, in_this_process
-from lightning_dqn.data.player import EpisodeHistory, Policy
+from lightning_dqn.data.knobs import MemoryDevice, check_arguments, check_learner, check_masks, check_memory
+from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, passthrough_loader
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.data.resuming import announce_inexact, announce_too_long, deal_anew, put_back
-from lightning_dqn.data.rollout_dataset import Rollout, RolloutDataset
+from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env, make_vector_env
-from lightning_dqn.ranks import Ranks
 from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, probe_sampler
 from lightning_dqn.resume.arguments import describe, describe_instance, public_path, record_arguments
 from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict, check_int, invalid
+from lightning_dqn.resume.dataset import reshard_state, restore_dataset, warn_inexact_resume, warn_long_episodes
 from lightning_dqn.resume.env_state import unsupported_reason
 from lightning_dqn.resume.memory_state import check_actions
 from lightning_dqn.resume.plain import plain_form
 from lightning_dqn.resume.spaces import encode_space
+from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
 
 
 @record_arguments
@@ -39,7 +39,7 @@ class DQNDataModule(pl.LightningDataModule):
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.GameProtocol`; a secret (token,
+        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.AtariConfig`; a secret (token,
             key, ...) is given as {from_env: NAME}, the name of an environment variable.
         wrappers: Gymnasium wrappers around each environment, the innermost first.
         frame_stack: observations that the agent sees together, oldest first; 1 for each by itself.
@@ -118,17 +118,17 @@ class DQNDataModule(pl.LightningDataModule):
         self.action_masks = action_masks
         self.overlap = overlap
         self.env_settings = EnvSettings(env_id, self.env_kwargs, self.wrappers, frame_stack)
-        self.ranks = Ranks()
-        check_knobs(self)
+        self.sync = Sync()
+        check_arguments(self)
         self.probe_sampler = probe_sampler(sampler)
-        self.bytes_besides = self.probe_sampler.bytes_of_a_row()
+        self.extra_bytes_per_row = self.probe_sampler.bytes_per_row()
         env = make_env(self.env_settings)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self.mask_size = check_masks(env) if action_masks else 0
         self._env_facts = _describe_env(env)
         env.close()
-        self.bytes_besides += self.mask_size
+        self.extra_bytes_per_row += self.mask_size
         check_memory(self)
         self._seed = 0
         # the module of the last fit and, once that has ended, where its environments were
@@ -165,18 +165,22 @@ class DQNDataModule(pl.LightningDataModule):
         policy = cast(Policy, learner.act)
         # Lightning has it nowhere else
         timeout = getattr(self.trainer.strategy, "_timeout", None)
-        before, self.ranks = self.ranks, Ranks(self.trainer.global_rank, self.trainer.world_size, timeout)
-        seed = torch.initial_seed() if self.ranks.alone else self.trainer.strategy.broadcast(torch.initial_seed())
+        before, self.sync = self.sync, Sync(self.trainer.global_rank, self.trainer.world_size, timeout)
+        seed = (
+            torch.initial_seed()
+            if not self.sync.is_distributed
+            else self.trainer.strategy.broadcast(torch.initial_seed())
+        )
         self._seed = int(seed)
-        play_seed, sample_seed, *_ = np.random.SeedSequence([seed, self.ranks.rank]).spawn(4)
+        play_seed, sample_seed, *_ = np.random.SeedSequence([seed, self.sync.rank]).spawn(4)
         self.close()
         self._continues = stage == "fit" and self._paused is not None and self._module is learner
-        self._continues &= before.world_size == self.ranks.world_size
+        self._continues &= before.world_size == self.sync.world_size
         if self._continues:
             assert self.train_dataset is not None
             assert self._paused is not None
-            self.ranks.env_steps = before.env_steps
-            self.train_dataset.ranks = self.ranks
+            self.sync.env_steps = before.env_steps
+            self.train_dataset.sync = self.sync
             envs = make_vector_env(self.env_settings, self.num_envs, self.vectorization)
             self.train_dataset.reopen(envs, self._paused)
         elif stage == "fit":
@@ -185,7 +189,7 @@ class DQNDataModule(pl.LightningDataModule):
             self._inexact = unsupported_reason(self.train_dataset.envs)
             # where a memory is left out, so are they
             if self._inexact is not None and (self.save_memory or learner.on_policy):
-                announce_inexact(self._inexact)
+                warn_inexact_resume(self._inexact)
         episode_seed = _episode_seed(self._seed, stage)
         self.eval_dataset = make_evaluation(self, policy, episode_seed, keep_steps=stage == "predict")
 
@@ -211,15 +215,15 @@ class DQNDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes."""
-        return in_this_process(self.eval_dataset)
+        return passthrough_loader(self.eval_dataset)
 
     def test_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes from starts that validation never sees."""
-        return in_this_process(self.eval_dataset)
+        return passthrough_loader(self.eval_dataset)
 
     def predict_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes with all their steps."""
-        return in_this_process(self.eval_dataset)
+        return passthrough_loader(self.eval_dataset)
 
     def state_dict(self) -> dict[str, Any]:
         """The data side of the run, see `state_dict` of its dataset, and its knobs; nothing outside training."""
@@ -234,7 +238,7 @@ class DQNDataModule(pl.LightningDataModule):
         ):
             # after a fit, its environments are where they were when they were closed
             train = {**train, **self._paused}
-        self._told_too_long = self._told_too_long or announce_too_long(train, self.ranks)
+        self._told_too_long = self._told_too_long or warn_long_episodes(train, self.sync)
         return {"save_memory": "memory" in train, "seed": self._seed, "train": train}
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any], *, has_memory: bool) -> None:
@@ -304,16 +308,16 @@ class DQNDataModule(pl.LightningDataModule):
         if "memory" in state["train"]:
             check_actions(state["train"]["memory"], self.action_space, f"{name}.memory")
         self._continues = False
-        put_back(self.train_dataset, state["train"], with_envs=self._inexact is None, name=name)
+        restore_dataset(self.train_dataset, state["train"], with_envs=self._inexact is None, name=name)
 
-    def deal_anew(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """What this rank goes on from, of the states that another number of ranks had; see `resuming.deal_anew`."""
+    def reshard_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this rank goes on from, of the states that another number of ranks had; see `resuming.reshard_state`."""
         name = f"{type(self).__qualname__}.train"
         train = [check_dict(state["train"], name, ("env_steps", "episodes")) for state in states]
         for each in train:
             env_steps = check_int(each["env_steps"], f"{name}.env_steps")
             EpisodeHistory().load_state_dict(each["episodes"], f"{name}.episodes", env_steps)
-        return {**states[0], "train": deal_anew(train, self.ranks, torch.initial_seed())}
+        return {**states[0], "train": reshard_state(train, self.sync, torch.initial_seed())}
 
     def teardown(self, stage: str) -> None:
         """Close the environments; clock, history and memory stay readable, and another fit continues from them."""
@@ -326,7 +330,7 @@ class DQNDataModule(pl.LightningDataModule):
     def _pause(self, *, with_envs: bool) -> None:
         """Keep where the training environments are, if they are open, and close all environments."""
         if self.train_dataset is not None and not self.train_dataset.envs.closed:
-            self._paused = self.train_dataset.player.state_dict(with_envs=with_envs)
+            self._paused = self.train_dataset.collector.state_dict(with_envs=with_envs)
         self.close()
 
     def close(self) -> None:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_dqn.collector import Policy
 from lightning_dqn.data.episode_dataset import EpisodeDataset
-from lightning_dqn.data.knobs import check_share, memory_size, place_of_memory
-from lightning_dqn.data.player import Policy
+from lightning_dqn.data.knobs import check_shard, memory_size, replay_location
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.data.rollout_dataset import RolloutDataset
 from lightning_dqn.envs import make_vector_env
 from lightning_dqn.replay import ReplayMemory
+from lightning_dqn.variants.rollouts import RolloutDataset
 
 if TYPE_CHECKING:
     from lightning_dqn.data.datamodule import DQNDataModule
@@ -25,13 +25,13 @@ def make_replay(
     Raises:
         ValueError: if the memory has no room, or a share is too small.
     """
-    check_share(data)
-    device, folder = place_of_memory(data)
+    check_shard(data)
+    device, folder = replay_location(data)
     size = memory_size(data, device, folder)
     size.check()
-    rank_zero_info(size.in_words())
+    rank_zero_info(size.describe())
     memory = ReplayMemory(
-        capacity=data.ranks.share_of(data.memory_capacity),
+        capacity=data.sync.shard_size(data.memory_capacity),
         num_envs=data.num_envs,
         observation_space=data.observation_space,
         gamma=data.gamma,
@@ -56,7 +56,7 @@ def make_replay(
         save_memory=data.save_memory,
         action_masks=data.action_masks,
         overlap=data.overlap,
-        ranks=data.ranks,
+        sync=data.sync,
     )
 
 
@@ -75,7 +75,7 @@ def make_rollouts(
         batch_size=data.batch_size,
         epoch_env_steps=data.epoch_env_steps,
         action_masks=data.action_masks,
-        ranks=data.ranks,
+        sync=data.sync,
     )
 
 
@@ -96,5 +96,5 @@ def make_evaluation(
         max_episode_steps=data.eval_max_steps,
         keep_steps=keep_steps,
         action_masks=data.action_masks,
-        ranks=data.ranks,
+        sync=data.sync,
     )

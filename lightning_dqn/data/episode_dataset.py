@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from lightning_dqn.data.faults import BrokenEnvironmentError
-from lightning_dqn.data.player import Policy
+from lightning_dqn.collector import Policy
+from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.envs import EnvSettings, make_env
-from lightning_dqn.ranks import Ranks
+from lightning_dqn.envs.errors import BrokenEnvironmentError
 
 PARALLEL_ENVS = 16
 
@@ -69,17 +69,17 @@ class EpisodeDataset(IterableDataset[Episode]):
         max_episode_steps: int,
         keep_steps: bool = False,
         action_masks: bool = False,
-        ranks: Ranks | None = None,
+        sync: Sync | None = None,
     ) -> None:
         super().__init__()
-        ranks = ranks or Ranks()
-        if num_episodes < ranks.world_size:
+        sync = sync or Sync()
+        if num_episodes < sync.world_size:
             # Lightning leaves an evaluation without episodes out, and the others would wait for that rank
             raise MisconfigurationException(
-                f"data.eval_episodes={num_episodes}: each of {ranks.world_size} ranks plays one at least; raise it"
+                f"data.eval_episodes={num_episodes}: each of {sync.world_size} ranks plays one at least; raise it"
             )
         self.policy = policy
-        self._numbers = range(ranks.rank, num_episodes, ranks.world_size)
+        self._numbers = range(sync.rank, num_episodes, sync.world_size)
         self.seed = seed
         self.max_episode_steps = max_episode_steps
         self.keep_steps = keep_steps
@@ -103,21 +103,21 @@ class EpisodeDataset(IterableDataset[Episode]):
 
     def _play(self, envs: list[gym.Env[Any, Any]]) -> Iterator[Episode]:
         waiting = iter(self._numbers)
-        tables = [_Table(env, self.seed + i) for env, i in zip(envs, waiting, strict=False)]
-        while tables:
-            seen = np.stack([table.observation for table in tables])
-            masks = (None, np.stack([table.mask() for table in tables])) if self.action_masks else ()
+        running = [_EvalEnv(made, self.seed + i) for made, i in zip(envs, waiting, strict=False)]
+        while running:
+            seen = np.stack([env.observation for env in running])
+            masks = (None, np.stack([env.mask() for env in running])) if self.action_masks else ()
             actions = self.policy(seen, *masks)
-            for table, action in zip(list(tables), actions, strict=True):
-                over = table.step(action)
-                if not over and len(table.rewards) < self.max_episode_steps:
+            for env, action in zip(list(running), actions, strict=True):
+                over = env.step(action)
+                if not over and len(env.rewards) < self.max_episode_steps:
                     continue
-                yield table.episode(self.keep_steps)
+                yield env.episode(self.keep_steps)
                 following = next(waiting, None)
                 if following is None:
-                    tables.remove(table)
+                    running.remove(env)
                 else:
-                    table.start(self.seed + following)
+                    env.start(self.seed + following)
 
     def close(self) -> None:
         """Close the environments of a pass that was abandoned."""
@@ -130,7 +130,7 @@ def _close(envs: list[gym.Env[Any, Any]]) -> None:
         envs.pop().close()
 
 
-class _Table:
+class _EvalEnv:
     """One environment at which episode after episode is played, with the notes of the current one."""
 
     def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:

@@ -7,9 +7,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from lightning_dqn.ram import MemorySize
-from lightning_dqn.ranks import processes_started
+from lightning_dqn.distributed.sync import processes_started
 from lightning_dqn.replay import UniformSampler
+from lightning_dqn.storage.memory_size import MemorySize
 
 if TYPE_CHECKING:
     from lightning_dqn.data.datamodule import DQNDataModule
@@ -28,7 +28,7 @@ AT_LEAST_ONE = (
 )
 
 
-def check_knobs(data: "DQNDataModule") -> None:
+def check_arguments(data: "DQNDataModule") -> None:
     """Refuse what can't work before any environment is made.
 
     Raises:
@@ -95,16 +95,16 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -
         )
 
 
-def check_share(data: "DQNDataModule") -> None:
+def check_shard(data: "DQNDataModule") -> None:
     """Refuse a share of the memory that is too small for a rank.
 
     Raises:
         ValueError: naming the knob and its value.
     """
-    least, share = max(data.batch_size, data.num_envs), data.ranks.share_of(data.memory_capacity)
+    least, share = max(data.batch_size, data.num_envs), data.sync.shard_size(data.memory_capacity)
     if share < least:
         raise ValueError(
-            f"data.memory_capacity={data.memory_capacity}: each of {data.ranks.world_size} ranks has {share} of it, "
+            f"data.memory_capacity={data.memory_capacity}: each of {data.sync.world_size} ranks has {share} of it, "
             f"and needs {least} for a batch and a step of every environment; raise it"
         )
 
@@ -139,10 +139,10 @@ def check_memory(data: "DQNDataModule") -> None:
         return
     if data.memory_device == "auto" and torch.cuda.is_available() and not data.memory_folder:
         return
-    memory_size(data, *place_of_memory(data)).check()
+    memory_size(data, *replay_location(data)).check()
 
 
-def place_of_memory(data: "DQNDataModule") -> tuple[torch.device | None, Path | None]:
+def replay_location(data: "DQNDataModule") -> tuple[torch.device | None, Path | None]:
     """The device or the folder where observations will lie; neither stands for RAM.
 
     Raises:
@@ -172,11 +172,15 @@ def memory_size(data: "DQNDataModule", device: torch.device | None, folder: Path
     """What the memory takes in a place: on a device the share of one rank, else those of all ranks of this machine."""
     on_device = device is not None and device.type != "cpu"
     ranks_here = 1 if data.trainer is None or on_device else data.trainer.num_devices
-    capacity = data.memory_capacity if data.ranks.alone else data.ranks.share_of(data.memory_capacity) * ranks_here
+    capacity = (
+        data.memory_capacity
+        if not data.sync.is_distributed
+        else data.sync.shard_size(data.memory_capacity) * ranks_here
+    )
     return MemorySize(
         capacity,
         data.observation_space,
-        data.bytes_besides,
+        data.extra_bytes_per_row,
         frame_stack=data.frame_stack,
         device=device,
         folder=folder,

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
-from lightning_dqn.data.rollout_dataset import RolloutDataset
+from lightning_dqn.variants.rollouts import RolloutDataset
 
 
 class TrainLoader:
@@ -30,11 +30,11 @@ class TrainLoader:
         return iter(self.dataset)
 
 
-def in_this_process(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
+def passthrough_loader(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:
     """A loader that passes items through: the policy lives here, so workers would play with stale weights."""
     assert dataset is not None
     ignore_warnings()
-    return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_as_it_is)
+    return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_identity)
 
 
 def ignore_warnings() -> None:
@@ -50,5 +50,5 @@ def ignore_warnings() -> None:
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item

@@ -12,8 +12,8 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_dqn.data.player import Mask, Player, Policy
-from lightning_dqn.ranks import Ranks
+from lightning_dqn.collector import Collector, Mask, Policy
+from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.replay import AnyTransition, ReplayMemory
 from lightning_dqn.resume.content import check_dict, check_int
 
@@ -60,14 +60,14 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         save_memory: bool = True,
         action_masks: bool = False,
         overlap: bool = False,
-        ranks: Ranks | None = None,
+        sync: Sync | None = None,
     ) -> None:
         super().__init__()
-        self.ranks = ranks or Ranks()
+        self.sync = sync or Sync()
         self.envs = envs
-        self.player = Player(envs=envs, policy=policy, seed=seed, action_masks=action_masks, overlap=overlap)
+        self.collector = Collector(envs=envs, policy=policy, seed=seed, action_masks=action_masks, overlap=overlap)
         self.memory = memory
-        self.episodes = self.player.episodes
+        self.episodes = self.collector.episodes
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size
         self.warmup_env_steps = warmup_env_steps
@@ -75,7 +75,7 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         self.overlap = overlap
         self._warm_at = warmup_env_steps
         self._iteration_env_steps = steps_per_iteration * envs.num_envs
-        self._length = -(-epoch_env_steps // (self._iteration_env_steps * self.ranks.world_size))
+        self._length = -(-epoch_env_steps // (self._iteration_env_steps * self.sync.world_size))
 
     def __len__(self) -> int:
         """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
@@ -84,43 +84,43 @@ class ReplayDataset(IterableDataset[AnyTransition]):
     @property
     def epoch_env_steps(self) -> int:
         """Env steps in an epoch: what was asked for, in whole iterations."""
-        return self._length * self._iteration_env_steps * self.ranks.world_size
+        return self._length * self._iteration_env_steps * self.sync.world_size
 
     @property
     def env_steps(self) -> int:
         """Env steps played so far, by all ranks."""
-        return self.player.env_steps if self.ranks.alone else self.ranks.env_steps
+        return self.collector.env_steps if not self.sync.is_distributed else self.sync.env_steps
 
     def __iter__(self) -> Iterator[AnyTransition]:
         if get_worker_info() is not None:
             raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
-        player = self.player
+        collector = self.collector
         for _ in range(len(self)):
-            if player.observation is None:
-                self.memory.begin(player.start(), player.action_mask)
-            for step in player.steps(self._iteration_env_steps):
+            if collector.observation is None:
+                self.memory.begin(collector.start(), collector.action_mask)
+            for step in collector.steps(self._iteration_env_steps):
                 self.memory.append(*step)
             if self.overlap:
-                player.send()
-            if self.ranks.alone:
-                ready = player.env_steps >= self._warm_at and len(self.memory) > 0
+                collector.send()
+            if not self.sync.is_distributed:
+                ready = collector.env_steps >= self._warm_at and len(self.memory) > 0
                 yield self.memory.sample(self.updates_per_iteration if ready else 0, self.batch_size)
             else:
-                yield self._meet()
+                yield self._sample_synchronized()
 
-    def _meet(self) -> AnyTransition:
+    def _sample_synchronized(self) -> AnyTransition:
         """What this rank draws, with what the others know of theirs; nothing until all of them can learn."""
         memory = self.memory
         batch = memory.sample(self.updates_per_iteration if len(memory) else 0, self.batch_size)
         sampler: Any = memory.sampler
-        weighs = hasattr(sampler, "said")
+        weighs = hasattr(sampler, "local_stats")
         # the same of all ranks in each iteration, whatever they have drawn
-        numbers = sampler.said(self.updates_per_iteration) if weighs else ()
-        heard = self.ranks.meet(self.player.env_steps, [len(memory), *numbers])
-        if self.ranks.env_steps < self._warm_at or not heard[:, 0].all():
+        numbers = sampler.local_stats(self.updates_per_iteration) if weighs else ()
+        heard = self.sync.all_gather(self.collector.env_steps, [len(memory), *numbers])
+        if self.sync.env_steps < self._warm_at or not heard[:, 0].all():
             return memory.sample(0, self.batch_size)
         if weighs:
-            batch.weight.mul_(torch.from_numpy(sampler.heard(heard[:, 1:]))[:, None])
+            batch.weight.mul_(torch.from_numpy(sampler.apply_global_stats(heard[:, 1:]))[:, None])
         return batch
 
     def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
@@ -133,14 +133,14 @@ class ReplayDataset(IterableDataset[AnyTransition]):
             BrokenEnvironmentError: if a step is under way in which an environment raises.
         """
         # without the rows before it an episode can't be continued in the memory
-        player = self.player.state_dict(with_envs=with_envs and self.save_memory)
+        collector = self.collector.state_dict(with_envs=with_envs and self.save_memory)
         memory = {"memory": self.memory.state_dict()} if self.save_memory else {}
-        return {**player, "all_env_steps": self.env_steps, "warm_at": self._warm_at, **memory}
+        return {**collector, "all_env_steps": self.env_steps, "warm_at": self._warm_at, **memory}
 
     def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> None:
-        """Continue in environments that were made anew; see `Player.reopen`."""
+        """Continue in environments that were made anew; see `Collector.reopen`."""
         self.envs = envs
-        self.memory.truncate(self.player.reopen(envs, state))
+        self.memory.truncate(self.collector.reopen(envs, state))
 
     def load_state_dict(self, state: Any, name: str = "train") -> Mask:
         """Continue where `state_dict` was taken.
@@ -162,15 +162,15 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         state = check_dict(state, name, ("env_steps", "all_env_steps", "warm_at"))
         all_env_steps = check_int(state["all_env_steps"], f"{name}.all_env_steps")
         self._warm_at = check_int(state["warm_at"], f"{name}.warm_at", high=all_env_steps + self.warmup_env_steps)
-        self.ranks.env_steps = all_env_steps
+        self.sync.env_steps = all_env_steps
         if "memory" in state:
             self.memory.load_state_dict(state["memory"])
         elif "memories" in state:
-            self.memory.refill(state["memories"], rank=self.ranks.rank, world_size=self.ranks.world_size)
+            self.memory.refill(state["memories"], rank=self.sync.rank, world_size=self.sync.world_size)
         else:
             self._warm_at = all_env_steps + self.warmup_env_steps
             # as in `state_dict`
             state = {key: value for key, value in state.items() if key != "under_way"}
-        missed = self.player.load_state_dict(state, name, iteration_env_steps=self._iteration_env_steps)
-        self.memory.truncate(missed & self.player.resetting)
+        missed = self.collector.load_state_dict(state, name, iteration_env_steps=self._iteration_env_steps)
+        self.memory.truncate(missed & self.collector.resetting)
         return missed

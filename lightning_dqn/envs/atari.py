@@ -18,7 +18,7 @@ FRAMES_PER_SECOND = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class GameProtocol:
+class AtariConfig:
     """How a game is played and shown: the arguments that an Atari game takes here.
 
     Attributes:
@@ -48,7 +48,7 @@ class GameProtocol:
     num_threads: int = 0
 
 
-def make_game(env_id: str, protocol: GameProtocol, render_mode: str | None) -> gym.Env[Any, Any]:
+def make_game(env_id: str, protocol: AtariConfig, render_mode: str | None) -> gym.Env[Any, Any]:
     """One game, with its true rewards and whole episodes; observations (H, W) or (H, W, 3), uint8.
 
     Args:
@@ -77,7 +77,7 @@ def make_game(env_id: str, protocol: GameProtocol, render_mode: str | None) -> g
     return env
 
 
-def make_games(env_id: str, num_envs: int, protocol: GameProtocol, frame_stack: int) -> VectorEnv[Any, Any, Any]:
+def make_atari_vec(env_id: str, num_envs: int, protocol: AtariConfig, frame_stack: int) -> VectorEnv[Any, Any, Any]:
     """Games to learn from; observations (N, frame_stack, H, W), or (N, frame_stack, H, W, 3), uint8.
 
     Args:
@@ -106,10 +106,10 @@ def make_games(env_id: str, num_envs: int, protocol: GameProtocol, frame_stack: 
         # an agent that has to press it learns to, and is evaluated without help
         use_fire_reset=False,
     )
-    return Lives(games) if protocol.episodic_life else games
+    return EpisodicLifeVectorEnv(games) if protocol.episodic_life else games
 
 
-class Lives(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArray[Any]]):
+class EpisodicLifeVectorEnv(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArray[Any]]):
     """Shows each life of a game as an episode: before its first frame there is nothing.
 
     The step after a lost life is the first of the next one; who takes it for a reset, as after a game, misses one step.

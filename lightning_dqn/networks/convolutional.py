@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from lightning_dqn.networks.images import ChannelNorm, Channels, ImageEncoder, Sight
+from lightning_dqn.networks.images import ChannelNorm, Channels, ConvEncoder, ImageEncoder
 from lightning_dqn.networks.mlp import MLP
 from lightning_dqn.resume.arguments import record_arguments
 
@@ -57,8 +57,8 @@ class NatureCNN(nn.Module):
     ) -> None:
         super().__init__()
         image = ImageEncoder(observation_space, channels=channels)
-        image.require(_smallest(NATURE), "NatureCNN")
-        self.features = Sight(image, _in_a_row(image.num_channels, NATURE, layer_norm))
+        image.require(_min_size(NATURE), "NatureCNN")
+        self.features = ConvEncoder(image, _conv_layers(image.num_channels, NATURE, layer_norm))
         self.num_features = self.features.num_features
         switches = {"dueling": dueling, "noisy": noisy, "layer_norm": layer_norm}
         self.head = MLP(_rows(self.num_features), outputs, hidden_sizes=hidden_sizes, **switches)
@@ -102,8 +102,8 @@ class MinAtarCNN(nn.Module):
     ) -> None:
         super().__init__()
         image = ImageEncoder(observation_space, channels=channels)
-        image.require(_smallest(MINATAR), "MinAtarCNN")
-        self.features = Sight(image, _in_a_row(image.num_channels, MINATAR, layer_norm))
+        image.require(_min_size(MINATAR), "MinAtarCNN")
+        self.features = ConvEncoder(image, _conv_layers(image.num_channels, MINATAR, layer_norm))
         self.num_features = self.features.num_features
         switches = {"dueling": dueling, "noisy": noisy, "layer_norm": layer_norm}
         self.head = MLP(_rows(self.num_features), outputs, hidden_sizes=hidden_sizes, **switches)
@@ -153,7 +153,7 @@ class ImpalaCNN(nn.Module):
         image = ImageEncoder(observation_space, channels=channels)
         sizes = [image.num_channels, *(width * size for size in IMPALA)]
         stacks = [_stack(inputs, size, layer_norm) for inputs, size in itertools.pairwise(sizes)]
-        self.features = Sight(image, [*stacks, nn.ReLU()])
+        self.features = ConvEncoder(image, [*stacks, nn.ReLU()])
         self.num_features = self.features.num_features
         switches = {"dueling": dueling, "noisy": noisy, "layer_norm": layer_norm}
         self.head = MLP(_rows(self.num_features), outputs, hidden_sizes=hidden_sizes, **switches)
@@ -183,7 +183,7 @@ def _rows(num_features: int) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (num_features,))
 
 
-def _smallest(convolutions: Sequence[tuple[int, int, int]]) -> int:
+def _min_size(convolutions: Sequence[tuple[int, int, int]]) -> int:
     """Pixels that leave one at the end."""
     # from a size n behind a convolution to (n - 1) stride + kernel before it
     return functools.reduce(lambda n, layer: (n - 1) * layer[2] + layer[1], reversed(convolutions), 1)
@@ -193,7 +193,7 @@ def _normed(convolution: nn.Conv2d, layer_norm: bool) -> list[nn.Module]:
     return [convolution, *[ChannelNorm(convolution.out_channels)] * layer_norm]
 
 
-def _in_a_row(inputs: int, convolutions: Sequence[tuple[int, int, int]], layer_norm: bool) -> list[nn.Module]:
+def _conv_layers(inputs: int, convolutions: Sequence[tuple[int, int, int]], layer_norm: bool) -> list[nn.Module]:
     """Convolutions without padding, with what stands behind them."""
     layers: list[nn.Module] = []
     for filters, kernel, stride in convolutions:

@@ -84,7 +84,7 @@ class ImageEncoder(nn.Module):
             )
 
 
-class Sight(nn.Module):
+class ConvEncoder(nn.Module):
     """Images as stored, through convolutions, to rows.
 
     Args:

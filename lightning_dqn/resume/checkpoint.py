@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_dqn.distributed.shards import load_shard, save_shard
 from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
@@ -22,7 +23,6 @@ from lightning_dqn.resume.rebuild import make_arguments, resolve_class
 from lightning_dqn.resume.rng import get_rng_state
 from lightning_dqn.resume.spaces import decode_space
 from lightning_dqn.resume.training_state import check_training_state, check_weights
-from lightning_dqn.shares import save_share, take_up_share
 
 Module = TypeVar("Module", bound=LightningModule)
 # what constructors raise at arguments of the right types that they can't use
@@ -49,7 +49,7 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
     checkpoint["generators"] = module.rng_state or get_rng_state(module.device)
     plain_schedules(checkpoint.get("lr_schedulers", []))
     if trainer is not None:
-        save_share(checkpoint, trainer)
+        save_shard(checkpoint, trainer)
 
 
 def check_checkpoint(
@@ -95,8 +95,8 @@ def prepare_resume(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         checkpoint: changed in place.
         trainer: of the fit.
     """
-    if hasattr(trainer.datamodule, "deal_anew"):  # type: ignore[attr-defined]
-        take_up_share(checkpoint, trainer)
+    if hasattr(trainer.datamodule, "reshard_state"):  # type: ignore[attr-defined]
+        load_shard(checkpoint, trainer)
     repair_loop_progress(checkpoint["loops"]["fit_loop"])
 
 

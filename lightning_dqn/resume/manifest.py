@@ -203,14 +203,14 @@ def network_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> st
     return ""
 
 
-def check_same_on_ranks(manifest: Mapping[str, Any], trainer: Trainer, ranks: Any) -> None:
+def check_same_on_ranks(manifest: Mapping[str, Any], trainer: Trainer, sync: Any) -> None:
     """Compare the manifests of all ranks, and those options of their trainers that they must share.
 
     Raises:
         MisconfigurationException: on every rank, naming the first difference with both values.
     """
     options = {f"trainer.{name}": str(getattr(trainer, name, None)) for name in TRAINER_OPTIONS}
-    first, *others = ranks.gather({**manifest, **options})
+    first, *others = sync.gather({**manifest, **options})
     for rank, other in enumerate(others, start=1):
         for name in [*first, *(name for name in other if name not in first)]:
             one, two = first.get(name, "nothing"), other.get(name, "nothing")

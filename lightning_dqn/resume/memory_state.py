@@ -7,14 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_dqn.resume.content import (
-    check_dict,
-    check_float,
-    check_generator,
-    check_int,
-    check_tensor,
-    invalid,
-)
+from lightning_dqn.resume.content import check_dict, check_float, check_generator, check_int, check_tensor, invalid
 
 MAX_SLOTS = 2**40
 # sums of as many as there are slots stay finite

@@ -86,7 +86,7 @@ def main(words: list[str] | None = None) -> None:
         _search(given, extra)
     except KeyboardInterrupt:
         # before the first trial
-        _leave(signal.SIGINT)
+        _exit(signal.SIGINT)
 
 
 def _search(given: argparse.Namespace, extra: list[str]) -> None:
@@ -111,7 +111,7 @@ def _search(given: argparse.Namespace, extra: list[str]) -> None:
     if stopped is not None:
         again = f"the same command with --storage {shown(search.storage)} goes on"
         say(f"Stopped by {signal.Signals(stopped).name}: {again}")
-        _leave(stopped)
+        _exit(stopped)
     complete = any(trial.state == optuna.trial.TrialState.COMPLETE for trial in ended(study))
     sys.exit(0 if complete else 1)
 
@@ -161,7 +161,7 @@ def _check(words: list[str]) -> None:
     check_secrets(yaml.safe_load(printed.getvalue())["data"]["env_kwargs"] or {})
 
 
-def _leave(signum: int) -> NoReturn:
+def _exit(signum: int) -> NoReturn:
     """As a shell says it; one Ctrl-C more would only make a traceback of it while Python shuts down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(128 + signum)

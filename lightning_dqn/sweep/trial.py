@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from optuna.pruners import BasePruner, NopPruner, PercentilePruner
 from optuna_integration import PyTorchLightningPruningCallback
 
-from lightning_dqn.callbacks.context import run_folder
+from lightning_dqn.callbacks import run_folder
 from lightning_dqn.cli import main as fit
 
 # the environment's variable that says, as JSON, which trial this is

@@ -1,0 +1,124 @@
+"""Films the greedy agent, with no display needed."""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from numpy.typing import NDArray
+
+from lightning_dqn.callbacks import data_of, dqn, run_folder
+from lightning_dqn.envs import make_env
+
+if TYPE_CHECKING:
+    from lightning_dqn.module import DQN
+
+# of a film, in pixels: smaller pictures are grids of cells, which are drawn with larger ones
+SMALLEST_SIDE, GOOD_SIDE = 32, 160
+
+
+class AgentVideo(Callback):
+    """Records episodes of the agent as mp4 when training or a test ends, and logs them to W&B.
+
+    Args:
+        episodes: filmed at the end of training or of a test; 0 for none.
+        max_env_steps: env steps after which a film is cut.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    def __init__(self, *, episodes: int = 1, max_env_steps: int = 1000) -> None:
+        if episodes < 0:
+            raise ValueError(f"video.episodes={episodes}: must be 0 or more")
+        if max_env_steps < 1:
+            raise ValueError(f"video.max_env_steps={max_env_steps}: must be at least 1")
+        self.episodes = episodes
+        self.max_env_steps = max_env_steps
+        self.paths: list[str] = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Film the trained agent."""
+        self._record(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Film the first of the tested episodes."""
+        self._record(trainer, pl_module)
+        for path in self.paths:
+            rank_zero_info(f"video: {path}")
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.paths = []
+        if not self.episodes or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        data = data_of(trainer)
+        assert data.eval_dataset is not None
+        if "rgb_array" not in data.render_modes:
+            rank_zero_info(f"No video: {data.env_id} can't render rgb_array.")
+            return
+        folder = run_folder(trainer) / "videos"
+        folder.mkdir(exist_ok=True)
+        try:
+            with _no_display(), closing(make_env(data.env_settings, render_mode="rgb_array")) as env:
+                for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
+                    path = folder / f"agent-{seed}.mp4"
+                    self._film(env, dqn(pl_module), path, seed, action_masks=data.action_masks)
+                    self.paths.append(str(path))
+        except Exception as error:  # whatever ails an environment's renderer, the run's results are worth more
+            rank_zero_info(f"No video: {data.env_id}: {type(error).__name__}: {error}")
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_video("agent", self.paths, format=["mp4"] * len(self.paths))
+
+    def _film(
+        self, env: "gym.Env[object, object]", module: "DQN", path: Path, seed: int, *, action_masks: bool
+    ) -> None:
+        """Play one greedy episode before the camera."""
+        # a second that only the end of a run need wait
+        imageio: Any = importlib.import_module("imageio.v2")
+        observation, info = env.reset(seed=seed)
+        # yuv420 wants even sides, imageio's default of 16 would rescale most environments
+        with imageio.get_writer(path, fps=env.metadata.get("render_fps", 30), macro_block_size=2) as film:
+            film.append_data(_picture(env))
+            for _ in range(self.max_env_steps):
+                mask = np.asarray(info["action_mask"], np.bool_)[None] if action_masks else None
+                [action] = module.act(np.expand_dims(np.asarray(observation), 0), action_mask=mask)
+                observation, _, terminated, truncated, info = env.step(action)
+                film.append_data(_picture(env))
+                if terminated or truncated:
+                    break
+
+
+def _picture(env: "gym.Env[object, object]") -> NDArray[np.uint8]:
+    """What the environment looks like, in whole numbers and large enough to be seen."""
+    shown = np.asarray(env.render())
+    if shown.dtype != np.uint8:
+        # matplotlib's way, which MinAtar's games have
+        shown = (255 * shown).astype(np.uint8)
+    smallest = min(shown.shape[:2])
+    times = GOOD_SIDE // smallest if smallest < SMALLEST_SIDE else 1
+    return shown.repeat(times, 0).repeat(times, 1)
+
+
+@contextmanager
+def _no_display() -> Iterator[None]:
+    """Keep pygame from looking for a display or a sound card, and from its greeting, while we film."""
+    ours = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,276 @@
+"""Lightning's way to the disk, replaced: a checkpoint is written beside its target, synced and renamed."""
+
+import contextlib
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
+from lightning_dqn.resume.folder import (
+    PART_NAME,
+    SHARE_NAME,
+    bring,
+    files_of_shares,
+    local_path,
+    referenced_files,
+    remove_unneeded,
+    share_name,
+    shares_in,
+    sync_folder,
+    temporary,
+)
+from lightning_dqn.resume.plain_file import check_loaded, check_plain
+from lightning_dqn.resume.sidecar import load_sidecar, split_large_rows, write_sidecar
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Checkpoints that are whole or not there, and safe to open: `Trainer(plugins=[AtomicCheckpointIO()])`.
+
+    Whatever stops a save, the checkpoint that was there before stays, with its memory. What is saved are tensors and
+    plain values, looked at before anything is written, and nothing else is ever loaded. It uses no temporary folder but
+    the target's own.
+
+    Args:
+        max_inline_bytes: bytes up to which a memory is saved inside its checkpoint; a larger one is saved in a
+            safetensors file beside it.
+
+    Raises:
+        ValueError: if max_inline_bytes is negative.
+    """
+
+    def __init__(self, *, max_inline_bytes: int = 256 * 2**20) -> None:
+        if max_inline_bytes < 0:
+            raise ValueError(f"max_inline_bytes={max_inline_bytes}: must be 0 or more")
+        self.max_inline_bytes = max_inline_bytes
+        self._ahead: tuple[Path, dict[str, Any]] | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint, and its memory beside it if that is large; called by Lightning on the first rank.
+
+        Args:
+            checkpoint: as Lightning makes it.
+            path: of a local file.
+            storage_options: none; Lightning's interface has it for remote files.
+
+        Raises:
+            TypeError: if something in the checkpoint would be refused at resume, naming its key path.
+            CheckpointError: if the path is remote or the disk takes no more; the old checkpoint is unchanged.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options}: checkpoints are local files, which have none")
+        target = local_path(path)
+        check_plain(checkpoint)
+        shares = [Path(path) for path in checkpoint.get("shares", [])]
+        self._save({name: part for name, part in checkpoint.items() if name != "shares"}, target, shares)
+
+    def save_shard(self, content: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
+        """Write what a rank but the first adds to a checkpoint, whose `shares` name it; called on that rank.
+
+        Args:
+            content: with a memory at the same place as in a checkpoint, if it has one.
+            folder: of the checkpoint.
+
+        Returns:
+            Where it lies. Until a checkpoint that names it is saved, it is nothing but left over.
+
+        Raises:
+            TypeError: as `save_checkpoint`.
+            CheckpointError: as `save_checkpoint`.
+        """
+        target = local_path(folder) / share_name()
+        check_plain(content)
+        self._save(content, target, [])
+        return target
+
+    def _save(self, checkpoint: dict[str, Any], target: Path, shares: list[Path]) -> None:
+        """Write a checkpoint or a share; what the disk says against it is told in one line."""
+        content, at, tensors = split_large_rows(checkpoint, self.max_inline_bytes)
+        content[ENTRY] = {"schema": SCHEMA}
+        if shares:
+            content[ENTRY]["shares"] = [path.name for path in shares]
+        if tensors:
+            content[ENTRY]["memory"] = {"at": list(at)}
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._write(content, tensors, target, shares)
+        except (OSError, RuntimeError) as error:
+            cause = _os_error(error)
+            if cause is None:
+                raise
+            raise CheckpointError(
+                f"{target}: not saved ({cause.strerror}); what was there before is unchanged. "
+                "Make room in that folder, or choose another one"
+            ) from error
+
+    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path, shares: list[Path]) -> None:
+        """Write all there is under temporary names; rename the memory first, since the checkpoint needs it.
+
+        Args:
+            content: of the checkpoint.
+            tensors: of a large memory, if there is one.
+            target: of the last rename.
+            shares: of other ranks, written before for this checkpoint alone.
+        """
+        folder = target.parent
+        new, new_memory = temporary(folder), temporary(folder)
+        stale = referenced_files(target) | files_of_shares(shares)
+        try:
+            bring(shares, folder)
+            if tensors:
+                record = write_sidecar(tensors, new_memory)
+                content[ENTRY]["memory"] |= record
+            with new.open("xb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if tensors:
+                stale.add(record["file"])
+                os.replace(new_memory, folder / record["file"])
+                sync_folder(folder)
+            os.replace(new, target)
+            sync_folder(folder)
+            if PART_NAME.fullmatch(target.name):
+                # the checkpoint that needs it is yet to come
+                stale.clear()
+        finally:
+            for path in (new, new_memory):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            # the old checkpoint's after a rename, the new one's if there was none
+            remove_unneeded(folder, stale)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; nothing in it is executed, and nothing damaged is accepted.
+
+        Args:
+            path: of a local file.
+            map_location: where its tensors go, the CPU unless told otherwise; a memory beside it is mapped, on the CPU.
+            weights_only: true, whatever is said; false is refused.
+
+        Returns:
+            What was saved; of a run of several ranks, the first one's, and under `shares` the paths of the others'.
+
+        Raises:
+            ValueError: if weights_only is false.
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it is remote, damaged, unsafe, from a newer version, or its memory is not what it was.
+        """
+        if weights_only is False:
+            raise ValueError(
+                "weights_only=False: checkpoints hold plain values, opening one executes nothing; leave it out"
+            )
+        target = local_path(path)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == target:
+            return ahead[1]
+        checkpoint = self.load_agent_part(target, map_location)
+        entry = checkpoint[ENTRY]
+        if "shares" in entry:
+            checkpoint["shares"] = shares_in(entry.pop("shares"), target)
+        if "memory" in entry:
+            load_sidecar(checkpoint, entry.pop("memory"), target)
+        return checkpoint
+
+    def load_agent_part(self, path: str | os.PathLike[str], map_location: Any | None = None) -> dict[str, Any]:
+        """Read a checkpoint without the files beside it, which only a resumed fit needs: memory, shards of other ranks.
+
+        Args:
+            path: as in `load_checkpoint`, which raises what this raises.
+            map_location: where its tensors go, the CPU by default.
+        """
+        target = local_path(path)
+        if not target.is_file():
+            if SHARE_NAME.fullmatch(target.name):
+                raise CheckpointError(
+                    f"{target} is missing, a rank's share of a checkpoint: copy it with the checkpoint"
+                )
+            raise FileNotFoundError(f"{target}: no such checkpoint")
+        checkpoint = _read(target, map_location or "cpu")
+        try:
+            check_loaded(checkpoint)
+            check_header(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f"{target}: {error}") from None
+        if "state_dict" in checkpoint:
+            # Lightning would rewrite what an older one wrote, before anybody can check it
+            checkpoint["pytorch-lightning_version"] = pl.__version__
+        # they are named in the entry, as files beside this one
+        checkpoint.pop("shares", None)
+        return checkpoint
+
+    def read_ahead(self, path: str | os.PathLike[str], *, for_fit: bool = True) -> dict[str, Any]:
+        """Read a checkpoint for a look at it before Lightning asks for it, which is then handed this very content.
+
+        Args:
+            path: as in `load_checkpoint`, which raises what this raises.
+            for_fit: whether the files beside it are read too, see `load_agent_part`.
+        """
+        content = self.load_checkpoint(path) if for_fit else self.load_agent_part(path)
+        self._ahead = local_path(path), content
+        return content
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a checkpoint, and its memory and shares unless another one in the folder needs them.
+
+        Args:
+            path: of a local file; it need not exist.
+        """
+        target = local_path(path)
+        parts = referenced_files(target)
+        target.unlink(missing_ok=True)
+        remove_unneeded(target.parent, parts)
+
+
+def _read(target: Path, map_location: Any) -> dict[str, Any]:
+    """The content of a file, without what lies beside it."""
+    with target.open("rb") as file:
+        try:
+            _check_sums(zipfile.ZipFile(file))
+            file.seek(0)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            if not isinstance(checkpoint, dict):
+                raise TypeError(f"it holds a {type(checkpoint).__name__}")
+        except Exception as error:  # a damaged file makes the unpickler raise almost anything
+            raise CheckpointError(f"{target}: {_reason(error)}; use another checkpoint") from error
+    return checkpoint
+
+
+def _check_sums(archive: zipfile.ZipFile) -> None:
+    """What torch.load does not check: it would take a weight with a flipped bit."""
+    # of what is marked as a folder it reads nothing, and returns what happens to lie in RAM
+    marked = [part.filename for part in archive.infolist() if part.external_attr]
+    # torch.save compresses nothing: a small file that becomes a large one fills RAM
+    packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    size = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+    if packed or sum(part.file_size for part in archive.infolist()) > size:
+        raise zipfile.BadZipFile("its parts are compressed, or overlap")
+    damaged = marked[0] if marked else archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong attributes or checksum of {damaged}")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file was not accepted; what torch says of unsafe ones recommends to execute them."""
+    unsafe = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if unsafe:
+        return f"holds {unsafe[1]}, which is no plain value, so nothing of it was loaded or executed"
+    return f"damaged, or not a checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """What the operating system said; torch.save hides it behind a complaint about its own position."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error

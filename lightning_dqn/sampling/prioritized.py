@@ -1,0 +1,191 @@
+"""Prioritised replay: rows from which there is more to learn are drawn more often (Schaul et al. 2016)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_dqn.replay import RowQueue
+from lightning_dqn.sampling.compiled_tree import CompiledTree, make_tree
+from lightning_dqn.sampling.sum_tree import SumTree
+
+
+class PrioritizedSampler:
+    """Rows with chances in proportion to their priorities, with importance weights that make up for it.
+
+    `callbacks.PriorityUpdate` writes the priorities and sets `beta`. The numbers of the tree are p_i^alpha, so the
+    first row of all enters with 1, and every later one with the largest that was ever written.
+
+    Args:
+        capacity: rows of the memory, all of which may be eligible at once.
+        seed: of the draws.
+        alpha: how far the error decides, in [0, 1]; 0 is uniform replay.
+        epsilon: added to every error, positive, so that none keeps a row from being drawn again.
+
+    Attributes:
+        beta: how far the weights make up for the chances, in [0, 1]; 1 is in full.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    def __init__(
+        self, capacity: int, seed: int | np.random.SeedSequence, *, alpha: float = 0.6, epsilon: float = 1e-6
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"data.sampler.alpha={alpha}: must be in [0, 1]; 0 is uniform replay")
+        if not 0 < epsilon < np.inf:
+            raise ValueError(f"data.sampler.epsilon={epsilon}: must be positive")
+        self.alpha = alpha
+        self.epsilon = epsilon
+        self.beta = 1.0
+        self._capacity = capacity
+        self._queue = RowQueue(capacity)
+        # made when the first row enters: who only looks at a sampler need not wait for a compiler
+        self._tree: SumTree | CompiledTree | None = None
+        self._largest = 1.0
+        self._rng = np.random.default_rng(seed)
+        self._strata = np.zeros((1, 0))
+        # the smallest number of each minibatch drawn last, and the sum of all numbers then
+        self._least, self._total = np.full(1, np.inf), 1.0
+
+    def __len__(self) -> int:
+        return self._queue.count
+
+    def bytes_per_row(self) -> int:
+        """RAM that each row of the memory takes here: its place in the queue, its leaf, its share of inner nodes."""
+        return 18
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Make these rows eligible, with the largest priority so far; they are newer than all before."""
+        if self._tree is None:
+            self._tree = make_tree(self._capacity)
+        self._queue.add(rows)
+        self._tree.fill(rows, self._largest)
+
+    def drop_oldest(self, count: int) -> None:
+        """Forget the `count` rows that entered first."""
+        if count and self._tree is not None:
+            self._tree.fill(self._queue.oldest(count), 0.0)
+            self._queue.drop_oldest(count)
+
+    def draw(self, size: int, minibatches: int = 1) -> tuple[NDArray[np.int64], Tensor]:
+        """Draw rows, stratified: one from each of B equal stretches of the priorities' sum, for each minibatch anew.
+
+        So a row's chance in a minibatch varies less than in B independent draws, and its mean is the same (B.2.1).
+
+        Args:
+            size: rows, of all minibatches together.
+            minibatches: that they are for, of B = size / minibatches rows each.
+
+        Returns:
+            rows (size,) and their importance weights (size,), the largest of which is 1 in each minibatch.
+
+        Raises:
+            ValueError: if no row is eligible.
+        """
+        if self._tree is None or not self._queue.count:
+            raise ValueError("no row is eligible yet: add some before drawing")
+        if self._strata.shape != (minibatches, size // minibatches):
+            self._strata = np.tile(np.arange(size / minibatches), (minibatches, 1))
+        points = self._rng.random(self._strata.shape)
+        points += self._strata
+        self._total = self._tree.total()
+        points *= self._total / self._strata.shape[1]
+        rows, chances = self._tree.find(points.ravel())
+        # w_i = (N P(i))^-beta / max_j w_j = (min_j P(j) / P(i))^beta, over the minibatch (section 3.4); N and the sum
+        # of the priorities cancel
+        chances = chances.reshape(self._strata.shape)
+        self._least = np.minimum.reduce(chances, axis=1, keepdims=True)
+        ratio: NDArray[np.float64] = self._least / chances
+        return rows, torch.from_numpy((ratio.astype(np.float32) ** self.beta).ravel())
+
+    def write(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:
+        """Give rows new priorities; the last of several for one row counts, and rows that have left stay away.
+
+        Args:
+            rows: (n,) as drawn.
+            priorities: (n,) absolute TD errors.
+
+        Raises:
+            FloatingPointError: if one is no number or infinite.
+            IndexError: if the memory has no such row.
+        """
+        if self._tree is None or not len(rows):
+            return
+        # P(i) ~ p_i^alpha with p_i = |delta_i| + epsilon (section 3.3)
+        powers = (priorities.astype(np.float64) + self.epsilon) ** self.alpha
+        largest = float(np.maximum.reduce(powers))
+        # also false for NaN
+        if not largest < np.inf:
+            raise FloatingPointError(
+                "a TD error is not finite: lower model.optimizer.lr, model.clip_grad_value or model.reward_scale"
+            )
+        self._tree.change(rows, powers)
+        self._largest = max(self._largest, largest)
+
+    def local_stats(self, minibatches: int) -> NDArray[np.float64]:
+        """What samplers of other shares of a memory must know: the largest number so far, and the least chances drawn.
+
+        Args:
+            minibatches: U, drawn last; infinite chances stand for those that were not.
+
+        Returns:
+            (1 + U,) numbers.
+        """
+        least = self._least.ravel() / self._total
+        return np.concatenate([[self._largest], least if len(least) == minibatches else np.full(minibatches, np.inf)])
+
+    def apply_global_stats(self, said: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What all W samplers said, this one too: new rows enter with the largest number that anyone wrote.
+
+        Each of W shares gives as many rows to a minibatch of all, so that a row i of a share whose numbers sum up to S
+        is drawn with the chance p_i / (W S): importance weights make up for that, and the largest of all ranks is 1.
+
+        Args:
+            said: (W, 1 + U).
+
+        Returns:
+            (U,) what the weights drawn last have to be multiplied by.
+        """
+        self._largest = float(said[:, 0].max())
+        # (min_j P(j) / P(i))^beta over all ranks, of which `draw` knew its own; W cancels
+        ratio = said[:, 1:].min(0) / (self._least.ravel() / self._total)
+        factors: NDArray[np.float32] = ratio.astype(np.float32) ** np.float32(self.beta)
+        return factors
+
+    def load_priorities(self, rows: NDArray[np.int64], numbers: NDArray[np.float64], largest: float) -> None:
+        """Make the first rows of all eligible, with the numbers that the trees of other samplers had for them.
+
+        Args:
+            rows: (n,) oldest first.
+            numbers: (n,) p_i^alpha; 0 for rows that had none yet, which enter with the largest.
+            largest: of all numbers that were ever written there.
+        """
+        self._largest = largest
+        leaves = np.zeros(self._capacity)
+        leaves[rows] = np.where(numbers > 0, numbers, largest)
+        self._tree = make_tree(self._capacity)
+        self._tree.load(leaves)
+        self._queue.add(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next draws depend on, as tensors and plain values."""
+        leaves = np.zeros(self._capacity) if self._tree is None else self._tree.leaves.copy()
+        return {
+            **self._queue.state_dict(),
+            "priorities": torch.from_numpy(leaves),
+            "largest": self._largest,
+            "beta": self.beta,
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._queue.load_state_dict(state)
+        self._tree = make_tree(self._capacity)
+        self._tree.load(state["priorities"].numpy())
+        self._largest, self.beta = state["largest"], state["beta"]
+        self._rng.bit_generator.state = state["rng"]

@@ -1,0 +1,1 @@
+"""Faster forms of the plain update: flat parameters, compiled gradients, CUDA graphs."""

@@ -1,0 +1,93 @@
+"""Parameters of a network as views of one vector, so that clipping, optimizer, soft target and gradient are one
+operation each instead of one a layer. `module.DQN` has its optimizer made here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dqn.losses import polyak_update
+from lightning_dqn.speed.compiled import QFunction
+from lightning_dqn.speed.optimizers import can_be_flat, prefer_fused
+
+
+class FlatParameters:
+    """The parameters of a network as views of one vector; their gradients likewise, if they have any.
+
+    The network keeps its parameters, their names and shapes; whoever writes to one writes to the other. Moving the
+    network to another device ends that, so this is made after it has moved.
+
+    Args:
+        net: a network whose parameters share one type and one device, and are all trained or all held still.
+
+    Attributes:
+        vector: what an optimizer takes, (number of parameters,).
+        values: the same memory, outside of autograd.
+        gradient: where backward passes lay the gradient, (number of parameters,).
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        named = dict(net.named_parameters())
+        self.net = net
+        self._shapes = {name: p.shape for name, p in named.items()}
+        values = torch.cat([p.detach().reshape(-1) for p in named.values()])
+        self.vector = nn.Parameter(values, requires_grad=all(p.requires_grad for p in named.values()))
+        self.values = self.vector.detach()
+        for name, part in self._split(values).items():
+            named[name].data = part
+        self.gradient = torch.zeros_like(values)
+        self._gradients = [(named[name], part) for name, part in self._split(self.gradient).items()]
+
+    def zero_grad(self) -> None:
+        """Set all gradients to 0, and lay them in one vector again if somebody set them to None."""
+        self.gradient.zero_()
+        self.vector.grad = self.gradient
+        for parameter, part in self._gradients:
+            parameter.grad = part
+
+    def _split(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = torch.split(vector, [shape.numel() for shape in self._shapes.values()])
+        return {name: part.view(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
+
+    def function(self, vector: Tensor) -> QFunction:
+        """The network as a function of its input alone, with its parameters taken from a vector like ours."""
+        parameters = self._split(vector)
+        return lambda *inputs: torch.func.functional_call(self.net, parameters, inputs)
+
+
+PolicyTargetParams = tuple[FlatParameters, FlatParameters]
+
+
+def make_optimizer(
+    make: Callable[[Any], torch.optim.Optimizer], policy_net: nn.Module, target_net: nn.Module | None
+) -> tuple[torch.optim.Optimizer, PolicyTargetParams | None]:
+    """An optimizer of the policy net, on one vector if that is the same to it.
+
+    Args:
+        make: makes it from parameters.
+        policy_net: that is moved.
+        target_net: of the same form, if there is one.
+
+    Returns:
+        The optimizer, and the parameters of both nets if they now lie in vectors; without a target net, one's twice.
+    """
+    optimizer, flat = make(policy_net.parameters()), None
+    if can_be_flat(policy_net, optimizer):
+        policy = FlatParameters(policy_net)
+        flat = policy, policy if target_net is None else FlatParameters(target_net)
+        optimizer = make([policy.vector])
+    prefer_fused(optimizer)
+    return optimizer, flat
+
+
+def polyak_update_nets(
+    target_net: nn.Module, policy_net: nn.Module, flat: PolicyTargetParams | None, tau: float
+) -> None:
+    """Move a target net the share tau of the way to the policy net, by its vector if it has one."""
+    if flat is None:
+        polyak_update(list(target_net.parameters()), list(policy_net.parameters()), tau)
+    else:
+        # as `polyak_update` does
+        flat[1].values.lerp_(flat[0].values, tau)

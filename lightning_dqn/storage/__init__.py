@@ -1,0 +1,1 @@
+"""Where the replay memory stores observations: RAM, a mapped file or a device, and stacks of frames."""

@@ -1,0 +1,103 @@
+"""Q-learning without memory and target net: what `data.RolloutDataset` played is learnt from at once, and forgotten.
+
+The update is `module.DQN`'s; here stand the targets. Legend: U updates, B batch, T steps, N envs.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium as gym
+import torch
+
+from lightning_dqn.losses import TDLoss, gather_actions, lambda_returns, mask_actions, weighted_mse
+from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable
+from lightning_dqn.networks import MLP
+from lightning_dqn.replay import AnyTransition, Transition
+from lightning_dqn.speed.compiled import QFunction
+
+if TYPE_CHECKING:
+    from lightning_dqn.variants.rollouts import Rollout
+
+
+class PQN(DQN):
+    """Parallelised Q-learning (Gallici et al. 2024): many environments, layer norm and Q(lambda) instead of a memory.
+
+    Needs rollouts of some length: `data.num_envs` and `data.steps_per_iteration` times each other, of which
+    `data.updates_per_iteration` minibatches of `data.batch_size` steps are drawn without replacement, again and again
+    where that is more than there are.
+
+    Args:
+        observation_space: space of one observation; the CLI takes it from the environment.
+        action_space: discrete space of actions; the CLI takes it from the environment.
+        network: what maps observations to one value an action; layer norm keeps it stable without a target net.
+        optimizer: what moves its parameters.
+        clip_grad_norm: largest norm of the whole gradient; null leaves it as it is.
+        td_lambda: how much later rewards count against the value, in [0, 1]: 0 is one step, 1 the whole rollout.
+        **kwargs: arguments of `DQN` but for those of its loss, targets and exploration, and clip_grad_value.
+
+    Raises:
+        TypeError: if the action space is not discrete or the network can't take the observations, or for an argument
+            that it does not take.
+        ValueError: if td_lambda, clip_grad_norm or the learning rate is out of its range.
+    """
+
+    on_policy: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        *,
+        network: NetworkCallable = lambda observation_space, outputs: MLP(observation_space, outputs, layer_norm=True),
+        optimizer: OptimizerCallable = lambda params: torch.optim.RAdam(params, lr=2.5e-4),
+        clip_grad_norm: float | None = 10.0,
+        td_lambda: float = 0.65,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= td_lambda <= 1:
+            raise ValueError(f"model.td_lambda={td_lambda}: must be in [0, 1]")
+        super().__init__(
+            observation_space,
+            action_space,
+            network=network,
+            optimizer=optimizer,
+            clip_grad_norm=clip_grad_norm,
+            clip_grad_value=None,
+            loss="mse",
+            double=False,
+            munchausen=False,
+            munchausen_temperature=0.03,
+            boltzmann_temperature=None,
+            **kwargs,
+        )
+        self.td_lambda = td_lambda
+
+    @torch.no_grad()
+    def prepare_batch(self, rollout: "Rollout") -> Transition:  # type: ignore[override]
+        """The steps of each update with their returns as the reward and no value behind it, (U, B).
+
+        Args:
+            rollout: T steps in N environments, with the steps of each update.
+        """
+        self.update_normalizer(rollout.observation[:-1])
+        seen, rows = self.normalize(rollout.observation), rollout.index
+        mask = rollout.action_mask[1:].flatten(0, 1)
+        next_q = self.action_values(self.policy_net, seen[1:].flatten(0, 1))
+        value = mask_actions(next_q, mask if mask.shape[1] else None).amax(1).view_as(rollout.reward)
+        reward = rollout.reward * self.reward_scale
+        returns = lambda_returns(reward, rollout.discount, rollout.ended, value, self.td_lambda)
+        observation = seen[:-1].flatten(0, 1)[rows]
+        return Transition(
+            observation=observation,
+            action=rollout.action.flatten()[rows],
+            reward=returns.flatten()[rows],
+            discount=torch.zeros_like(rows, dtype=returns.dtype),
+            next_observation=observation,
+            weight=torch.ones_like(rows, dtype=returns.dtype),
+            index=rows,
+        )
+
+    def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
+        """The equations of one update, whose targets are returns already: no net judges what comes next."""
+        q_value = gather_actions(policy_net(batch.observation), batch.action - self.first_action)
+        td_error = q_value - batch.reward
+        return TDLoss(weighted_mse(q_value, batch.reward, batch.weight), q_value, td_error, td_error.abs())

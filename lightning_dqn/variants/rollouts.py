@@ -1,0 +1,178 @@
+"""Plays environments and yields what was just played: what learners without a memory draw from.
+
+Lies between `player` and `pqn.PQN.training_step`. Legend: U updates, B batch, T steps, N envs.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lightning_dqn.collector import Collector, Mask, Policy
+from lightning_dqn.distributed.sync import Sync
+from lightning_dqn.resume.content import check_dict, check_int, generator_from
+
+
+class Rollout(NamedTuple):
+    """What one iteration played, step by step, and which steps each of its updates learns from.
+
+    Attributes:
+        observation: (T + 1, N, ...) what was seen before each step, and after the last.
+        action: (T, N) what was done, as the environment takes it, int64.
+        reward: (T, N) what came of it.
+        discount: (T, N) gamma (1 - terminated), the weight of the value of the next observation.
+        ended: (T, N) whether the episode terminated or was truncated there.
+        action_mask: (T + 1, N, A) which actions each observation allows; (T + 1, N, 0) where all always are.
+        index: (U, B) steps to learn from, step t of environment n as t * N + n; never one that only resets.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    ended: Tensor
+    action_mask: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a rollout
+
+
+class RolloutDataset(IterableDataset[Rollout]):
+    """Plays N environments and yields what they showed: one item is one iteration, and nothing is kept of it.
+
+    An iteration plays `steps_per_iteration` steps in each environment, T in all. Steps that only reset an environment
+    are no env steps; they are played on top, so that the clock keeps its pace to within N, and T is now and then a step
+    more than asked for. After an episode's last step stands its true last observation (NEXT_STEP autoreset). All state
+    lies on the object: a new iterator, which Lightning makes every epoch, goes on where the last one stopped.
+
+    Args:
+        envs: the environments, reset by NEXT_STEP.
+        policy: what chooses the actions.
+        gamma: discount of one step.
+        seed: of exploration and of the environments.
+        sample_seed: of the minibatches.
+        steps_per_iteration: env steps in each environment of one rollout.
+        updates_per_iteration: minibatches of one rollout, U.
+        batch_size: steps in a minibatch, B.
+        epoch_env_steps: env steps in an epoch, over all ranks.
+        action_masks: whether the environments say which actions they allow.
+        ranks: this rank and all; alone unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        envs: VectorEnv[Any, Any, Any],
+        policy: Policy,
+        gamma: float,
+        seed: int | np.random.SeedSequence,
+        sample_seed: int | np.random.SeedSequence,
+        steps_per_iteration: int,
+        updates_per_iteration: int,
+        batch_size: int,
+        epoch_env_steps: int,
+        action_masks: bool = False,
+        sync: Sync | None = None,
+    ) -> None:
+        super().__init__()
+        self.sync = sync or Sync()
+        self.envs = envs
+        self.collector = Collector(envs=envs, policy=policy, seed=seed, action_masks=action_masks)
+        self.episodes = self.collector.episodes
+        self.gamma = gamma
+        self.updates_per_iteration = updates_per_iteration
+        self.batch_size = batch_size
+        self._sample_rng = np.random.default_rng(sample_seed)
+        self._iteration_env_steps = steps_per_iteration * envs.num_envs
+        self._length = -(-epoch_env_steps // (self._iteration_env_steps * self.sync.world_size))
+        self._no_mask = np.zeros((envs.num_envs, 0), np.bool_)
+        dtype = envs.single_observation_space.dtype
+        self._dtype = np.float32 if dtype == np.float64 else dtype
+
+    def __len__(self) -> int:
+        """Iterations in an epoch. Without it Lightning would fetch, and so play, one rollout ahead."""
+        return self._length
+
+    @property
+    def epoch_env_steps(self) -> int:
+        """Env steps in an epoch: what was asked for, in whole iterations."""
+        return self._length * self._iteration_env_steps * self.sync.world_size
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps played so far, by all ranks."""
+        return self.collector.env_steps if not self.sync.is_distributed else self.sync.env_steps
+
+    def __iter__(self) -> Iterator[Rollout]:
+        if get_worker_info() is not None:
+            raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
+        for _ in range(len(self)):
+            rollout = self._play()
+            if self.sync.is_distributed:
+                self.sync.all_gather(self.collector.env_steps)
+            yield rollout
+
+    def _play(self) -> Rollout:
+        collector, steps = self.collector, []
+        observations = [collector.start() if collector.observation is None else collector.observation]
+        masks, playable = [self._mask()], [~collector.resetting]
+        for *step, observation, _ in collector.steps(self._iteration_env_steps):
+            steps.append(step)
+            observations.append(observation)
+            masks.append(self._mask())
+            playable.append(~collector.resetting)
+        action, reward, terminated, truncated = (np.stack(parts) for parts in zip(*steps, strict=True))
+        return Rollout(
+            observation=torch.from_numpy(np.stack(observations).astype(self._dtype, copy=False)),
+            action=torch.from_numpy(action),
+            reward=torch.from_numpy(reward.astype(np.float32)),
+            discount=torch.from_numpy(np.float32(self.gamma) * ~terminated),
+            ended=torch.from_numpy(terminated | truncated),
+            action_mask=torch.from_numpy(np.stack(masks)),
+            index=torch.from_numpy(self._draw(np.flatnonzero(playable[:-1]))),
+        )
+
+    def _mask(self) -> NDArray[np.bool_]:
+        mask = self.collector.action_mask
+        return self._no_mask if mask is None else mask
+
+    def _draw(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Minibatches (U, B) of all rows in random order, once and, where that is not enough, again in another."""
+        size = self.updates_per_iteration * self.batch_size
+        passes = [self._sample_rng.permutation(rows) for _ in range(-(-size // len(rows)))]
+        return np.concatenate(passes)[:size].reshape(self.updates_per_iteration, self.batch_size)
+
+    def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
+        """Everything the next iterations depend on, as tensors and plain values.
+
+        Args:
+            with_envs: whether the environments are in it, so that episodes under way can go on.
+        """
+        others = {"sample_rng": self._sample_rng.bit_generator.state, "all_env_steps": self.env_steps}
+        return {**self.collector.state_dict(with_envs=with_envs), **others}
+
+    def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> None:
+        """Continue in environments that were made anew; see `Collector.reopen`."""
+        self.envs = envs
+        self.collector.reopen(envs, state)
+
+    def load_state_dict(self, state: Any, name: str = "train") -> Mask:
+        """Continue where `state_dict` was taken; without its environments, these start new episodes.
+
+        Args:
+            state: as from `state_dict`.
+            name: of the state in the checkpoint.
+
+        Returns:
+            (N,) environments that did not repeat their episodes.
+
+        Raises:
+            CheckpointError: if it is not the state of such a dataset.
+        """
+        state = check_dict(state, name, ("sample_rng", "all_env_steps"))
+        self._sample_rng = generator_from(state["sample_rng"], f"{name}.sample_rng")
+        self.sync.env_steps = check_int(state["all_env_steps"], f"{name}.all_env_steps")
+        return self.collector.load_state_dict(state, name, iteration_env_steps=self._iteration_env_steps)
