@@ -59,7 +59,7 @@ def prioritized(job: Job) -> Result:
 
     def sample_and_write(memory: Any) -> None:
         batch = memory.sample(1, TEXTBOOK.batch_size)
-        memory.sampler.write(batch.index.numpy().ravel(), next(errors))
+        memory.sampler.update_priorities(batch.index.numpy().ravel(), next(errors))
 
     calls: dict[str, Callable[[], Any]] = {}
     sizes = PRIORITY_SIZES if job.compiled else PRIORITY_SIZES[:-1]  # numpy alone would fill the largest for minutes

@@ -1,11 +1,11 @@
-"""Takes TD errors back to the memory, whose prioritised sampler learns from them (Schaul et al. 2016).
+"""The schedules of training: soft target updates, epsilon, and the priorities of prioritized replay.
 
-The one arrow from the module to the data side.
+Legend: U updates, B batch.
 """
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,16 +13,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_dqn.resume.arguments import record_arguments
 
-if TYPE_CHECKING:
-    from lightning_dqn.data import DQNDataModule
-    from lightning_dqn.module import DQN
-    from lightning_dqn.sampling.prioritized import PrioritizedSampler
-
 
 def run_folder(trainer: Trainer) -> Path:
-    """The trainer's `default_root_dir` where one was given, else the logger's folder of this run; made if need be.
+    """The trainer's `default_root_dir` if one was given, else the logger's folder of this run; created by rank 0.
 
-    Any rank may ask alone, which `Trainer.log_dir` does not allow: it waits for all.
+    `Trainer.log_dir` can't be used here: it is a collective call, and a single rank may need the folder.
     """
     folder = Path(trainer.default_root_dir)
     if folder.resolve() == Path.cwd():
@@ -33,41 +28,70 @@ def run_folder(trainer: Trainer) -> Path:
     return folder
 
 
-def data_of(trainer: Trainer) -> "DQNDataModule":
+def data_of(trainer: Trainer) -> Any:
     """The data module of the run.
 
     Raises:
         MisconfigurationException: if loaders were given without one.
     """
-    datamodule: DQNDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     if datamodule is None:
         raise MisconfigurationException("There is no env-step clock: call trainer.fit(model, datamodule=...)")
     return datamodule
 
 
-def dqn(pl_module: LightningModule) -> "DQN":
-    """The learner, as its own type."""
-    learner: DQN = pl_module  # type: ignore[assignment]
-    return learner
+class UpdateCallback(Callback):
+    """A callback that also runs after each update.
+
+    Attributes:
+        updates_target: whether it updates `target_net`; if no callback does, a default `SoftTargetUpdate` is added.
+    """
+
+    updates_target: ClassVar[bool] = False
+
+    def on_update_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Called by `DQN.update` behind the optimizer step and the learning-rate schedule."""
+
+
+class EpsilonSchedule(Callback):
+    """Sets the module's epsilon from the env-step clock: before the first env step and after each iteration.
+
+    Subclasses define `epsilon_at`. Epsilon is 0 where the module explores without it: with noisy networks or Boltzmann
+    exploration.
+    """
+
+    def epsilon_at(self, env_steps: int) -> float:
+        """Epsilon in [0, 1] after `env_steps` env steps."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Set epsilon here, since Lightning fetches the first batch before `on_train_batch_start`."""
+        self._set(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Set the epsilon of the next iteration."""
+        self._set(trainer, pl_module)
+
+    def _set(self, trainer: Trainer, pl_module: Any) -> None:
+        epsilon = 0.0 if pl_module.explores_without_epsilon else self.epsilon_at(data_of(trainer).env_steps)
+        pl_module.set_epsilon(epsilon)
 
 
 @record_arguments
-class EpsilonDecay(Callback):
-    """Sets the module's epsilon from the env-step clock, before the first step and after every iteration.
-
-    It stays 0 where the module explores by itself, by a noisy network or by Boltzmann's chances.
+class EpsilonDecay(EpsilonSchedule):
+    """Decays epsilon from `start` to `end` over the env steps of all ranks.
 
     Args:
         start: epsilon at env step 0, in [0, 1].
-        end: epsilon in the long run, in [0, 1].
-        decay_env_steps: env steps in which the exponential falls to 1/e of its way, or the linear one to its end.
+        end: final epsilon, in [0, 1].
+        decay_env_steps: time constant of the exponential schedule, or duration of the linear one, in env steps.
         schedule: exponential or linear.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
-    # under which its arguments are in the manifest of a run
+    # prefix of its arguments in the manifest and on the command line
     manifest_section: ClassVar[str] = "epsilon"
 
     def __init__(
@@ -91,45 +115,32 @@ class EpsilonDecay(Callback):
         self.schedule = schedule
 
     def epsilon_at(self, env_steps: int) -> float:
-        """Epsilon after so many env steps."""
+        """Epsilon in [0, 1] after `env_steps` env steps."""
         passed = env_steps / self.decay_env_steps
-        # exponential: what is left of the way is e^(-t/T); linear: 1 - t/T, down to nothing
-        left = math.exp(-passed) if self.schedule == "exponential" else max(0.0, 1.0 - passed)
-        return self.end + (self.start - self.end) * left
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning plays the first iteration before `on_train_batch_start`: epsilon is set here."""
-        self._set(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Epsilon of the next iteration."""
-        self._set(trainer, pl_module)
-
-    def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = dqn(pl_module)
-        module.set_epsilon(0.0 if module.explores_without_epsilon else self.epsilon_at(data_of(trainer).env_steps))
+        # exponential: end + (start - end) e^(-t/T); linear: end + (start - end) max(0, 1 - t/T)
+        remaining = math.exp(-passed) if self.schedule == "exponential" else max(0.0, 1.0 - passed)
+        return self.end + (self.start - self.end) * remaining
 
 
 @record_arguments
-class SoftTargetUpdate(Callback):
-    """target_net <- (1 - tau) target_net + tau policy_net, every k updates (Lillicrap et al. 2016) or env steps.
+class SoftTargetUpdate(UpdateCallback):
+    """Updates the target net: target <- (1 - tau) * target + tau * policy (Lillicrap et al. 2016).
 
-    By updates it happens inside the training step, right behind the optimizer; by env steps, behind the updates of the
-    iteration in which the clock has passed another multiple of k. Checkpoints never fall between.
+    With `every_n_updates` this happens directly after the optimizer step. With `every_n_env_steps` it happens after the
+    updates of the iteration in which the env-step clock passes the next multiple.
 
     Args:
-        tau: share of the way, in (0, 1]; 1 copies the policy net (Mnih et al. 2015).
-        every_n_updates: updates from one move to the next.
-        every_n_env_steps: env steps from one move to the next, in place of updates; null for updates.
+        tau: weight of the policy net, in (0, 1]; 1 copies it (Mnih et al. 2015).
+        every_n_updates: period in updates.
+        every_n_env_steps: period in env steps, in place of updates; null uses `every_n_updates`.
 
     Raises:
         ValueError: if a value is out of its range, or both clocks are given.
     """
 
-    # under which its arguments are in the manifest of a run
+    # prefix of its arguments in the manifest and on the command line
     manifest_section: ClassVar[str] = "target_update"
+    updates_target: ClassVar[bool] = True
 
     def __init__(self, *, tau: float = 0.005, every_n_updates: int = 1, every_n_env_steps: int | None = None) -> None:
         if not 0 < tau <= 1:
@@ -148,52 +159,46 @@ class SoftTargetUpdate(Callback):
         self.every_n_env_steps = every_n_env_steps
         self._periods = 0
 
-    def on_update_end(self, module: "DQN") -> None:
-        """Called by `DQN` after each optimizer step."""
-        if self.every_n_env_steps is not None:
-            return
-        if self.every_n_updates > 1 and module.trainer.global_step % self.every_n_updates:
-            return
-        module.update_target(self.tau)
+    def on_update_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Update the target net if the period is in updates."""
+        if self.every_n_env_steps is None and trainer.global_step % self.every_n_updates == 0:
+            pl_module.update_target(self.tau)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move by the env-step clock, if that is the one."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Update the target net if the period is in env steps."""
         if self.every_n_env_steps is None:
             return
         periods = data_of(trainer).env_steps // self.every_n_env_steps
-        # a run may go on with another period: fewer of them have passed
+        # also different, but smaller, if a resumed run has a longer period
         if periods != self._periods:
             self._periods = periods
-            dqn(pl_module).update_target(self.tau)
+            pl_module.update_target(self.tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the env-step clock has come round."""
+        """How many periods of env steps have passed."""
         return {"periods": self._periods}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `state_dict` returned."""
         self._periods = state_dict["periods"]
 
 
 @record_arguments
 class PriorityUpdate(Callback):
-    """Writes the priorities of the rows that were learnt from, and sets beta from the env-step clock.
+    """Writes new priorities to a prioritized sampler and anneals its beta (Schaul et al. 2016).
 
-    Both happen after every iteration, before the next is played and drawn. Where the memory's sampler does not learn
-    from errors, as the uniform one, it does nothing.
+    Both happen after each iteration, before the next env steps and draws. With other samplers it does nothing.
 
     Args:
-        beta_start: how far importance weights make up for priorities at env step 0, in [0, 1].
-        beta_end: how far they do in the long run, in [0, 1].
-        anneal_env_steps: env steps from the one to the other, linearly.
+        beta_start: exponent of the importance weights at env step 0, in [0, 1].
+        beta_end: final exponent, in [0, 1].
+        anneal_env_steps: duration of the linear change from `beta_start` to `beta_end`, in env steps.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
-    # under which its arguments are in the manifest of a run
+    # prefix of its arguments in the manifest and on the command line
     manifest_section: ClassVar[str] = "priorities"
 
     def __init__(self, *, beta_start: float = 0.4, beta_end: float = 1.0, anneal_env_steps: int = 100_000) -> None:
@@ -205,29 +210,29 @@ class PriorityUpdate(Callback):
         self.beta_start = beta_start
         self.beta_end = beta_end
         self.anneal_env_steps = anneal_env_steps
-        self._sampler: PrioritizedSampler | None = None
+        self._sampler: Any = None
 
     def beta_at(self, env_steps: int) -> float:
-        """Beta after so many env steps."""
+        """Beta in [0, 1] after `env_steps` env steps."""
         passed = min(1.0, env_steps / self.anneal_env_steps)
         return self.beta_start + (self.beta_end - self.beta_start) * passed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the sampler. Lightning draws the first batch before `on_train_batch_start`: beta is set here."""
+        """Find the sampler and set beta, since Lightning fetches the first batch before `on_train_batch_start`."""
+        # a dataset of rollouts has no memory
         memory: Any = getattr(data_of(trainer).train_dataset, "memory", None)
-        sampler: Any = getattr(memory, "sampler", None)
-        self._sampler = sampler if hasattr(sampler, "write") else None
+        self._sampler = memory.sampler if memory is not None and memory.sampler.uses_priorities else None
         self._set_beta(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the priorities of this iteration, if it had an update, and set the beta of the next."""
+        """Write the priorities (U, B) of this iteration, if it had an update, and set the beta of the next."""
         if self._sampler is None:
             return
         if outputs:
             priority = outputs["priority"].to("cpu", torch.float32)
-            self._sampler.write(batch.index.cpu().numpy().ravel(), priority.numpy().ravel())
+            self._sampler.update_priorities(batch.index.cpu().numpy().ravel(), priority.numpy().ravel())
         self._set_beta(trainer)
 
     def _set_beta(self, trainer: Trainer) -> None:

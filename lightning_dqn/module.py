@@ -15,11 +15,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from gymnasium import spaces
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_dqn.acting import act, as_batch, compute_q_values
-from lightning_dqn.distributed.sync import gather_over_ranks
+from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule, PriorityUpdate, SoftTargetUpdate, UpdateCallback
+from lightning_dqn.distributed.shards import check_plugin
+from lightning_dqn.distributed.sync import check_networks, gather_over_ranks
 from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.losses import (
     LOSSES,
@@ -40,7 +43,7 @@ from lightning_dqn.resume.rng import seed_rank, set_rng_state
 from lightning_dqn.speed.compiled import QFunction
 from lightning_dqn.speed.flat import PolicyTargetParams, make_optimizer, polyak_update_nets
 from lightning_dqn.speed.optimizers import can_be_flat, check_optimizer
-from lightning_dqn.speed.updater import GradClip, Update, choose_update, collect_update_callbacks, denormals_are_flushed
+from lightning_dqn.speed.updater import FastUpdate, denormals_are_flushed, make_updater
 from lightning_dqn.validation import check_positive
 
 # attributes that change in every iteration: past nn.Module's search for parameters
@@ -127,7 +130,7 @@ class DQN(pl.LightningModule):
         # noise, or Boltzmann's chances, explore in place of epsilon
         self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
         self.explores_without_epsilon = self.is_noisy or boltzmann_temperature is not None
-        self._limits = GradClip(value=clip_grad_value, norm=clip_grad_norm)
+        self.clip_grad_value, self.clip_grad_norm = clip_grad_value, clip_grad_norm
         self.weighted_loss = LOSSES[loss]
         self.double_q = double
         self.munchausen, self.munchausen_temperature = munchausen, munchausen_temperature if munchausen else None
@@ -136,11 +139,13 @@ class DQN(pl.LightningModule):
         check_optimizer(optimizer, lr_scheduler, self.policy_net)
         # what identifies the run, known from the setup of a fit on
         self.manifest: dict[str, Any] | None = None
-        self._after_update: list[Callable[[DQN], None]] = []
+        self._update_callbacks: list[UpdateCallback] = []
         self.compile_gradient = compile
         self._flat: PolicyTargetParams | None = None
-        # chosen at the first update of a fit, when it is known where and how long it runs
-        self._update: Update | None = None
+        # an equivalent of `update`, made at the first update of a fit; None where Lightning's own calls are needed
+        self._fast_update: FastUpdate | None = None
+        self._fast_update_is_known = False
+        self._scheduler: Any = None
         self._flushed_before = False
         # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
         self._compiled = False
@@ -249,14 +254,41 @@ class DQN(pl.LightningModule):
         if stage == "fit":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.manifest = build_manifest(self, data, self.trainer.callbacks)  # type: ignore[attr-defined]
-            if self.trainer.world_size > 1 and hasattr(data, "ranks"):
+            if self.trainer.world_size > 1 and hasattr(data, "sync"):
                 check_same_on_ranks(self.manifest, self.trainer, data.sync)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Add the target update, the epsilon schedule and the priority update that the trainer lacks, with defaults."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        sampler = getattr(self.trainer.datamodule, "probe_sampler", None)  # type: ignore[attr-defined]
+        missing: list[pl.Callback] = []
+        if self.target_net is not None and not any(getattr(each, "updates_target", False) for each in callbacks):
+            missing.append(SoftTargetUpdate())
+        if not any(isinstance(each, EpsilonSchedule) for each in callbacks):
+            missing.append(EpsilonDecay())
+        if getattr(sampler, "uses_priorities", False) and not any(isinstance(c, PriorityUpdate) for c in callbacks):
+            missing.append(PriorityUpdate())
+        # in front: callbacks that log or save see the state after the update
+        callbacks[:0] = missing
+        return []
+
     def on_fit_start(self) -> None:
-        """Find the callbacks that keep the schedules, or raise a MisconfigurationException."""
-        self._update = None
+        """Collect the callbacks of an update.
+
+        Raises:
+            MisconfigurationException: if the trainer has two epsilon schedules, or if several ranks can't be trained
+                or saved with this network and these plugins.
+        """
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        schedules = [type(each).__name__ for each in callbacks if isinstance(each, EpsilonSchedule)]
+        if len(schedules) > 1:
+            raise MisconfigurationException(f"callbacks={schedules}: two epsilon schedules; pass one of them")
+        check_plugin(self.trainer)
+        if self.trainer.world_size > 1:
+            check_networks(self)
+        self._fast_update, self._fast_update_is_known = None, False
         self._flushed_before = denormals_are_flushed()
-        self._after_update = collect_update_callbacks(self.trainer, has_target=self.target_net is not None)
+        self._update_callbacks = [each for each in callbacks if isinstance(each, UpdateCallback)]
 
     def on_train_start(self) -> None:
         """Restore the random generators of a resumed run; else let each rank draw its own numbers."""
@@ -279,27 +311,61 @@ class DQN(pl.LightningModule):
         if len(batch.reward) == 0:
             return None
         batch = self.prepare_batch(batch)
-        if self._update is None:
-            # what was compiled before a stop stays so: it rounds otherwise
+        if not self._fast_update_is_known:
+            # a resumed run keeps the compiled gradient, whose rounding differs
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
-            self._update = choose_update(self, self.td_loss, self._flat, batch, compile=compile, limits=self._limits)
-            self._compiled = self._update.compiled
-            schedule: Any = self.lr_schedulers()
-            if schedule is not None:
-                self._after_update.insert(0, lambda _: schedule.step())
+            if type(self).update is DQN.update:
+                self._fast_update = make_updater(self, self._flat, batch, compile=compile)
+            self._fast_update_is_known, self._compiled = True, self.update_mode == "compiled"
+            self._scheduler = self.lr_schedulers()
+        update = self.update if self._fast_update is None else self._fast_update
+        if self._flat is not None:
+            for parameters in self._flat:
+                parameters.rebind()
         results = []
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
             for minibatch in zip(*(part.unbind() for part in batch), strict=True):
-                results.append(self._update(type(batch)(*minibatch)))
-                for callback in self._after_update:
-                    callback(self)
+                results.append(update(type(batch)(*minibatch)))
         finally:
             torch.set_flush_denormal(self._flushed_before)
         # a view where there is nothing to stack
         of_all = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
         return TDLoss(*of_all)._asdict()
+
+    def update(self, batch: AnyTransition) -> TDLoss:
+        """One update of the policy net with a minibatch (B,); `speed.updater` may run an equivalent of it.
+
+        Returns:
+            The parts of the loss, without gradient.
+        """
+        optimizer: Any = self.optimizers()
+        target_net = self.policy_net if self.target_net is None else self.target_net
+        result = self.td_loss(batch, self.policy_net, target_net)
+        optimizer.optimizer.zero_grad()
+        self.manual_backward(result.loss)
+        if self.clip_grad_value is not None:
+            self.clip_gradients(optimizer.optimizer, self.clip_grad_value, "value")
+        if self.clip_grad_norm is not None:
+            self.clip_gradients(optimizer.optimizer, self.clip_grad_norm, "norm")
+        optimizer.step()
+        self.end_update()
+        return TDLoss(*(part.detach() for part in result))
+
+    def end_update(self) -> None:
+        """Step the learning-rate schedule, then run `on_update_end` of the callbacks: here the target net moves."""
+        if self._scheduler is not None:
+            self._scheduler.step()
+        for callback in self._update_callbacks:
+            callback.on_update_end(self.trainer, self)
+
+    @property
+    def update_mode(self) -> Literal["plain", "fast", "compiled"]:
+        """How updates of this fit are made, known after the first."""
+        if self._fast_update is None:
+            return "plain"
+        return "compiled" if self._fast_update.compiled else "fast"
 
     # Lightning asks for it in every iteration, and Python builds it anew unless it is there
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]

@@ -5,9 +5,10 @@ rows they are made of is a sampler's choice, where observations lie that of `sto
 envs, n rewards summed, k frames in a stack.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -122,34 +123,68 @@ class RowQueue:
         self.first, self.count = state["first"], state["count"]
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """Chooses rows of the memory. Rows enter and leave in the order of time.
+class Sampler(ABC):
+    """Chooses rows of the memory; rows enter and leave it in the order of time.
 
-    One that learns from errors also has a `beta` and a `write(rows, priorities)`, and for several ranks
-    `said(minibatches)`, `heard(said)` and `load_priorities(rows, numbers, largest)`, see `PrioritizedSampler`.
+    A subclass inherits what only prioritized samplers need: the methods below `load_state_dict`, which here do nothing.
+
+    Attributes:
+        uses_priorities: whether `callbacks.PriorityUpdate` must write priorities and set `beta`.
+        beta: exponent of the importance weights, in [0, 1].
     """
 
-    def __len__(self) -> int: ...
+    uses_priorities: bool = False
+    beta: float = 1.0
 
-    def bytes_per_row(self) -> int: ...
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows that can be drawn."""
 
-    def add(self, rows: NDArray[np.int64]) -> None: ...
+    @abstractmethod
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Make rows (n,) eligible; they are newer than all before."""
 
-    def drop_oldest(self, count: int) -> None: ...
+    @abstractmethod
+    def drop_oldest(self, count: int) -> None:
+        """Remove the `count` oldest rows."""
 
-    def draw(self, size: int, minibatches: int = 1) -> tuple[NDArray[np.int64], Tensor]: ...
+    @abstractmethod
+    def draw(self, size: int, minibatches: int = 1) -> tuple[NDArray[np.int64], Tensor]:
+        """Rows (size,) of `minibatches` minibatches, and their importance weights (size,)."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next draws depend on, as tensors and plain values."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+    def bytes_per_row(self) -> int:
+        """RAM that the sampler needs for each row of the memory."""
+        return 8
+
+    def update_priorities(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:  # noqa: B027  optional
+        """Store new priorities (n,) of rows (n,)."""
+
+    def local_stats(self, minibatches: int) -> NDArray[np.float64]:
+        """Statistics (K,) of this rank that other ranks need for global importance weights."""
+        return np.zeros(0)
+
+    def apply_global_stats(self, stats: NDArray[np.float64]) -> NDArray[np.float32] | None:
+        """Use the statistics (W, K) of all ranks; returns factors (U,) of the weights drawn last, None for 1."""
+        return None
+
+    def load_priorities(self, rows: NDArray[np.int64], priorities: NDArray[np.float64], states: Sequence[Any]) -> None:
+        """Make rows (n,) eligible with the priorities (n,) that the samplers with these states had for them."""
+        self.add(rows)
 
 
 # makes a sampler for so many rows, from a seed
 SamplerCallable = Callable[[int, int | np.random.SeedSequence], Sampler]
 
 
-class UniformSampler:
+class UniformSampler(Sampler):
     """Every row of the memory with the same chance, with replacement, in constant time.
 
     Args:
@@ -164,10 +199,6 @@ class UniformSampler:
 
     def __len__(self) -> int:
         return self._queue.count
-
-    def bytes_per_row(self) -> int:
-        """RAM that each row of the memory takes here: its place in the queue."""
-        return 8
 
     def add(self, rows: NDArray[np.int64]) -> None:
         """Make these rows eligible; they are newer than all before."""
@@ -212,7 +243,7 @@ def probe_sampler(make: SamplerCallable) -> Sampler:
     if not isinstance(sampler, Sampler):
         raise TypeError(
             f"data.sampler={make!r}: makes a {type(sampler).__name__}, which is no Sampler; "
-            "use lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler"
+            "use lightning_dqn.UniformSampler or PrioritizedSampler, or subclass lightning_dqn.replay.Sampler"
         )
     return sampler
 
@@ -519,8 +550,4 @@ class ReplayMemory:
         playable = self._written["playable"][: max(end - self.n_step, 0)]
         self._drawable[: len(playable)] = playable.sum(1)
         rows = np.flatnonzero(playable)
-        load_priorities = getattr(self.sampler, "load_priorities", None)
-        if load_priorities is None:
-            self.sampler.add(rows)
-        else:
-            load_priorities(rows, priorities.ravel()[rows], max(state["sampler"]["largest"] for state in states))
+        self.sampler.load_priorities(rows, priorities.ravel()[rows], [state["sampler"] for state in states])

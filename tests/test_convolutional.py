@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, EpsilonDecay, ImpalaCNN, MinAtarCNN, NatureCNN
+from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.networks import ImageEncoder, ImplicitQuantiles, NoisyLinear
 from lightning_dqn.replay import Transition
 from lightning_dqn.variants.rollouts import Rollout
@@ -330,8 +331,10 @@ MODELS = {
 }
 
 
-class Losses(EpsilonDecay):
-    """Notes the losses."""
+class Losses(EpsilonDecay, UpdateCallback):
+    """Records the losses, and updates the target net."""
+
+    updates_target = True
 
     def __init__(self):
         super().__init__()
@@ -340,7 +343,7 @@ class Losses(EpsilonDecay):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.seen += outputs["loss"].tolist()
 
-    def on_update_end(self, module):
+    def on_update_end(self, trainer, module):
         module.update_target(0.5)
 
 
@@ -368,7 +371,7 @@ def updated(model, owner, *, updates=1, precision="32-true", **switches):
     losses = Losses()
     trainer = quiet_trainer(callbacks=[losses], max_steps=updates, precision=precision)
     trainer.fit(learner, datamodule=Batches([batch] * updates))
-    assert learner._update.compiled is compile
+    assert (learner.update_mode == "compiled") is compile
     return learner, start, losses.seen
 
 

@@ -387,8 +387,8 @@ def test_priorities_go_with_their_rows(world_size):
         rows = np.flatnonzero(stream.memory.sampler._tree.leaves)
         numbers = numbers_in(stream.memory.state_dict()["rows"]).ravel()[rows]
         # the largest is overwritten by a smaller one: it is remembered nevertheless
-        stream.memory.sampler.write(rows[:1], np.array([50.0 + rank]))
-        stream.memory.sampler.write(rows, numbers / 1000)
+        stream.memory.sampler.update_priorities(rows[:1], np.array([50.0 + rank]))
+        stream.memory.sampler.update_priorities(rows, numbers / 1000)
         error.update(zip(numbers.tolist(), (numbers / 1000).tolist(), strict=True))
     known, waited = known_steps(streams), set()
     for rank in range(world_size):

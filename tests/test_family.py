@@ -26,6 +26,7 @@ from lightning_dqn import (
     PriorityUpdate,
     SoftTargetUpdate,
 )
+from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.losses import TDLoss
 from lightning_dqn.resume.plain_file import check_plain
 
@@ -220,13 +221,13 @@ def rate_of(trainer):
     return trainer.optimizers[0].param_groups[0]["lr"]
 
 
-class Rates(pl.Callback):
+class Rates(UpdateCallback):
     """Notes the rate after each update."""
 
     def __init__(self):
         self.seen = []
 
-    def on_update_end(self, module):
+    def on_update_end(self, trainer, module):
         self.seen.append(rate_of(module.trainer))
 
 
@@ -238,9 +239,9 @@ def linear_schedule(optimizer):
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("plain", "FastUpdate"),
-        ("watched", "LightningUpdate"),
-        pytest.param("compiled", "FastUpdate", marks=pytest.mark.learning),
+        ("plain", "fast"),
+        ("watched", "plain"),
+        pytest.param("compiled", "compiled", marks=pytest.mark.learning),
     ],
 )
 def test_the_rate_goes_a_step_an_update_whatever_makes_the_update(path, kind, recwarn):
@@ -252,8 +253,7 @@ def test_the_rate_goes_a_step_an_update_whatever_makes_the_update(path, kind, re
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         lr_scheduler=linear_schedule,
     )
-    assert type(learner._update).__name__ == kind
-    assert learner._update.compiled is (path == "compiled")
+    assert learner.update_mode == kind
     # .1 times .5, .625, .75, .875, 1: after the first update the second stands, and from the fourth on all of it
     assert rates.seen == pytest.approx([0.0625, 0.075, 0.0875, 0.1, 0.1, 0.1, 0.1, 0.1])
     assert [str(w.message) for w in recwarn if "scheduler" in str(w.message)] == []
@@ -322,13 +322,13 @@ def test_a_schedule_that_cannot_be_made_is_refused_at_once():
 # limits of the gradient
 
 
-class Gradients(pl.Callback):
+class Gradients(UpdateCallback):
     """Notes the gradient that each update was made with."""
 
     def __init__(self):
         self.seen = []
 
-    def on_update_end(self, module):
+    def on_update_end(self, trainer, module):
         self.seen.append(module._flat[0].vector.grad.clone())
 
 
@@ -479,7 +479,7 @@ def test_plain_and_compiled_updates_give_the_same_weights_from_the_same_draws(na
         trainer = quiet_trainer(max_epochs=None, max_steps=60, limit_val_batches=0)
         start = learner.policy_net.state_dict()["hidden.0.bias" if owner is not IQN else "net.hidden.0.bias"].clone()
         trainer.fit(learner, data)
-        assert learner._update.compiled is compile
+        assert (learner.update_mode == "compiled") is compile
         weights.append(learner.state_dict())
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5)

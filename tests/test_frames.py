@@ -303,7 +303,7 @@ def test_prioritised_rows_have_their_stacks(n_step):
     stream = played_stream(17, 2, n_step, 4, sampler=PrioritizedSampler)
     assert_equals_reference(stream)
     rows = draw_all(stream.memory).index[0].numpy()
-    stream.memory.sampler.write(rows, np.linspace(0, 9, len(rows)))
+    stream.memory.sampler.update_priorities(rows, np.linspace(0, 9, len(rows)))
     batch = stream.memory.sample(1, 64)
     assert set(batch.index[0].tolist()) <= set(rows.tolist())
     for stack in batch.observation[0].numpy():

@@ -11,6 +11,7 @@ from conftest import quiet_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dqn import DQN, IQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.speed.graphs import WARM_UP_CALLS, GraphedCall, record_cuda_graph
 from lightning_dqn.speed.updater import FastUpdate
 
@@ -72,19 +73,20 @@ class StateKept:
         return recorded
 
 
-class Graphed(pl.Callback):
+class Graphed(UpdateCallback):
     """Lets a run's updates be recorded on a CPU."""
 
-    def on_update_end(self, module):
-        update = module._update
+    def on_update_end(self, trainer, module):
+        update = module._fast_update
         if isinstance(update, FastUpdate) and not hasattr(self, "recorder"):
             self.recorder = StateKept(module)
-            module._update = FastUpdate(
+            module._fast_update = FastUpdate(
                 update._gradient,
                 module._flat,
                 module.optimizers(),
                 finish=update._finish,
                 compiled=update.compiled,
+                end=module.end_update,
                 record=self.recorder,
             )
 
@@ -197,8 +199,8 @@ def test_updates_on_a_gpu_are_graphs_and_end_in_the_weights_of_plain_ones(optimi
     with caplog.at_level(logging.INFO):
         graph = trained(60, compile=True, **knobs)
     assert "no CUDA graph" not in caplog.text
-    assert graph._update.compiled
-    assert graph._update._work._replay is not None
+    assert graph.update_mode == "compiled"
+    assert graph._fast_update._work._replay is not None
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(graph.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
 

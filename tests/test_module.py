@@ -142,15 +142,6 @@ def test_double_takes_the_policy_nets_choice():
     assert targets[False] == pytest.approx([3.0, 2.0])
 
 
-@pytest.mark.parametrize(
-    ("callbacks", "missing"), [([EpsilonDecay()], "SoftTargetUpdate"), ([SoftTargetUpdate()], "EpsilonDecay")]
-)
-def test_a_trainer_without_a_schedule_is_refused_with_its_name(callbacks, missing):
-    model = linear_dqn([[0.5, 1.0], [2.0, 1.0]])
-    with pytest.raises(MisconfigurationException, match=missing):
-        quiet_trainer(callbacks=callbacks).fit(model, datamodule=Batches([batch_of(1)]))
-
-
 def test_case_16_actions_that_are_not_discrete_are_refused_by_name():
     with pytest.raises(TypeError, match=r"Box\(-2.0, 2.0, \(1,\), float32\)"):
         DQN(BOX, spaces.Box(-2, 2, (1,)))

@@ -234,7 +234,7 @@ def test_all_paths_of_an_update_give_the_same_weights(model):
     )
     compiled, _, _ = trained(100, model, normalize_observations=True, reward_scale=0.5, compile=True)
     assert_same_weights(plain, watched)
-    assert compiled._update.compiled
+    assert compiled.update_mode == "compiled"
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 

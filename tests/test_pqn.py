@@ -112,11 +112,11 @@ def test_there_is_no_target_net_anywhere(tmp_path):
     assert sum(parameter.numel() for parameter in model.parameters()) == size
 
 
-def test_a_trainer_needs_nobody_to_move_it_but_epsilon_is_set():
+def test_a_trainer_without_callbacks_gets_an_epsilon_schedule_but_no_target_update():
     data = DQNDataModule(num_envs=4, steps_per_iteration=8, batch_size=16)
-    model = PQN(data.observation_space, data.action_space)
-    with pytest.raises(MisconfigurationException, match="Nothing sets epsilon"):
-        quiet_trainer(callbacks=[]).fit(model, data)
+    trainer = quiet_trainer(callbacks=[], max_steps=2, limit_val_batches=0, max_epochs=None)
+    trainer.fit(PQN(data.observation_space, data.action_space, compile=False), data)
+    assert [type(each) for each in trainer.callbacks] == [EpsilonDecay]
 
 
 # ---- the paths of an update
@@ -126,8 +126,8 @@ def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws():
     # a limit that all gradients are beyond
     plain, _ = trained(100, compile=False, clip_grad_norm=0.01)
     compiled, _ = trained(100, compile=True, clip_grad_norm=0.01)
-    assert not plain._update.compiled
-    assert compiled._update.compiled
+    assert plain.update_mode != "compiled"
+    assert compiled.update_mode == "compiled"
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(plain.policy_net.output.bias, trained(4, compile=False)[0].policy_net.output.bias)

@@ -12,7 +12,6 @@ from conftest import quiet_trainer
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from test_replay import BOX, GAMMA, Reference, Stream, assert_equals_reference, assert_same_to_the_bit, play
 
 from lightning_dqn import (
@@ -34,7 +33,7 @@ def sampler_with(errors, capacity=None, seed=0, **settings):
     """A sampler whose rows 0, 1, ... have these errors."""
     sampler = PrioritizedSampler(capacity or len(errors), seed, **settings)
     sampler.add(np.arange(len(errors)))
-    sampler.write(np.arange(len(errors)), np.array(errors, np.float32))
+    sampler.update_priorities(np.arange(len(errors)), np.array(errors, np.float32))
     return sampler
 
 
@@ -103,10 +102,10 @@ def test_new_rows_enter_with_the_largest_priority_so_far():
     sampler = PrioritizedSampler(6, 0, alpha=1.0, epsilon=1e-9)
     sampler.add(np.array([0, 1]))
     assert sampler._tree.leaves.tolist() == [1, 1, 0, 0, 0, 0]
-    sampler.write(np.array([0, 1]), np.array([4.0, 2.0]))
+    sampler.update_priorities(np.array([0, 1]), np.array([4.0, 2.0]))
     sampler.add(np.array([2]))
     # and it is remembered when the row that had it has none, or is gone
-    sampler.write(np.array([0]), np.array([0.5]))
+    sampler.update_priorities(np.array([0]), np.array([0.5]))
     sampler.drop_oldest(1)
     sampler.add(np.array([3]))
     assert sampler._tree.leaves.tolist() == pytest.approx([0, 2, 4, 4, 0, 0])
@@ -114,7 +113,7 @@ def test_new_rows_enter_with_the_largest_priority_so_far():
 
 def test_the_last_of_several_priorities_of_a_row_counts():
     sampler = sampler_with([1.0, 1.0], alpha=1.0, epsilon=1e-9)
-    sampler.write(np.array([0, 1, 0]), np.array([7.0, 2.0, 5.0]))
+    sampler.update_priorities(np.array([0, 1, 0]), np.array([7.0, 2.0, 5.0]))
     assert sampler._tree.leaves.tolist() == pytest.approx([5, 2])
 
 
@@ -122,7 +121,7 @@ def test_a_row_that_left_before_its_priority_was_written_stays_away():
     sampler = sampler_with([1.0, 1.0, 1.0])
     rows, _ = sampler.draw(6)
     sampler.drop_oldest(2)
-    sampler.write(rows, np.full(6, 100.0))
+    sampler.update_priorities(rows, np.full(6, 100.0))
     assert sampler._tree.leaves[:2].tolist() == [0, 0]
     assert set(sampler.draw(100)[0].tolist()) == {2}
 
@@ -136,7 +135,7 @@ def test_errors_of_0_leave_rows_that_can_be_drawn():
 def test_an_error_that_is_not_finite_is_refused(error):
     sampler = sampler_with([1.0, 1.0])
     with pytest.raises(FloatingPointError, match="lower model"):
-        sampler.write(np.array([0, 1]), np.array([1.0, error]))
+        sampler.update_priorities(np.array([0, 1]), np.array([1.0, error]))
     assert set(sampler.draw(10)[0].tolist()) == {0, 1}
 
 
@@ -161,7 +160,7 @@ def test_the_sampler_holds_what_a_list_would_hold(moves):
             del plain[row]
         sampler.drop_oldest(min(drop, len(sampler)))
         written = np.arange(error, 12)
-        sampler.write(written, np.full(len(written), error))
+        sampler.update_priorities(written, np.full(len(written), error))
         plain |= {row: error + 0.25 for row in plain if row >= error}
         largest = max(largest, error + 0.25) if len(written) else largest
         assert len(sampler) == len(plain)
@@ -182,7 +181,7 @@ def prioritized_stream(num_envs=2, n_step=3, seed=0, sampler=PrioritizedSampler)
 def learn(memory, rng):
     """Draw, and write errors back."""
     batch = memory.sample(2, 32)
-    memory.sampler.write(batch.index.numpy().ravel(), rng.exponential(size=64))
+    memory.sampler.update_priorities(batch.index.numpy().ravel(), rng.exponential(size=64))
     return batch
 
 
@@ -193,7 +192,7 @@ def test_every_transition_of_the_memory_can_be_drawn_and_no_other(num_envs, n_st
         play(stream, 9, seed)
         # equal chances, so that a draw finds all
         alive = np.flatnonzero(stream.memory.sampler._tree.leaves)
-        stream.memory.sampler.write(alive, np.ones(len(alive)))
+        stream.memory.sampler.update_priorities(alive, np.ones(len(alive)))
         stream.memory.sampler.beta = 0.0
         assert_equals_reference(stream)
         if seed % 5 == 4:
@@ -366,8 +365,3 @@ def test_uniform_replay_needs_no_priorities_and_takes_no_harm_from_them():
     with_update, _ = watched_fit(PriorityUpdate(), sampler=UniformSampler)
     without, _ = watched_fit(sampler=UniformSampler)
     assert all(torch.equal(a[1]["loss"], b[1]["loss"]) for a, b in zip(with_update, without, strict=True))
-
-
-def test_priorities_that_nobody_writes_are_an_error():
-    with pytest.raises(MisconfigurationException, match=r"needs PriorityUpdate\(\)"):
-        watched_fit()

@@ -6,8 +6,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import quiet_trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, PrioritizedSampler, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.callbacks import EpsilonSchedule, UpdateCallback
 
 
 def test_exponential_epsilon_at_start_middle_and_end():
@@ -115,3 +117,62 @@ def test_target_net_moves_tau_of_the_way_after_each_update():
     watched_run(EpsilonDecay(), SoftTargetUpdate(tau=0.1), reference)
     for target, mean in zip(reference.target, reference.mean, strict=True):
         torch.testing.assert_close(target, mean, atol=1e-6, rtol=1e-5)
+
+
+# callbacks that the module adds
+
+
+class HalfEpsilon(EpsilonSchedule):
+    """A schedule of one's own."""
+
+    def epsilon_at(self, env_steps):
+        return 0.5
+
+
+class CountedUpdates(UpdateCallback):
+    """Counts updates, and leaves the target net alone."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_update_end(self, trainer, pl_module):
+        self.count += 1
+
+
+def fitted(*callbacks, **data_options):
+    """The trainer of 4 updates on CartPole, and its module."""
+    data = DQNDataModule(warmup_env_steps=8, batch_size=8, **data_options)
+    model = DQN(data.observation_space, data.action_space, compile=False)
+    trainer = quiet_trainer(callbacks=list(callbacks), max_epochs=None, max_steps=4, limit_val_batches=0)
+    trainer.fit(model, data)
+    return trainer, model
+
+
+def test_a_trainer_without_callbacks_gets_the_target_update_and_the_epsilon_schedule():
+    trainer, model = fitted()
+    assert [type(each) for each in trainer.callbacks] == [SoftTargetUpdate, EpsilonDecay]
+    assert model.epsilon.item() == pytest.approx(EpsilonDecay().epsilon_at(trainer.datamodule.env_steps))
+
+
+def test_a_prioritized_sampler_gets_a_priority_update():
+    trainer, _ = fitted(sampler=PrioritizedSampler)
+    assert PriorityUpdate in [type(each) for each in trainer.callbacks]
+    assert trainer.datamodule.train_dataset.memory.sampler.beta == pytest.approx(0.4, abs=0.01)
+
+
+def test_given_callbacks_are_kept_and_only_what_is_missing_is_added():
+    target, counter = SoftTargetUpdate(tau=1.0), CountedUpdates()
+    trainer, model = fitted(target, HalfEpsilon(), counter)
+    assert [type(each) for each in trainer.callbacks] == [SoftTargetUpdate, HalfEpsilon, CountedUpdates]
+    assert trainer.callbacks[0] is target
+    assert (model.epsilon.item(), counter.count) == (0.5, 4)
+
+
+def test_a_callback_of_updates_alone_does_not_replace_the_target_update():
+    trainer, _ = fitted(CountedUpdates(), HalfEpsilon())
+    assert [type(each) for each in trainer.callbacks] == [SoftTargetUpdate, CountedUpdates, HalfEpsilon]
+
+
+def test_two_epsilon_schedules_are_an_error_that_names_both():
+    with pytest.raises(MisconfigurationException, match=r"EpsilonDecay.*HalfEpsilon"):
+        fitted(EpsilonDecay(), HalfEpsilon())

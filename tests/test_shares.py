@@ -180,7 +180,7 @@ def test_importance_weights_of_shares_are_those_of_the_whole_minibatch(prioritie
     for seed, numbers in enumerate(priorities):
         sampler = PrioritizedSampler(len(numbers), seed, alpha=1.0)
         sampler.add(np.arange(len(numbers)))
-        sampler.write(np.arange(len(numbers)), np.array(numbers))
+        sampler.update_priorities(np.arange(len(numbers)), np.array(numbers))
         sampler.beta = beta
         samplers.append(sampler)
     drawn = [sampler.draw(4 * minibatches, minibatches) for sampler in samplers]
@@ -206,7 +206,7 @@ def test_new_rows_of_a_share_enter_with_the_largest_priority_of_all():
     one, other = PrioritizedSampler(4, 0, alpha=1.0), PrioritizedSampler(4, 1, alpha=1.0)
     for sampler, error in ((one, 2.0), (other, 7.0)):
         sampler.add(np.arange(2))
-        sampler.write(np.arange(2), np.full(2, error))
+        sampler.update_priorities(np.arange(2), np.full(2, error))
         sampler.draw(2)
     said = np.stack([one.local_stats(1), other.local_stats(1)])
     one.apply_global_stats(said)

@@ -15,6 +15,7 @@ from conftest import quiet_trainer
 from gymnasium import spaces
 
 from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.speed.compiled import should_compile
 from lightning_dqn.speed.flat import FlatParameters
 from lightning_dqn.speed.optimizers import can_be_flat, fused_step, prefer_fused
@@ -23,11 +24,11 @@ from lightning_dqn.speed.updater import denormals_are_flushed
 BOX = spaces.Box(-1, 1, (3,))
 
 
-def trained(num_updates, callbacks=(), **knobs):
+def trained(num_updates, callbacks=(), owner=DQN, **knobs):
     """A module and its trainer after so many updates on CartPole, from seed 0."""
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, updates_per_iteration=4)
-    model = DQN(data.observation_space, data.action_space, **knobs)
+    model = owner(data.observation_space, data.action_space, **knobs)
     schedules = [SoftTargetUpdate(), EpsilonDecay()]
     trainer = quiet_trainer(
         max_epochs=None, max_steps=num_updates, limit_val_batches=0, callbacks=[*schedules, *callbacks]
@@ -41,8 +42,8 @@ def trained(num_updates, callbacks=(), **knobs):
 def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws(double):
     plain, _ = trained(100, compile=False, double=double)
     compiled, _ = trained(100, compile=True, double=double)
-    assert not plain._update.compiled
-    assert compiled._update.compiled
+    assert plain.update_mode != "compiled"
+    assert compiled.update_mode == "compiled"
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     # and they did learn something
@@ -95,7 +96,7 @@ def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(monkeypatch, 
     # a network of its own shape, whose kernels no cache has
     with nowhere, caplog.at_level(logging.INFO):
         model, _ = trained(8, compile=True, network=lambda s, n: MLP(s, n, hidden_sizes=[13, 17]))
-    assert not model._update.compiled
+    assert model.update_mode != "compiled"
     lines = [record.getMessage() for record in caplog.records if "not compiled" in record.getMessage()]
     assert len(lines) == 1
     assert "\n" not in lines[0]
@@ -134,8 +135,8 @@ def test_denormals_are_flushed_in_updates_only_even_where_one_fails(before):
     torch.set_flush_denormal(before)
     seen = {"update": [], "iteration": []}
 
-    class Look(pl.Callback):
-        def on_update_end(self, module):
+    class Look(UpdateCallback):
+        def on_update_end(self, trainer, module):
             seen["update"].append(denormals_are_flushed())
             if len(seen["update"]) == 6:
                 raise OSError("the sixth update fails")
@@ -156,7 +157,7 @@ def test_a_compiler_older_than_the_cpu_is_good_enough(tmp_path):
     old.write_text('#!/bin/sh\ncase "$*" in *-mamx-tile*|*-mavx512f*) exit 1;; esac\nexec g++ "$@"\n')
     old.chmod(0o755)
     # in a process and with a cache of its own, since both remember what a compiler knows
-    script = "from test_update import trained; model, _ = trained(4, compile=True); assert model._update.compiled"
+    script = "from test_update import trained; model, _ = trained(4, compile=True); assert model._compiled"
     environment = {**os.environ, "CXX": str(old), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", script], env=environment, cwd=Path(__file__).parent, check=True)
 
@@ -283,3 +284,36 @@ def test_acting_in_numpy_follows_the_parameters_wherever_they_go():
             net.output.bias.fill_(0.5)
         # w * 1 + w * 2 + .5
         assert net.forward_numpy(observation).item() == 3 * weight + 0.5
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "plain"])
+def test_parameters_whose_data_is_replaced_go_on_learning(watched):
+    class Replace(UpdateCallback):
+        """Gives the parameters other memory after the second update."""
+
+        def on_update_end(self, trainer, pl_module):
+            if trainer.global_step == 2:
+                vector = torch.nn.utils.parameters_to_vector(pl_module.policy_net.parameters())
+                torch.nn.utils.vector_to_parameters(vector.detach() + 1, pl_module.policy_net.parameters())
+                self.replaced = vector.detach() + 1
+
+    replace = Replace()
+    model, _ = trained(8, callbacks=[replace, *[StepCounter()] * watched], compile=False)
+    assert model.update_mode == ("plain" if watched else "fast")
+    vector = torch.nn.utils.parameters_to_vector(model.policy_net.parameters()).detach()
+    # updates from the replaced values on
+    change = (vector - replace.replaced).abs()
+    assert 0 < change.max() < 0.1
+    assert torch.equal(vector, model._flat[0].values)
+
+
+def test_an_overridden_update_replaces_the_plain_one():
+    class Counting(DQN):
+        updates = 0
+
+        def update(self, batch):
+            self.updates += 1
+            return super().update(batch)
+
+    model, trainer = trained(4, owner=Counting, compile=False)
+    assert (model.updates, model.update_mode, trainer.global_step) == (4, "plain", 4)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import distributed
+
+from lightning_dqn.callbacks import UpdateCallback
 
 # which of the arguments is what a rank says
 COLLECTIVES = {"all_reduce": 0, "all_gather": 1, "broadcast": 0}
@@ -117,7 +119,7 @@ class Recorder:
         return timed
 
 
-class TraceClock(Callback):
+class TraceClock(UpdateCallback):
     """Lets a recorder run for so many iterations, then ends the fit; the last among the callbacks.
 
     Args:
@@ -136,7 +138,7 @@ class TraceClock(Callback):
         """The batch is there."""
         self._recorder.mark(BATCH)
 
-    def on_update_end(self, module: LightningModule) -> None:
+    def on_update_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An update is done, the target net moved."""
         self._recorder.mark(UPDATE)
 

@@ -279,7 +279,7 @@ class DQNDataModule(pl.LightningDataModule):
     @property
     def is_prioritized(self) -> bool:
         """Whether the sampler learns from errors."""
-        return hasattr(self.probe_sampler, "write")
+        return self.probe_sampler.uses_priorities
 
     def describe(self) -> dict[str, Any]:
         """Class and arguments of this data module, and its environment, as plain values: entries of the manifest."""

@@ -109,18 +109,17 @@ class ReplayDataset(IterableDataset[AnyTransition]):
                 yield self._sample_synchronized()
 
     def _sample_synchronized(self) -> AnyTransition:
-        """What this rank draws, with what the others know of theirs; nothing until all of them can learn."""
-        memory = self.memory
+        """The batch of this rank, with importance weights over all ranks; empty until all ranks can learn."""
+        memory, sampler = self.memory, self.memory.sampler
         batch = memory.sample(self.updates_per_iteration if len(memory) else 0, self.batch_size)
-        sampler: Any = memory.sampler
-        weighs = hasattr(sampler, "local_stats")
-        # the same of all ranks in each iteration, whatever they have drawn
-        numbers = sampler.local_stats(self.updates_per_iteration) if weighs else ()
-        heard = self.sync.all_gather(self.collector.env_steps, [len(memory), *numbers])
-        if self.sync.env_steps < self._warm_at or not heard[:, 0].all():
+        # as many numbers on each rank and in each iteration, whatever was drawn
+        stats = [len(memory), *sampler.local_stats(self.updates_per_iteration)]
+        gathered = self.sync.all_gather(self.collector.env_steps, stats)
+        if self.sync.env_steps < self._warm_at or not gathered[:, 0].all():
             return memory.sample(0, self.batch_size)
-        if weighs:
-            batch.weight.mul_(torch.from_numpy(sampler.apply_global_stats(heard[:, 1:]))[:, None])
+        factors = sampler.apply_global_stats(gathered[:, 1:])
+        if factors is not None:
+            batch.weight.mul_(torch.from_numpy(factors)[:, None])
         return batch
 
     def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 
-from lightning_dqn.callbacks import data_of, dqn, run_folder
+from lightning_dqn.callbacks import data_of, run_folder
 from lightning_dqn.envs import make_env
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class AgentVideo(Callback):
         for path in self.paths:
             rank_zero_info(f"video: {path}")
 
-    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _record(self, trainer: Trainer, pl_module: Any) -> None:
         self.paths = []
         if not self.episodes or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -69,7 +69,7 @@ class AgentVideo(Callback):
             with _no_display(), closing(make_env(data.env_settings, render_mode="rgb_array")) as env:
                 for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
                     path = folder / f"agent-{seed}.mp4"
-                    self._film(env, dqn(pl_module), path, seed, action_masks=data.action_masks)
+                    self._film(env, pl_module, path, seed, action_masks=data.action_masks)
                     self.paths.append(str(path))
         except Exception as error:  # whatever ails an environment's renderer, the run's results are worth more
             rank_zero_info(f"No video: {data.env_id}: {type(error).__name__}: {error}")

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_dqn.callbacks import data_of, dqn
+from lightning_dqn.callbacks import data_of
 
 if TYPE_CHECKING:
     from lightning_dqn.data import DQNDataModule
@@ -44,16 +44,14 @@ class EpisodeStatistics(Callback):
         """Evaluation lies between epochs: it is not counted into the speed of training."""
         self._since = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log, if it is time; else cost nothing."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (batch_idx + 1) % every or not trainer.loggers:
             return
         data = data_of(trainer)
         metrics = {
-            "train/epsilon": float(dqn(pl_module).epsilon),
+            "train/epsilon": pl_module.read_epsilon(),
             **self._clocks(trainer),
             **self._episodes(trainer, data),
         }

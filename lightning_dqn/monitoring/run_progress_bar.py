@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from lightning_dqn.callbacks import data_of, dqn
+from lightning_dqn.callbacks import data_of
 
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -153,12 +153,12 @@ class RunProgressBar(ProgressBar):
             self._rate = (now[1] - self._counted[1]) / (now[0] - self._counted[0])
         self._counted = now
 
-    def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _refresh(self, trainer: Trainer, pl_module: Any) -> None:
         data = data_of(trainer)
         recent = data.episodes.returns[-100:]
         shown = {
             "return": f"{sum(recent) / len(recent):.1f}" if recent else "-",
-            "epsilon": f"{float(dqn(pl_module).epsilon):.3f}",
+            "epsilon": f"{pl_module.read_epsilon():.3f}",
             "updates/s": f"{self._rate:.0f}",
         }
         if "val/episode_return" in trainer.callback_metrics:

@@ -1,5 +1,6 @@
 """Prioritised replay: rows from which there is more to learn are drawn more often (Schaul et al. 2016)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dqn.replay import RowQueue
+from lightning_dqn.replay import RowQueue, Sampler
 from lightning_dqn.sampling.compiled_tree import CompiledTree, make_tree
 from lightning_dqn.sampling.sum_tree import SumTree
 
 
-class PrioritizedSampler:
+class PrioritizedSampler(Sampler):
     """Rows with chances in proportion to their priorities, with importance weights that make up for it.
 
     `callbacks.PriorityUpdate` writes the priorities and sets `beta`. The numbers of the tree are p_i^alpha, so the
@@ -30,6 +31,8 @@ class PrioritizedSampler:
     Raises:
         ValueError: if a value is out of its range.
     """
+
+    uses_priorities = True
 
     def __init__(
         self, capacity: int, seed: int | np.random.SeedSequence, *, alpha: float = 0.6, epsilon: float = 1e-6
@@ -102,7 +105,7 @@ class PrioritizedSampler:
         ratio: NDArray[np.float64] = self._least / chances
         return rows, torch.from_numpy((ratio.astype(np.float32) ** self.beta).ravel())
 
-    def write(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:
+    def update_priorities(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:
         """Give rows new priorities; the last of several for one row counts, and rows that have left stay away.
 
         Args:
@@ -138,35 +141,35 @@ class PrioritizedSampler:
         least = self._least.ravel() / self._total
         return np.concatenate([[self._largest], least if len(least) == minibatches else np.full(minibatches, np.inf)])
 
-    def apply_global_stats(self, said: NDArray[np.float64]) -> NDArray[np.float32]:
+    def apply_global_stats(self, stats: NDArray[np.float64]) -> NDArray[np.float32]:
         """What all W samplers said, this one too: new rows enter with the largest number that anyone wrote.
 
         Each of W shares gives as many rows to a minibatch of all, so that a row i of a share whose numbers sum up to S
         is drawn with the chance p_i / (W S): importance weights make up for that, and the largest of all ranks is 1.
 
         Args:
-            said: (W, 1 + U).
+            stats: (W, 1 + U).
 
         Returns:
             (U,) what the weights drawn last have to be multiplied by.
         """
-        self._largest = float(said[:, 0].max())
+        self._largest = float(stats[:, 0].max())
         # (min_j P(j) / P(i))^beta over all ranks, of which `draw` knew its own; W cancels
-        ratio = said[:, 1:].min(0) / (self._least.ravel() / self._total)
+        ratio = stats[:, 1:].min(0) / (self._least.ravel() / self._total)
         factors: NDArray[np.float32] = ratio.astype(np.float32) ** np.float32(self.beta)
         return factors
 
-    def load_priorities(self, rows: NDArray[np.int64], numbers: NDArray[np.float64], largest: float) -> None:
-        """Make the first rows of all eligible, with the numbers that the trees of other samplers had for them.
+    def load_priorities(self, rows: NDArray[np.int64], priorities: NDArray[np.float64], states: Sequence[Any]) -> None:
+        """Make the first rows of all eligible, with the priorities of other ranks' samplers.
 
         Args:
             rows: (n,) oldest first.
-            numbers: (n,) p_i^alpha; 0 for rows that had none yet, which enter with the largest.
-            largest: of all numbers that were ever written there.
+            priorities: (n,) p_i^alpha; 0 for rows without one, which enter with the largest.
+            states: of those samplers, from `state_dict`.
         """
-        self._largest = largest
+        self._largest = max(state["largest"] for state in states)
         leaves = np.zeros(self._capacity)
-        leaves[rows] = np.where(numbers > 0, numbers, largest)
+        leaves[rows] = np.where(priorities > 0, priorities, self._largest)
         self._tree = make_tree(self._capacity)
         self._tree.load(leaves)
         self._queue.add(rows)

@@ -1,6 +1,6 @@
 """Compiles the gradient of the learner's own loss, so that an update costs little more than its matrix products.
 
-Asked by `update.choose_update`; knows no equations, only how to make given ones cheap.
+Called by `updater.make_updater`; knows no equations, only how to make given ones cheap.
 """
 
 import contextlib

@@ -37,11 +37,25 @@ class FlatParameters:
         self.values = self.vector.detach()
         for name, part in self._split(values).items():
             named[name].data = part
+        self._pointers = [(parameter, parameter.data_ptr()) for parameter in named.values()]
         self.gradient = torch.zeros_like(values)
         self._gradients = [(named[name], part) for name, part in self._split(self.gradient).items()]
 
-    def zero_grad(self) -> None:
-        """Set all gradients to 0, and lay them in one vector again if somebody set them to None."""
+    def rebind(self) -> None:
+        """Copy parameters whose `data` was replaced into the vector, and make them views of it again.
+
+        Code such as `torch.nn.utils.vector_to_parameters` or pruning replaces it; the optimizer would then update a
+        vector that the network no longer reads.
+        """
+        if all(parameter.data_ptr() == pointer for parameter, pointer in self._pointers):
+            return
+        with torch.no_grad():
+            for (parameter, _), part in zip(self._pointers, self._split(self.values).values(), strict=True):
+                part.copy_(parameter)
+                parameter.data = part
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set all gradients to 0, as views of one vector, also where they were set to None."""
         self.gradient.zero_()
         self.vector.grad = self.gradient
         for parameter, part in self._gradients:
@@ -78,6 +92,8 @@ def make_optimizer(
         policy = FlatParameters(policy_net)
         flat = policy, policy if target_net is None else FlatParameters(target_net)
         optimizer = make([policy.vector])
+        # the gradients of the network's parameters are views of the vector's, and must be zeroed, not dropped
+        optimizer.zero_grad = policy.zero_grad  # type: ignore[method-assign]
     prefer_fused(optimizer)
     return optimizer, flat
 

@@ -7,18 +7,16 @@ last step cheaper still, `compilation` its first, and on a GPU `graphs` makes on
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lightning_dqn.distributed.shards import check_plugin
-from lightning_dqn.distributed.sync import check_networks, mean_over_ranks
+from lightning_dqn.distributed.sync import mean_over_ranks
 from lightning_dqn.speed.compiled import Gradient, GradTransform, Loss, should_compile, try_to_compile
 from lightning_dqn.speed.flat import FlatParameters
 from lightning_dqn.speed.graphs import GraphedCall, Recorder, record_cuda_graph
@@ -37,13 +35,6 @@ HOOKS_OF_AN_UPDATE = (
 )
 
 
-class GradClip(TypedDict):
-    """How far a gradient may go: largest absolute value of an entry, and largest Euclidean norm, if any."""
-
-    value: float | None
-    norm: float | None
-
-
 class FastUpdate:
     """One update of a network on one vector: gradient, optimizer, and nothing else.
 
@@ -53,6 +44,7 @@ class FastUpdate:
         optimizer: of the policy net's vector, as Lightning wraps it: its counters are the update clock.
         finish: what remains to be done to a gradient, such as clipping.
         compiled: whether the gradient is.
+        end: called after each optimizer step.
         record: what makes one launch of all the kernels of an update, if that shall be done.
     """
 
@@ -64,9 +56,11 @@ class FastUpdate:
         *,
         finish: list[GradTransform],
         compiled: bool,
+        end: Callable[[], None],
         record: Recorder | None = None,
     ) -> None:
         self.compiled = compiled
+        self._end = end
         self._gradient = gradient
         self._vector, self._values, self._target_values = flat[0].vector, flat[0].values, flat[1].values
         self._optimizer = optimizer
@@ -92,6 +86,7 @@ class FastUpdate:
         self._optimizer._on_before_step()
         self._step()
         self._optimizer._on_after_step()
+        self._end()
         return results
 
     def _find(self, *fields: Tensor) -> tuple[Tensor, ...]:
@@ -107,86 +102,44 @@ def _nothing() -> None:
     """For a step that was made already."""
 
 
-class LightningUpdate:
-    """One update through Lightning's own calls: what callbacks, subclasses and strategies may take part in.
+def make_updater(
+    module: Any, flat: tuple[FlatParameters, FlatParameters] | None, batch: Any, *, compile: bool | Literal["auto"]
+) -> FastUpdate | None:
+    """A faster equivalent of `module.update`, or None where Lightning's own calls are needed.
 
     Args:
-        module: that is trained.
-        loss: as in `choose_update`.
+        module: the `DQN` that is trained.
         flat: parameters of the policy net and of the target net, if the optimizer takes them as vectors.
-        limits: of the gradient, as in `clip`.
+        batch: U minibatches of the shapes and types that all later ones have.
+        compile: whether to compile the gradient; auto does so where it saves time.
     """
-
-    compiled = False
-
-    def __init__(
-        self, module: Any, loss: Loss, flat: tuple[FlatParameters, FlatParameters] | None, limits: GradClip
-    ) -> None:
-        self._module, self._loss, self._flat, self._limits = module, loss, flat, limits
-
-    def __call__(self, batch: Any) -> tuple[Tensor, ...]:
-        """Make the update; the parts of its loss without gradient."""
-        module = self._module
-        target_net = module.policy_net if module.target_net is None else module.target_net
-        loss, *others = self._loss(batch, module.policy_net, target_net)
-        optimizer = module.optimizers()
-        if self._flat is None:
-            optimizer.zero_grad()
-        else:
-            self._flat[0].zero_grad()
-        module.manual_backward(loss)
-        for algorithm, limit in self._limits.items():
-            if limit is not None:
-                module.clip_gradients(optimizer.optimizer, limit, gradient_clip_algorithm=algorithm)
-        optimizer.step()
-        return loss.detach(), *(part.detach() for part in others)
-
-
-Update = FastUpdate | LightningUpdate
-
-
-def choose_update(
-    module: LightningModule,
-    loss: Loss,
-    flat: tuple[FlatParameters, FlatParameters] | None,
-    batch: Any,
-    *,
-    compile: bool | Literal["auto"],
-    limits: GradClip,
-) -> Update:
-    """The leanest update that does what Lightning's own calls would do.
-
-    Args:
-        module: that is trained.
-        loss: gives the loss (), and what else is to be known, for a batch, a policy net and a target net.
-        flat: parameters of the policy net and of the target net, if the optimizer takes them as vectors.
-        batch: U of the minibatches that all later ones will be like.
-        compile: whether to compile the gradient; auto does so where it pays.
-        limits: of the gradient, as in `clip`.
-    """
-    trainer = module.trainer
+    trainer, loss = module.trainer, module.td_loss
     watched = has_optimizer_hooks(trainer) or not is_plain_allreduce(trainer)
     minibatch = type(batch)(*(part[0] for part in batch))
     several = trainer.world_size > 1
     gradient, compiled = None, False
-    finish: list[GradTransform] = [partial(clip, **limits)] if any(limits.values()) else []
+    clips = module.clip_grad_value is not None or module.clip_grad_norm is not None
+    finish: list[GradTransform] = (
+        [partial(clip, value=module.clip_grad_value, norm=module.clip_grad_norm)] if clips else []
+    )
     if compile is True or (compile == "auto" and should_compile(trainer, len(batch.reward))):
-        # it is clipped after the mean over devices is taken; on one device the graph can do it
+        # over several ranks the gradient is clipped after its mean is taken; on one the graph can do it
         inside = [] if several else finish
         gradient = try_to_compile(loss, flat, minibatch, trainer, finish=inside, watched=watched)
         compiled = gradient is not None
     if flat is not None and gradient is None and str(trainer.precision).endswith("true") and not watched:
         gradient = plain_gradient(loss, flat, type(batch))
     if flat is None or gradient is None:
-        return LightningUpdate(module, loss, flat, limits)
+        return None
     if several:
         finish = [mean_over_ranks, *finish]
     elif compiled:
         finish = []
-    optimizer: Any = module.optimizers()
-    # ranks wait for each other in the middle of an update
+    # ranks wait for each other within an update
     record = record_cuda_graph if compiled and not several and module.device.type == "cuda" else None
-    return FastUpdate(gradient, flat, optimizer, finish=finish, compiled=compiled, record=record)
+    return FastUpdate(
+        gradient, flat, module.optimizers(), finish=finish, compiled=compiled, end=module.end_update, record=record
+    )
 
 
 def is_plain_allreduce(trainer: Trainer) -> bool:
@@ -212,33 +165,6 @@ def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor
     return gradient
 
 
-def collect_update_callbacks(trainer: Trainer, *, has_target: bool) -> list[Callable[[Any], None]]:
-    """What the callbacks of a trainer do after each update.
-
-    Args:
-        trainer: of the fit.
-        has_target: whether there is a target net, which somebody has to move.
-
-    Raises:
-        MisconfigurationException: if nothing moves the target net, sets epsilon or writes priorities that are needed,
-            or checkpoints would lack what ranks but the first have, or networks would go astray on them.
-    """
-    check_plugin(trainer)
-    if trainer.world_size > 1:
-        check_networks(trainer.lightning_module)
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    after_update = [callback.on_update_end for callback in callbacks if hasattr(callback, "on_update_end")]
-    if has_target and not after_update:
-        raise MisconfigurationException("Nothing moves target_net: Trainer(callbacks=...) needs SoftTargetUpdate()")
-    if not any(hasattr(callback, "epsilon_at") for callback in callbacks):
-        raise MisconfigurationException("Nothing sets epsilon: Trainer(callbacks=...) needs EpsilonDecay()")
-    memory: Any = getattr(getattr(trainer.datamodule, "train_dataset", None), "memory", None)  # type: ignore[attr-defined]
-    learns_from_errors = hasattr(getattr(memory, "sampler", None), "write")
-    if learns_from_errors and not any(hasattr(callback, "beta_at") for callback in callbacks):
-        raise MisconfigurationException("Nothing writes priorities: Trainer(callbacks=...) needs PriorityUpdate()")
-    return after_update
-
-
 def has_optimizer_hooks(trainer: Trainer) -> bool:
     """Whether a callback, or the module itself, has Lightning call it in the middle of an update."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -254,7 +180,7 @@ def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batc
     """The gradient of a loss by torch's autograd, with the signature of a compiled one.
 
     Args:
-        loss: as in `choose_update`.
+        loss: `DQN.td_loss`.
         flat: parameters of the policy net and of the target net.
         batch_type: makes a batch of its fields.
     """
