@@ -24,9 +24,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_dqn.callbacks import EpsilonDecay, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.cli.checks import check_arguments, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
-from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
+from lightning_dqn.cli.errors import DQNArgumentParser, debugging, exit_with_error
 from lightning_dqn.cli.from_checkpoint import config_of, missing_callbacks
-from lightning_dqn.cli.optimizers import refuse_knobs_before_class, reset_init_args_on_class_change
+from lightning_dqn.cli.optimizers import check_class_before_arguments, reset_init_args_on_class_change
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
     flags_of,
@@ -50,7 +50,7 @@ from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.checkpoint import check_checkpoint, load_weights
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
-from lightning_dqn.resume.folder import sweep
+from lightning_dqn.resume.folder import remove_stale_files
 from lightning_dqn.resume.stop_on_signal import StoppedBySignal
 
 
@@ -109,17 +109,17 @@ class DQNCLI(LightningCLI):
             # Lightning starts other ranks with these words, for which `last` may be a run that ended in the meantime
             sys.argv[1:] = words
         self.asked_for_logger = any(word.startswith("--trainer.logger") for word in words)
-        refuse_knobs_before_class(words)
+        check_class_before_arguments(words)
         words = self._with_checkpoint(words)
         with reset_init_args_on_class_change():
             self.config = parser.parse_args(words)
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
-            refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
+            exit_with_error(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
         try:
             check_arguments(run)
         except ValueError as error:
-            refuse(error)
+            exit_with_error(error)
 
     def _with_checkpoint(self, words: list[str]) -> list[str]:
         """The command line with the configuration of a checkpoint before the options that are given."""
@@ -129,7 +129,9 @@ class DQNCLI(LightningCLI):
         flags = dict(flags_of(words))
         path, weights = flags.get("--ckpt_path"), flags.get("--init_from")
         if path is not None and weights is not None:
-            refuse(ValueError(f"--ckpt_path {path}, --init_from {weights}: resume a run or start a new one, not both"))
+            exit_with_error(
+                ValueError(f"--ckpt_path {path}, --init_from {weights}: resume a run or start a new one, not both")
+            )
         if weights is not None:
             self.weights = read_checkpoint(AtomicCheckpointIO(), weights, "--init_from", for_fit=False)
         if path is None:
@@ -142,7 +144,7 @@ class DQNCLI(LightningCLI):
         try:
             config = config_of(self.checkpoint, given, trusted)
         except CheckpointError as error:
-            refuse(CheckpointError(f"--ckpt_path {path}: {error}"))
+            exit_with_error(CheckpointError(f"--ckpt_path {path}: {error}"))
         callbacks = missing_callbacks(self.checkpoint)
         if callbacks and "trainer.callbacks" not in given and words[0] == "fit":
             rank_zero_info(
@@ -185,7 +187,9 @@ class DQNCLI(LightningCLI):
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.removedirs(folder or root)
-            refuse(OSError(f"trainer.default_root_dir={root}: takes no files ({error}); choose another or make room"))
+            exit_with_error(
+                OSError(f"trainer.default_root_dir={root}: takes no files ({error}); choose another or make room")
+            )
         return folder
 
     def instantiate_classes(self) -> None:
@@ -207,7 +211,7 @@ class DQNCLI(LightningCLI):
             if self.is_new:
                 with contextlib.suppress(OSError):
                     os.removedirs(self.folder)
-            refuse(error)
+            exit_with_error(error)
         self._announce()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -229,7 +233,7 @@ class DQNCLI(LightningCLI):
         if self.subcommand == "fit" and trainer.is_global_zero:
             # Lightning's checkpoint for SLURM lies beside the others' folder
             for place in (folder, self.folder):
-                sweep(place)
+                remove_stale_files(place)
         if run.ckpt_path or not self.is_new:
             # of course it is
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
@@ -264,12 +268,12 @@ def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
     try:
         DQNCLI(args, callbacks)
     except (MisconfigurationException, FileNotFoundError, CheckpointError, FloatingPointError) as error:
-        refuse(error)
+        exit_with_error(error)
     except BrokenEnvironmentError as fault:
         # where the environment raised, its author wants to see where
         if fault.__cause__ is not None:
             raise
-        refuse(fault)
+        exit_with_error(fault)
     except RuntimeError as error:
         if debugging() or not is_peer_lost(error):
             raise

@@ -43,7 +43,7 @@ class DQNArgumentParser(LightningArgumentParser):
         if "model" not in {action.dest for action in self._actions}:
             return text
         knobs = "".join(
-            _body(_knobs(_command(self), owner, key).format_help()).partition(":\n")[2]
+            _body(_class_parser(_command(self), owner, key).format_help()).partition(":\n")[2]
             for owner, key in ((DQN, "model"), (MLP, "model.network"))
         )
         title = "The default model, lightning_dqn.DQN (--model.optimizer.help names the optimizer's knobs)"
@@ -74,7 +74,7 @@ def _body(text: str) -> str:
     return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
 
 
-def _knobs(prog: str, owner: type, key: str) -> ArgumentParser:
+def _class_parser(prog: str, owner: type, key: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, add_help=False)
     parser.add_class_arguments(owner, key, skip=LINKED & set(inspect.signature(owner).parameters))
     return parser
@@ -84,7 +84,7 @@ def _suggestion(parser: ArgumentParser, unknown: str, model: Any) -> str:
     """The knob that was probably meant, of those that the chosen model has."""
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
     for prefix, owner in (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
-        dests = {action.dest for action in _knobs(_command(parser), owner, prefix)._actions}
+        dests = {action.dest for action in _class_parser(_command(parser), owner, prefix)._actions}
         known |= {dest for dest in dests if not dest.endswith(".help")}
     last = unknown.rpartition(".")[2]
     # a whole group is no knob
@@ -139,7 +139,7 @@ def one_line(message: str) -> str:
     return f"{refused[1]}={refused[3]}: must be of type {refused[2]}" if refused else message
 
 
-def refuse(error: Exception) -> NoReturn:
+def exit_with_error(error: Exception) -> NoReturn:
     """Say what is wrong in one line, and end with exit code 2."""
     if debugging():
         raise error

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import _typehints
 from lightning.pytorch import LightningModule
 
-from lightning_dqn.cli.errors import refuse
+from lightning_dqn.cli.errors import exit_with_error
 
 OPTIMIZER = "--model.optimizer"
 KINDS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
@@ -49,7 +49,7 @@ def _forget_defaults(kind: type, given: dict[str, Any]) -> None:
             del given[name]
 
 
-def refuse_knobs_before_class(words: list[str]) -> None:
+def check_class_before_arguments(words: list[str]) -> None:
     """A knob that stands before the class would be the last optimizer's, and be lost with it.
 
     Args:
@@ -61,4 +61,6 @@ def refuse_knobs_before_class(words: list[str]) -> None:
     # another model may come with another optimizer
     for owner in (OPTIMIZER, "--model"):
         if owner in behind:
-            refuse(ValueError(f"{knobs[0]} stands before {owner}, whose defaults are others; name the class first"))
+            exit_with_error(
+                ValueError(f"{knobs[0]} stands before {owner}, whose defaults are others; name the class first")
+            )

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_dqn.cli.errors import refuse
+from lightning_dqn.cli.errors import exit_with_error
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
 
@@ -31,13 +31,13 @@ def resolve_checkpoint(words: list[str]) -> list[str]:
             root = Path(flags.get("--trainer.default_root_dir", DEFAULT_ROOT))
             found = sorted(root.glob(f"*/*/checkpoints/{checkpoint}.ckpt"), key=lambda path: path.stat().st_mtime)
             if not found:
-                refuse(
+                exit_with_error(
                     FileNotFoundError(f"{option} {checkpoint}: no run in {root} has such a checkpoint; give its path")
                 )
             # the last value of an option counts
             words = [*words, option, str(found[-1])]
         elif checkpoint is not None and "://" not in checkpoint and not Path(checkpoint).is_file():
-            refuse(
+            exit_with_error(
                 FileNotFoundError(f"{option} {checkpoint}: no such file here; give the path of a .ckpt, best or last")
             )
     return words
@@ -63,7 +63,7 @@ def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str, *, for_f
     try:
         return plugin.read_ahead(path, for_fit=for_fit)
     except (CheckpointError, OSError) as error:
-        refuse(ValueError(f"{option} {error}"))
+        exit_with_error(ValueError(f"{option} {error}"))
 
 
 def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> None:
@@ -131,7 +131,7 @@ def requeued_run(root: Path) -> Path | None:
         return None
     found = sorted({path.parent for path in root.glob(f"*/*_job-{_slurm_job()}/hpc_ckpt_*.ckpt")})
     if len(found) > 1:
-        refuse(
+        exit_with_error(
             ValueError(f"SLURM job {_slurm_job()} had several runs, {found}: give each its trainer.default_root_dir")
         )
     return found[0] if found else None

@@ -73,7 +73,7 @@ def load_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     if then == now == 1:
         return
     if now > 1:
-        _refuse_others(checkpoint, trainer, data.sync)
+        _check_same_checkpoint(checkpoint, trainer, data.sync)
     plugin, name = _plugin(trainer), type(data).__qualname__
     if then == now:
         if trainer.global_rank:
@@ -101,7 +101,7 @@ def _read_shard(plugin: Any, path: str, trainer: Trainer) -> dict[str, Any]:
     return {key: content[key] for key in (name, "generators")}
 
 
-def _refuse_others(checkpoint: dict[str, Any], trainer: Trainer, sync: Any) -> None:
+def _check_same_checkpoint(checkpoint: dict[str, Any], trainer: Trainer, sync: Any) -> None:
     """Each rank finds its checkpoint for itself, by the words of the same command; say so where they are several."""
     read = sync.gather((str(trainer.ckpt_path), checkpoint["global_step"], weights_digest(checkpoint["state_dict"])))
     for rank, other in enumerate(read):

@@ -34,7 +34,7 @@ class FiniteCheck(Callback):
         if (batch_idx + 1) % self.every_n_iterations == 0 and outputs:
             loss = float(outputs["loss"].sum())
             if not math.isfinite(loss):
-                _refuse(trainer, f"the loss is {loss}")
+                _raise_not_finite(trainer, f"the loss is {loss}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Don't evaluate what can't act."""
@@ -49,10 +49,10 @@ class FiniteCheck(Callback):
 def _check_weights(trainer: Trainer, state: dict[str, Any]) -> None:
     for name, value in state.items():
         if not torch.isfinite(value).all():
-            _refuse(trainer, f"{name} is not finite")
+            _raise_not_finite(trainer, f"{name} is not finite")
 
 
-def _refuse(trainer: Trainer, what: str) -> None:
+def _raise_not_finite(trainer: Trainer, what: str) -> None:
     raise FloatingPointError(
         f"{what} after {trainer.global_step:,} updates and {data_of(trainer).env_steps:,} env steps: not saved, the "
         "checkpoints of before are unchanged; lower model.optimizer.lr, model.clip_grad_value or model.reward_scale"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lightning_dqn.resume.plain import plain_form
+from lightning_dqn.resume.plain_form import plain_form
 
 T = TypeVar("T", bound=type)
 # packages in which classes have a public name that is shorter than the module that defines them

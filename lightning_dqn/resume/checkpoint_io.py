@@ -16,18 +16,18 @@ from torch import Tensor
 from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
 from lightning_dqn.resume.folder import (
     PART_NAME,
-    SHARE_NAME,
-    bring,
-    files_of_shares,
+    SHARD_NAME,
+    files_of_shards,
     local_path,
     referenced_files,
+    relocate_shards,
     remove_unneeded,
-    share_name,
-    shares_in,
+    shard_name,
+    shard_paths,
     sync_folder,
     temporary,
 )
-from lightning_dqn.resume.plain_file import check_loaded, check_plain
+from lightning_dqn.resume.serializable import check_loaded, check_serializable
 from lightning_dqn.resume.sidecar import load_sidecar, split_large_rows, write_sidecar
 
 
@@ -69,7 +69,7 @@ class AtomicCheckpointIO(CheckpointIO):
         if storage_options is not None:
             raise TypeError(f"storage_options={storage_options}: checkpoints are local files, which have none")
         target = local_path(path)
-        check_plain(checkpoint)
+        check_serializable(checkpoint)
         shares = [Path(path) for path in checkpoint.get("shares", [])]
         self._save({name: part for name, part in checkpoint.items() if name != "shares"}, target, shares)
 
@@ -87,8 +87,8 @@ class AtomicCheckpointIO(CheckpointIO):
             TypeError: as `save_checkpoint`.
             CheckpointError: as `save_checkpoint`.
         """
-        target = local_path(folder) / share_name()
-        check_plain(content)
+        target = local_path(folder) / shard_name()
+        check_serializable(content)
         self._save(content, target, [])
         return target
 
@@ -123,9 +123,9 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
-        stale = referenced_files(target) | files_of_shares(shares)
+        stale = referenced_files(target) | files_of_shards(shares)
         try:
-            bring(shares, folder)
+            relocate_shards(shares, folder)
             if tensors:
                 record = write_sidecar(tensors, new_memory)
                 content[ENTRY]["memory"] |= record
@@ -178,7 +178,7 @@ class AtomicCheckpointIO(CheckpointIO):
         checkpoint = self.load_agent_part(target, map_location)
         entry = checkpoint[ENTRY]
         if "shares" in entry:
-            checkpoint["shares"] = shares_in(entry.pop("shares"), target)
+            checkpoint["shares"] = shard_paths(entry.pop("shares"), target)
         if "memory" in entry:
             load_sidecar(checkpoint, entry.pop("memory"), target)
         return checkpoint
@@ -192,7 +192,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         target = local_path(path)
         if not target.is_file():
-            if SHARE_NAME.fullmatch(target.name):
+            if SHARD_NAME.fullmatch(target.name):
                 raise CheckpointError(
                     f"{target} is missing, a rank's share of a checkpoint: copy it with the checkpoint"
                 )

@@ -19,8 +19,8 @@ import torch
 from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, invalid
 
 MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
-SHARE_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
-PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARE_NAME.pattern}")
+SHARD_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
+PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARD_NAME.pattern}")
 TEMPORARY_NAME = re.compile(r"\.saving-(\d{1,9})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 # tells this process from an earlier one of the same number: in containers they start alike
 _PROCESS = secrets.token_hex(4)
@@ -39,7 +39,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 def temporary(folder: Path) -> Path:
-    """A name that no other file has and `sweep` recognises."""
+    """A name that no other file has and `remove_stale_files` recognises."""
     return folder / f".saving-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}.tmp"
 
 
@@ -48,7 +48,7 @@ def memory_name(sha256: str) -> str:
     return f"memory-{sha256[:16]}.safetensors"
 
 
-def share_name() -> str:
+def shard_name() -> str:
     """A name that no other share has."""
     return f"share-{secrets.token_hex(8)}.pt"
 
@@ -76,7 +76,7 @@ def referenced_files(path: Path) -> set[str]:
         return set()
     names = _names_in(path)
     # shares need memories, and no further shares
-    return names.union(*(_names_in(path.with_name(name)) for name in names if SHARE_NAME.fullmatch(name)))
+    return names.union(*(_names_in(path.with_name(name)) for name in names if SHARD_NAME.fullmatch(name)))
 
 
 def _names_in(path: Path) -> set[str]:
@@ -96,7 +96,7 @@ def _names_in(path: Path) -> set[str]:
         return set()
 
 
-def shares_in(names: Any, path: Path) -> list[str]:
+def shard_paths(names: Any, path: Path) -> list[str]:
     """Paths of the shares that a checkpoint names; whether they exist is checked where they are loaded.
 
     Args:
@@ -106,17 +106,17 @@ def shares_in(names: Any, path: Path) -> list[str]:
     Raises:
         CheckpointError: if they are not a list of such names.
     """
-    if type(names) is not list or not all(type(name) is str and SHARE_NAME.fullmatch(name) for name in names):
+    if type(names) is not list or not all(type(name) is str and SHARD_NAME.fullmatch(name) for name in names):
         invalid(f"{path}: {ENTRY}.shares", "is not a list of names of shares")
     return [str(path.resolve().with_name(name)) for name in names]
 
 
-def files_of_shares(shares: list[Path]) -> set[str]:
+def files_of_shards(shares: list[Path]) -> set[str]:
     """Names of shares and of what they need."""
     return {share.name for share in shares}.union(*(referenced_files(share) for share in shares))
 
 
-def bring(shares: list[Path], folder: Path) -> None:
+def relocate_shards(shares: list[Path], folder: Path) -> None:
     """Let shares that were written elsewhere, with what they need, lie where their checkpoint will.
 
     Args:
@@ -175,7 +175,7 @@ def remove_unneeded(folder: Path, parts: set[str]) -> list[Path]:
     return removed
 
 
-def sweep(folder: str | os.PathLike[str]) -> list[Path]:
+def remove_stale_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Remove what processes that are no more left behind; for the start of a run.
 
     Args:

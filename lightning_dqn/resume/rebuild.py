@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
-from lightning_dqn.resume.plain import path_step
+from lightning_dqn.resume.plain_form import path_step
 
 
 @runtime_checkable

@@ -120,15 +120,15 @@ class StopOnSignal(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
-        self._give_back()
+        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back, and say in one line where the checkpoint lies."""
-        self._give_back()
+        self._restore_handlers()
         if isinstance(exception, StoppedBySignal) and trainer.is_global_zero:
             sys.stderr.write(exception.__notes__[0] + "\n")
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}

@@ -20,7 +20,7 @@ INT_BITS = 2039
 MAX_DEPTH, MAX_VALUES = 64, 2**20
 
 
-def check_plain(checkpoint: dict[str, Any]) -> None:
+def check_serializable(checkpoint: dict[str, Any]) -> None:
     """Refuse what would be refused at resume.
 
     Args:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
-from lightning_dqn.resume.folder import sweep
+from lightning_dqn.resume.folder import remove_stale_files
 from lightning_dqn.sampling.prioritized import PrioritizedSampler
 
 
@@ -118,7 +118,7 @@ def test_shares_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monke
     assert parts(there) == []
     # what did not follow is left to the sweep at the next start, and no more than that
     assert set(before) <= set(parts(here)) <= set(before) | names
-    sweep(here)
+    remove_stale_files(here)
     assert parts(here) == before
     assert ranks_in(plugin, here / "last.ckpt") == [0, 1, 2]
 
@@ -144,7 +144,7 @@ def test_shares_of_ranks_that_died_before_their_checkpoint_are_swept(tmp_path, p
     save(plugin, tmp_path / "last.ckpt")
     before = parts(tmp_path)
     lost = plugin.save_shard(content(1, 5), tmp_path)
-    assert lost in sweep(tmp_path)
+    assert lost in remove_stale_files(tmp_path)
     assert parts(tmp_path) == before
 
 
