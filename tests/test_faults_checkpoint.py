@@ -136,7 +136,7 @@ def save_too_much(folder, max_inline_bytes, size):
     with pytest.raises(CheckpointError) as error:
         plugin.save_checkpoint(state(2, size), path)
     assert str(error.value).startswith(f"{path}: not saved (")
-    assert "what was there before is unchanged. Make room" in str(error.value)
+    assert "the previous checkpoint is unchanged. Free space" in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(folder) == before
     assert version_of(path) == 1

@@ -1,4 +1,4 @@
-"""Where runs lie: a new folder for each, and the run that a checkpoint belongs to."""
+"""Folders of runs, and the run that a checkpoint belongs to."""
 
 import contextlib
 import itertools
@@ -67,9 +67,9 @@ def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str, *, for_f
 
 
 def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> None:
-    """Let Lightning find the best checkpoint of a run whose folder was moved, or is called from another place.
+    """Update the paths of the best checkpoint of a run whose folder was moved, or is given relative to another one.
 
-    It forgets the best score where the folder is not written as it was, and would overwrite the best by the next.
+    Lightning resets the best score if the path of the folder has changed, and would overwrite the best checkpoint.
 
     Args:
         checkpoint: that was checked for a fit; changed in place.
@@ -86,7 +86,7 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
         if state["dirpath"] in (None, folder):
             continue
         if not (Path(folder) / Path(state["best_model_path"]).name).is_file():
-            # the file of an agent alone: the best of its run is not here
+            # the checkpoint was copied without the best one of its run
             state.update(dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), ""))
             state.update(best_model_score=None, best_k_models={}, kth_value=None)
         else:
@@ -98,7 +98,7 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
 
 
 def run_dir_of(checkpoint: str | None) -> Path | None:
-    """The folder of the run that a checkpoint belongs to, if it lies in one."""
+    """The folder of the run that a checkpoint belongs to; None if it is not in one."""
     if checkpoint is None:
         return None
     path = Path(checkpoint)
@@ -107,7 +107,7 @@ def run_dir_of(checkpoint: str | None) -> Path | None:
 
 
 def new_run_folder(root: Path, env_id: str) -> Path:
-    """Make a folder that no other run has: root/environment/time. Sync but the first write nothing and make none."""
+    """Make a folder that no other run has: root/environment/time. Only rank 0 creates it."""
     job = f"_job-{_slurm_job()}" if _slurm_job() else ""
     name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{job}"
     for attempt in itertools.count():
