@@ -1,4 +1,4 @@
-"""A trained agent, made again from its checkpoint alone. Legend: B batch, A actions, F features."""
+"""A trained agent, loaded from its checkpoint. Legend: B batch, A actions, F features."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -146,7 +146,7 @@ def flatten_observation(space: gym.Space[Any], value: Any, name: str) -> NDArray
 
 
 def check_discrete(space: spaces.Discrete | spaces.MultiDiscrete, value: Any, name: str) -> None:
-    """See that all values are in range: an index out of it would be an error of torch, or count from the end.
+    """Check that all values are in range: torch would raise an IndexError, or index from the end.
 
     Raises:
         ValueError: with the range.
@@ -193,7 +193,7 @@ DATA = "agent.data.init_args"
 
 
 def _env_arguments(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint holds of its environment."""
+    """The arguments of the environment in a checkpoint."""
     if "data" not in description:
         raise CheckpointError("the checkpoint names no environment: it was trained without a DQNDataModule")
     data = check_dict(description["data"], "agent.data", ("init_args",))

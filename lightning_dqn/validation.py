@@ -1,8 +1,8 @@
-"""Checks of arguments that several constructors share."""
+"""Checks of constructor arguments."""
 
 
 def check_positive(**arguments: float | None) -> None:
-    """See that numbers are positive; None stands for no number.
+    """Check that numbers are positive; None stands for no number.
 
     Args:
         arguments: by name.

@@ -22,8 +22,8 @@ from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.resume import folder
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
-from lightning_dqn.resume.folder import sweep
-from lightning_dqn.resume.plain_file import check_plain
+from lightning_dqn.resume.folder import remove_stale_files
+from lightning_dqn.resume.serializable import check_serializable
 
 ROWS = ("DQNDataModule", "train", "memory", "rows")
 # every dtype a memory has, an odd number of bytes, none at all, and no dimension at all
@@ -196,11 +196,11 @@ def test_what_is_refused_at_save_is_what_torch_would_refuse_at_load(value, accep
     torch.save({"value": value}, buffer)
     buffer.seek(0)
     if accepted:
-        check_plain({"value": value})
+        check_serializable({"value": value})
         torch.load(buffer, weights_only=True)
     else:
         with pytest.raises(TypeError, match=r"^value.* is (of type|over 2039 bits)"):
-            check_plain({"value": value})
+            check_serializable({"value": value})
         with pytest.raises(Exception, match="Weights only load failed"):
             torch.load(buffer, weights_only=True)
 
@@ -240,7 +240,7 @@ def test_copies_and_links_of_a_checkpoint_keep_its_memory(tmp_path, beside):
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
     shutil.copy(tmp_path / "last.ckpt", tmp_path / "a copy under any name")
     beside.save_checkpoint(checkpoint({"action": torch.zeros(3)}), tmp_path / "last.ckpt")
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
     assert beside.load_checkpoint(tmp_path / "a copy under any name")["DQNDataModule"]["train"]["memory"]["rows"]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -264,7 +264,7 @@ def test_a_newer_schema_is_refused_and_its_memory_left_alone(tmp_path, beside, m
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"last\.ckpt: written in schema 3 .* reads up to 2; upgrade it"):
         beside.load_checkpoint(tmp_path / "last.ckpt")
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
     assert len(memories(tmp_path)) == 1
 
 
@@ -274,7 +274,7 @@ def test_a_checkpoint_of_version_0_1_is_rejected_by_name_and_its_files_are_left_
     torch.save({"epoch": 1, "lightning_dqn": entry}, tmp_path / "old.ckpt")
     with pytest.raises(CheckpointError, match=r"old\.ckpt: written by lightning_dqn 0\.1, .*train anew"):
         beside.load_checkpoint(tmp_path / "old.ckpt")
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
     beside.save_checkpoint(checkpoint({"action": torch.zeros(3)}), tmp_path / "last.ckpt")
     assert len(memories(tmp_path)) == 1
@@ -312,20 +312,20 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path, beside, d
     stale.append("memory-0123456789abcdef.safetensors")
     for name in stale:
         (tmp_path / name).write_text("left behind")
-    assert {path.name for path in sweep(tmp_path)} == set(stale)
+    assert {path.name for path in remove_stale_files(tmp_path)} == set(stale)
     assert {path.name for path in tmp_path.iterdir()} == keep
-    assert sweep(tmp_path / "not there") == []
+    assert remove_stale_files(tmp_path / "not there") == []
 
 
 def test_a_sweep_waits_for_the_living(tmp_path, dead):
     under_way = f".saving-{os.getppid()}-00000000-00000000.tmp"
     for name in (under_way, f".saving-{dead}-00000000-00000000.tmp", "memory-0123456789abcdef.safetensors"):
         (tmp_path / name).write_text("")
-    assert [path.name for path in sweep(tmp_path)] == [f".saving-{dead}-00000000-00000000.tmp"]
+    assert [path.name for path in remove_stale_files(tmp_path)] == [f".saving-{dead}-00000000-00000000.tmp"]
     (tmp_path / under_way).unlink()
     # which is its own, of a save under way in another thread
     folder.temporary(tmp_path).write_text("")
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
 
 
 def test_lightning_s_resume_on_slurm_counts_checkpoints_only(tmp_path, beside):

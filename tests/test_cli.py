@@ -611,7 +611,7 @@ def test_case_17_and_18_what_a_model_does_not_take_is_refused_in_its_name(empty,
     line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, "--model", "C51", *flags)
     assert said in line
     if said.endswith("; "):
-        assert line.endswith("fit --model.help C51 lists all there are"), "and not the knobs of another model"
+        assert line.endswith("fit --model.help C51 lists all options"), "and not the arguments of another model"
 
 
 @pytest.mark.parametrize(

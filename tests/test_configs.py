@@ -95,8 +95,8 @@ def test_another_schedule_starts_from_its_own_defaults(capsys):
 
 
 @pytest.mark.parametrize("owner", ["--model.optimizer", "--model"])
-def test_a_knob_before_the_class_that_it_would_be_lost_with_is_refused(owner, capsys):
+def test_an_argument_before_its_class_is_an_error(owner, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model.optimizer.lr", "1", owner, "PQN"])
-    said = f"error: --model.optimizer.lr stands before {owner}, whose defaults are others; name the class first\n"
-    assert capsys.readouterr().err == said
+    expected = f"error: --model.optimizer.lr comes before {owner}, whose defaults differ; give the class first\n"
+    assert capsys.readouterr().err == expected

@@ -28,7 +28,7 @@ from lightning_dqn import (
 )
 from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.losses import TDLoss
-from lightning_dqn.resume.plain_file import check_plain
+from lightning_dqn.resume.serializable import check_serializable
 
 MODELS = {
     "dqn": (DQN, {}),
@@ -300,7 +300,7 @@ def test_the_state_of_a_schedule_goes_through_a_checkpoint(tmp_path, make_schedu
         trainer.save_checkpoint(tmp_path / folder)
         content = torch.load(tmp_path / folder, weights_only=True)
         assert content["lr_schedulers"][0]["last_epoch"] == trainer.global_step
-        check_plain(content)
+        check_serializable(content)
         return rates.seen
 
     whole = run("whole", 30)

@@ -25,7 +25,7 @@ from test_checkpoint_io import make_pair, make_trainer
 
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
-from lightning_dqn.resume.folder import sweep
+from lightning_dqn.resume.folder import remove_stale_files
 
 MB = 2**20
 LAYOUTS = pytest.mark.parametrize("max_inline_bytes", [2**40, 0], ids=["inline", "beside"])
@@ -96,7 +96,7 @@ def test_case_05_a_kill_at_20_moments_of_a_save_leaves_a_whole_checkpoint(tmp_pa
         # the last one that was done, or the one after it, renamed but not yet announced
         version = version_of(path)
         assert version in (announced, announced + 1), f"at moment {moment}"
-        swept += sweep(tmp_path)
+        swept += remove_stale_files(tmp_path)
         files = {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith("memory-")}
         assert (files, len(list(tmp_path.iterdir()))) == ({"last.ckpt"}, 2 if max_inline_bytes == 0 else 1)
         assert version_of(path) == version
@@ -136,7 +136,7 @@ def save_too_much(folder, max_inline_bytes, size):
     with pytest.raises(CheckpointError) as error:
         plugin.save_checkpoint(state(2, size), path)
     assert str(error.value).startswith(f"{path}: not saved (")
-    assert "what was there before is unchanged. Make room" in str(error.value)
+    assert "the previous checkpoint is unchanged. Free space" in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(folder) == before
     assert version_of(path) == 1
@@ -211,7 +211,7 @@ def test_case_08_a_malicious_checkpoint_executes_nothing(tmp_path):
     model, data = make_pair()
     with pytest.raises(CheckpointError, match="nothing of it was loaded or executed"):
         make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(model, data, ckpt_path=path)
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
     assert not trace.exists()
     # it would have
     torch.load(path, weights_only=False)
@@ -226,7 +226,7 @@ def test_case_08_a_bare_pickle_executes_nothing(tmp_path):
     torch.save({"x": Malicious(trace)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         AtomicCheckpointIO().load_checkpoint(path)
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
     assert not trace.exists()
 
 
@@ -255,7 +255,7 @@ def test_case_08_a_checkpoint_can_not_name_a_file_or_a_place_that_is_no_memory(t
         torch.save({"epoch": 1, "rows": {}, "lightning_dqn": {"schema": 2, "memory": memory}}, path)
         with pytest.raises(CheckpointError, match=rf"last\.ckpt: lightning_dqn\.memory\.{key} in the checkpoint is"):
             AtomicCheckpointIO().load_checkpoint(path)
-        assert sweep(path.parent) == []
+        assert remove_stale_files(path.parent) == []
 
 
 def f32(**changed):
@@ -299,7 +299,7 @@ def test_case_08_shares_that_name_each_other_do_not_hang(tmp_path):
     names = [f"share-{i:016x}.pt" for i in range(2)]
     for name in (*names, "last.ckpt"):
         torch.save({"lightning_dqn": {"schema": 2, "shares": names}}, tmp_path / name)
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
     AtomicCheckpointIO().remove_checkpoint(tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []
 

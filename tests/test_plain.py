@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_dqn.resume.plain import plain_form, without_plain_form
-from lightning_dqn.resume.plain_file import check_plain
+from lightning_dqn.resume.plain_form import plain_form, without_plain_form
+from lightning_dqn.resume.serializable import check_serializable
 
 
 class Level(enum.IntEnum):
@@ -93,7 +93,7 @@ def test_the_rest_becomes_digests_that_differ_and_can_be_saved():
     digests = [form["digest"] for form in forms.values()]
     assert len(set(digests)) == len(OTHERS)
     assert forms["array"]["digest"].startswith("numpy.ndarray sha256:")
-    check_plain(forms)
+    check_serializable(forms)
 
 
 def test_the_order_of_memory_does_not_matter():
@@ -139,7 +139,7 @@ def test_containers_within_themselves_end():
 LARGE = """
 import resource
 import numpy as np
-from lightning_dqn.resume.plain import plain_form
+from lightning_dqn.resume.plain_form import plain_form
 
 array = np.ones((2**11, 2**13))  # 128 MB
 kilobytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

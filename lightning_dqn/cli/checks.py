@@ -1,4 +1,4 @@
-"""What can be refused before an environment is made or a step is played."""
+"""Checks of the configuration before an environment is created."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ PROBE_BYTES = 2**20
 
 
 def check_arguments(run: Namespace) -> None:
-    """Try out what costs nothing to make; the data side looks at its own knobs before it makes an environment.
+    """Check the arguments of callbacks and of the optimizer; the data module checks its own.
 
     Args:
         run: the configuration of a subcommand.
@@ -30,7 +30,11 @@ def check_arguments(run: Namespace) -> None:
         (EpisodePlot, "plot"),
         (AgentVideo, "video"),
     ):
-        owner(**run[key].as_dict())
+        try:
+            owner(**run[key].as_dict())
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith(f"{key}.") else f"{key}.{text}") from error
     optimizer = run.get("model.init_args.optimizer")
     lr = optimizer.get("init_args.lr") if isinstance(optimizer, Namespace) else None
     if isinstance(lr, (int, float)) and not lr > 0:
@@ -38,7 +42,7 @@ def check_arguments(run: Namespace) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """See that a folder takes files: nobody wants to know an hour later.
+    """Check that a folder is writable.
 
     Args:
         folder: that exists.
@@ -57,7 +61,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_processes(trainer: Trainer) -> None:
-    """See that what torchrun or srun has started are the ranks of one run: otherwise each would train alone.
+    """Check that the processes that torchrun or srun started are the ranks of one run, not separate runs.
 
     Args:
         trainer: of the run.
@@ -69,5 +73,5 @@ def check_processes(trainer: Trainer) -> None:
     if started > 1 and started != trainer.num_devices * trainer.num_nodes:
         raise ValueError(
             f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}: but {starter} has started "
-            f"{started} processes; say how many of them each machine has, and how many machines there are"
+            f"{started} processes; set devices to those of each machine, and num_nodes to the number of machines"
         )

@@ -1,4 +1,4 @@
-"""LightningCLI as this package wants it: what is linked, what every run has, what is the default."""
+"""The LightningCLI of this package: its links, defaults and errors."""
 
 import contextlib
 import gc
@@ -24,9 +24,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_dqn.callbacks import EpsilonDecay, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.cli.checks import check_arguments, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
-from lightning_dqn.cli.errors import DQNArgumentParser, debugging, refuse
+from lightning_dqn.cli.errors import DQNArgumentParser, debugging, exit_with_error
 from lightning_dqn.cli.from_checkpoint import config_of, missing_callbacks
-from lightning_dqn.cli.optimizers import refuse_knobs_before_class, reset_init_args_on_class_change
+from lightning_dqn.cli.optimizers import check_class_before_arguments, reset_init_args_on_class_change
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
     flags_of,
@@ -50,7 +50,7 @@ from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.checkpoint import check_checkpoint, load_weights
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
-from lightning_dqn.resume.folder import sweep
+from lightning_dqn.resume.folder import remove_stale_files
 from lightning_dqn.resume.stop_on_signal import StoppedBySignal
 
 
@@ -106,20 +106,20 @@ class DQNCLI(LightningCLI):
         """Read the checkpoint that `--ckpt_path` names, and its run's configuration where no other is given."""
         words = resolve_checkpoint(list(sys.argv[1:] if args is None else args))
         if args is None:
-            # Lightning starts other ranks with these words, for which `last` may be a run that ended in the meantime
+            # Lightning starts the other ranks with sys.argv: `last` must be the same run there
             sys.argv[1:] = words
         self.asked_for_logger = any(word.startswith("--trainer.logger") for word in words)
-        refuse_knobs_before_class(words)
+        check_class_before_arguments(words)
         words = self._with_checkpoint(words)
         with reset_init_args_on_class_change():
             self.config = parser.parse_args(words)
         run = self.config[self.config.subcommand]
         if not isinstance(run.seed_everything, bool) and not 0 <= run.seed_everything < 2**32:
-            refuse(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
+            exit_with_error(ValueError(f"seed_everything={run.seed_everything}: must be in [0, 2**32)"))
         try:
             check_arguments(run)
         except ValueError as error:
-            refuse(error)
+            exit_with_error(error)
 
     def _with_checkpoint(self, words: list[str]) -> list[str]:
         """The command line with the configuration of a checkpoint before the options that are given."""
@@ -129,7 +129,9 @@ class DQNCLI(LightningCLI):
         flags = dict(flags_of(words))
         path, weights = flags.get("--ckpt_path"), flags.get("--init_from")
         if path is not None and weights is not None:
-            refuse(ValueError(f"--ckpt_path {path}, --init_from {weights}: resume a run or start a new one, not both"))
+            exit_with_error(
+                ValueError(f"--ckpt_path {path}, --init_from {weights}: resume a run or start a new one, not both")
+            )
         if weights is not None:
             self.weights = read_checkpoint(AtomicCheckpointIO(), weights, "--init_from", for_fit=False)
         if path is None:
@@ -142,7 +144,7 @@ class DQNCLI(LightningCLI):
         try:
             config = config_of(self.checkpoint, given, trusted)
         except CheckpointError as error:
-            refuse(CheckpointError(f"--ckpt_path {path}: {error}"))
+            exit_with_error(CheckpointError(f"--ckpt_path {path}: {error}"))
         callbacks = missing_callbacks(self.checkpoint)
         if callbacks and "trainer.callbacks" not in given and words[0] == "fit":
             rank_zero_info(
@@ -151,7 +153,7 @@ class DQNCLI(LightningCLI):
         return [words[0], "--config", yaml.safe_dump(config), *words[1:]]
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder. What is saved as config.yaml names no folder, so that it can be used again."""
+        """Choose the run's folder. The saved config.yaml does not contain it, so that it can be reused."""
         self._given = self.config.clone()
         run = self.config[self.subcommand]
         root = Path(run.trainer.default_root_dir or DEFAULT_ROOT)
@@ -175,21 +177,23 @@ class DQNCLI(LightningCLI):
                     continue_wandb(logger)
 
     def _new_folder(self, root: Path, env_id: str) -> Path:
-        """One that takes files."""
+        """A new, writable folder."""
         folder = None
         try:
             folder = new_run_folder(root, env_id)
-            # which the first rank makes, and later than the others look
+            # rank 0 creates it, possibly later than the others get here
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 check_writable(folder)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.removedirs(folder or root)
-            refuse(OSError(f"trainer.default_root_dir={root}: takes no files ({error}); choose another or make room"))
+            exit_with_error(
+                OSError(f"trainer.default_root_dir={root}: is not writable ({error}); choose another or free space")
+            )
         return folder
 
     def instantiate_classes(self) -> None:
-        """Make everything; what can't be made is said in one line, and leaves no folder behind."""
+        """Instantiate all classes; an error is one line, and removes the new folder."""
         try:
             with contextlib.nullcontext() if self.checkpoint is None else AllocationLimit(self.checkpoint):
                 super().instantiate_classes()
@@ -201,17 +205,17 @@ class DQNCLI(LightningCLI):
                 check_checkpoint(self.checkpoint, self.model, *resumed)
                 if self.subcommand == "fit":
                     relocate_best(self.checkpoint, self.trainer.checkpoint_callbacks)
-            # they hold a whole memory, which the run need not keep twice
+            # free the replay memory in the checkpoint
             self.checkpoint = self.weights = None
         except (ValueError, TypeError, ImportError, MisconfigurationException, CheckpointError) as error:
             if self.is_new:
                 with contextlib.suppress(OSError):
                     os.removedirs(self.folder)
-            refuse(error)
+            exit_with_error(error)
         self._announce()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Let checkpoints lie with the rest of the run."""
+        """Create the trainer with the checkpoint plugin, and with the run's folder for checkpoints."""
         self.config = self._given
         run = self.config_init[self.subcommand]
         if run.trainer.enable_progress_bar is False:
@@ -220,23 +224,23 @@ class DQNCLI(LightningCLI):
         others = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
         check_processes(trainer)
-        # where the checkpoint lies that is read, so that Lightning takes up the best one from there
+        # the folder of the loaded checkpoint, where Lightning finds the best one
         folder = Path(run.ckpt_path).parent if run_dir_of(run.ckpt_path) else self.folder / "checkpoints"
         path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = path
         if self.subcommand == "fit" and trainer.is_global_zero:
-            # Lightning's checkpoint for SLURM lies beside the others' folder
+            # Lightning's SLURM checkpoint is in the parent folder
             for place in (folder, self.folder):
-                sweep(place)
+                remove_stale_files(place)
         if run.ckpt_path or not self.is_new:
-            # of course it is
+            # a resumed run's folder is not empty
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         return trainer
 
     def _announce(self) -> None:
-        """Begin tracking, and say in a line what might surprise."""
+        """Start W&B, and report an offline run or missing weights."""
         run = self.config[self.subcommand]
         if self.subcommand != "fit" and not (run.ckpt_path or run.init_from):
             rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
@@ -248,28 +252,27 @@ class DQNCLI(LightningCLI):
 
 
 def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
-    """Run the command line; what the user can mend is said in one line.
+    """Run the command line; errors that the user can correct are one line.
 
     Args:
-        args: its words; None for those of the process.
+        args: its arguments; None for those of the process.
         callbacks: of the trainer, beside those that it has anyway.
     """
-    # until the first step nearly all that is made stays: looking for garbage after every 700 objects costs 0.1 s
+    # few objects become garbage before the first step: the default threshold of 700 costs 0.1 s
     gc.set_threshold(50_000)
     if "OMP_NUM_THREADS" not in os.environ:
-        # on a free machine a second thread gains a tenth; beside a busy core the two wait for each other: 10 updates/s
-        # where one thread makes 650
+        # a second thread gains 10 % on an idle machine; with a busy core it is 65 times slower than one thread
         torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
     try:
         DQNCLI(args, callbacks)
     except (MisconfigurationException, FileNotFoundError, CheckpointError, FloatingPointError) as error:
-        refuse(error)
+        exit_with_error(error)
     except BrokenEnvironmentError as fault:
-        # where the environment raised, its author wants to see where
+        # an exception of the environment is shown with its traceback
         if fault.__cause__ is not None:
             raise
-        refuse(fault)
+        exit_with_error(fault)
     except RuntimeError as error:
         if debugging() or not is_peer_lost(error):
             raise
@@ -278,7 +281,7 @@ def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
     except KeyboardInterrupt:
         _exit(130)
     except SystemExit as left:
-        # Lightning's own ways out say 1 and 0
+        # Lightning exits with 1 and 0
         if isinstance(left.__context__, KeyboardInterrupt):
             _exit(130)
         if isinstance(left, SIGTERMException):
@@ -289,7 +292,7 @@ def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
 
 
 def _exit(code: Any) -> NoReturn:
-    """End the process; one Ctrl-C more would only make a traceback of it while Python shuts down."""
+    """Exit; another Ctrl-C during the shutdown would only print a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # W&B's agent takes any other code for a failure, of a run too that it stopped itself, and gives up after three
+    # W&B's agent counts any other exit code as a failure, also of a run that it stopped, and ends after three
     sys.exit(0 if code == 143 and "WANDB_SWEEP_ID" in os.environ else code)

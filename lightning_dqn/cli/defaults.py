@@ -1,4 +1,4 @@
-"""What every run of the command line has, asked for or not: callbacks, a logger, its configuration in its folder."""
+"""Defaults of every run of the command line: callbacks, a logger, the saved configuration."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -20,7 +20,7 @@ BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "aut
 
 
 def trainer_defaults(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """What every run has, its own callbacks included, and more of them."""
+    """Arguments of the trainer, with the callbacks of every run and further ones."""
     return {
         "callbacks": [
             EpisodeStatistics(),
@@ -47,12 +47,12 @@ class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run's folder, and to the loggers, before the first step."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let all ranks mean the first one's folder: by their own clocks they have named others, and made none."""
+        """Use the folder of rank 0 on all ranks: its name contains the time, which differs between ranks."""
         trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
         super().setup(trainer, pl_module, stage)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint hold the options of the run that are not in its manifest."""
+        """Add the options of the run that are not in its manifest."""
         checkpoint["options"] = options_of(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -258,7 +258,7 @@ def _count(value: Any) -> int:
 
 
 def check_inert(value: Any, name: str) -> None:
-    """See that the command line, which reads configurations as YAML, takes each string in a value for a string alone.
+    """Check that the command line, which reads configurations as YAML, takes each string in a value for a string alone.
 
     Where any value may be given, it parses strings once more, and makes what classes they describe.
 

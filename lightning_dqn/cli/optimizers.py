@@ -1,4 +1,4 @@
-"""What a command line means that names another optimizer, another schedule of its learning rate, or another network."""
+"""Defaults of a class that replaces the optimizer, the learning rate schedule or the network on the command line."""
 
 import contextlib
 import inspect
@@ -11,7 +11,7 @@ import torch
 from jsonargparse import _typehints
 from lightning.pytorch import LightningModule
 
-from lightning_dqn.cli.errors import refuse
+from lightning_dqn.cli.errors import exit_with_error
 
 OPTIMIZER = "--model.optimizer"
 KINDS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
@@ -19,13 +19,13 @@ KINDS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 
 @contextlib.contextmanager
 def reset_init_args_on_class_change() -> Iterator[None]:
-    """Within, another optimizer, schedule or network starts from its own defaults.
+    """Context manager: another optimizer, schedule or network starts with its own defaults.
 
-    jsonargparse hands each argument on that both classes have. So Adam would get AdamW's weight decay, which is an L2
-    penalty there, and NatureCNN the hidden layers of MLP, and nobody has asked for it. Of a network's arguments those
-    go on that are not its class's own defaults: PQN asks for layer norm, whatever the network.
+    jsonargparse keeps each argument that both classes have. So Adam would get AdamW's weight decay, which is an L2
+    penalty there, and NatureCNN the hidden layers of MLP. Arguments of a network that differ from the defaults of its
+    class are kept: PQN sets layer norm for every network.
     """
-    hand_on = _typehints.discard_init_args_on_class_path_change
+    original = _typehints.discard_init_args_on_class_path_change
 
     def discard(parser_or_action: Any, before: Any, now: Any) -> None:
         if before and "init_args" in before and before["class_path"] != now["class_path"]:
@@ -34,31 +34,31 @@ def reset_init_args_on_class_change() -> Iterator[None]:
                 before["init_args"].__dict__.clear()
             elif inspect.isclass(kind) and issubclass(kind, torch.nn.Module) and not issubclass(kind, LightningModule):
                 _forget_defaults(kind, before["init_args"].__dict__)
-        hand_on(parser_or_action, before, now)  # type: ignore[no-untyped-call]
+        original(parser_or_action, before, now)  # type: ignore[no-untyped-call]
 
-    with mock.patch.object(_typehints, hand_on.__name__, discard):
+    with mock.patch.object(_typehints, original.__name__, discard):
         yield
 
 
 def _forget_defaults(kind: type, given: dict[str, Any]) -> None:
-    """Of the arguments given to a class, leave those that are not its defaults anyway."""
+    """Remove the arguments that equal the defaults of their class."""
     for name, parameter in inspect.signature(kind).parameters.items():
-        # what is a tuple in Python is a list in a file
+        # a tuple is a list in a YAML file
         values = [tuple(v) if isinstance(v, list) else v for v in (given.get(name), parameter.default)]
         if name in given and values[0] == values[1]:
             del given[name]
 
 
-def refuse_knobs_before_class(words: list[str]) -> None:
-    """A knob that stands before the class would be the last optimizer's, and be lost with it.
+def check_class_before_arguments(words: list[str]) -> None:
+    """Check that no argument of the optimizer comes before its class, which would discard it.
 
     Args:
-        words: of the command line.
+        words: arguments of the command line, subcommand first.
     """
     flags = [word.partition("=")[0] for word in words]
-    knobs = [flag for flag in flags if flag.startswith(f"{OPTIMIZER}.") and not flag.endswith(".help")]
-    behind = flags[flags.index(knobs[0]) :] if knobs else []
+    given = [flag for flag in flags if flag.startswith(f"{OPTIMIZER}.") and not flag.endswith(".help")]
+    behind = flags[flags.index(given[0]) :] if given else []
     # another model may come with another optimizer
     for owner in (OPTIMIZER, "--model"):
         if owner in behind:
-            refuse(ValueError(f"{knobs[0]} stands before {owner}, whose defaults are others; name the class first"))
+            exit_with_error(ValueError(f"{given[0]} comes before {owner}, whose defaults differ; give the class first"))

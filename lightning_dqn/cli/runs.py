@@ -1,4 +1,4 @@
-"""Where runs lie: a new folder for each, and the run that a checkpoint belongs to."""
+"""Folders of runs, and the run that a checkpoint belongs to."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_dqn.cli.errors import refuse
+from lightning_dqn.cli.errors import exit_with_error
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
 
@@ -31,13 +31,13 @@ def resolve_checkpoint(words: list[str]) -> list[str]:
             root = Path(flags.get("--trainer.default_root_dir", DEFAULT_ROOT))
             found = sorted(root.glob(f"*/*/checkpoints/{checkpoint}.ckpt"), key=lambda path: path.stat().st_mtime)
             if not found:
-                refuse(
+                exit_with_error(
                     FileNotFoundError(f"{option} {checkpoint}: no run in {root} has such a checkpoint; give its path")
                 )
             # the last value of an option counts
             words = [*words, option, str(found[-1])]
         elif checkpoint is not None and "://" not in checkpoint and not Path(checkpoint).is_file():
-            refuse(
+            exit_with_error(
                 FileNotFoundError(f"{option} {checkpoint}: no such file here; give the path of a .ckpt, best or last")
             )
     return words
@@ -63,13 +63,13 @@ def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str, *, for_f
     try:
         return plugin.read_ahead(path, for_fit=for_fit)
     except (CheckpointError, OSError) as error:
-        refuse(ValueError(f"{option} {error}"))
+        exit_with_error(ValueError(f"{option} {error}"))
 
 
 def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> None:
-    """Let Lightning find the best checkpoint of a run whose folder was moved, or is called from another place.
+    """Update the paths of the best checkpoint of a run whose folder was moved, or is given relative to another one.
 
-    It forgets the best score where the folder is not written as it was, and would overwrite the best by the next.
+    Lightning resets the best score if the path of the folder has changed, and would overwrite the best checkpoint.
 
     Args:
         checkpoint: that was checked for a fit; changed in place.
@@ -86,7 +86,7 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
         if state["dirpath"] in (None, folder):
             continue
         if not (Path(folder) / Path(state["best_model_path"]).name).is_file():
-            # the file of an agent alone: the best of its run is not here
+            # the checkpoint was copied without the best one of its run
             state.update(dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), ""))
             state.update(best_model_score=None, best_k_models={}, kth_value=None)
         else:
@@ -98,7 +98,7 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
 
 
 def run_dir_of(checkpoint: str | None) -> Path | None:
-    """The folder of the run that a checkpoint belongs to, if it lies in one."""
+    """The folder of the run that a checkpoint belongs to; None if it is not in one."""
     if checkpoint is None:
         return None
     path = Path(checkpoint)
@@ -107,7 +107,7 @@ def run_dir_of(checkpoint: str | None) -> Path | None:
 
 
 def new_run_folder(root: Path, env_id: str) -> Path:
-    """Make a folder that no other run has: root/environment/time. Sync but the first write nothing and make none."""
+    """Make a folder that no other run has: root/environment/time. Only rank 0 creates it."""
     job = f"_job-{_slurm_job()}" if _slurm_job() else ""
     name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{job}"
     for attempt in itertools.count():
@@ -131,7 +131,7 @@ def requeued_run(root: Path) -> Path | None:
         return None
     found = sorted({path.parent for path in root.glob(f"*/*_job-{_slurm_job()}/hpc_ckpt_*.ckpt")})
     if len(found) > 1:
-        refuse(
+        exit_with_error(
             ValueError(f"SLURM job {_slurm_job()} had several runs, {found}: give each its trainer.default_root_dir")
         )
     return found[0] if found else None

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
-    """Put a logger's files into the run's folder, unless it was given another, and choose W&B's mode.
+    """Set the folder of a logger to that of the run, unless it was given, and choose W&B's mode.
 
     Args:
         logger: class_path and init_args, changed in place.
@@ -21,16 +21,16 @@ def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
         resumed: whether an earlier run left its files there.
 
     Returns:
-        Why W&B has to be offline; empty if it hasn't, or was told to be.
+        Why W&B has to be offline; empty if it is online, or if offline was requested.
     """
     args = logger.init_args
     is_wandb = logger.class_path.endswith("WandbLogger")
     if args.get("save_dir") == ".":
         args.save_dir = str(folder)
         if not is_wandb:
-            # no folders below the run's own, unless it goes on: then its old files stay as they are
+            # no subfolders, unless the run resumes: then its old files are not overwritten
             args.name, args.version = "", f"resumed_{datetime.now():%Y-%m-%d_%H-%M-%S}" if resumed else ""
-    # of several ranks the first one tracks alone
+    # only rank 0 logs
     if not is_wandb or args.offline or args.mode or os.environ.get("WANDB_MODE") or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return ""
     reason = wandb_unavailable()
@@ -40,7 +40,7 @@ def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
 
 
 def continue_wandb(logger: Namespace) -> None:
-    """Let W&B go on with the run whose files lie where the logger will put its own; offline too.
+    """Continue the W&B run that has its files in the logger's folder, also offline.
 
     Args:
         logger: class_path and init_args, changed in place.
@@ -75,17 +75,17 @@ def wandb_unavailable() -> str:
 
 
 def start_wandb(logger: WandbLogger) -> str:
-    """Begin the W&B run now, offline if the server refuses it.
+    """Start the W&B run, offline if the server rejects it.
 
     Returns:
-        Why it is offline; empty if it isn't, or was told to be.
+        Why it is offline; empty if it is online, or if offline was requested.
     """
     import wandb  # noqa: PLC0415
 
-    # Lightning hands on an argument that wandb warns of whatever its value
+    # Lightning passes an argument that wandb warns of for any value
     logger._wandb_init.pop("anonymous", None)
     if os.environ.get("WANDB_SWEEP_ID"):
-        # its runs lie in its project, and wandb warns of any other
+        # runs of a sweep are in its project, and wandb warns of any other
         logger._wandb_init.pop("project", None)
     if logger._wandb_init.get("mode") == "offline" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return ""

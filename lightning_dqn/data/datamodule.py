@@ -26,7 +26,7 @@ from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict
 from lightning_dqn.resume.dataset import reshard_state, restore_dataset, warn_inexact_resume, warn_long_episodes
 from lightning_dqn.resume.env_state import unsupported_reason
 from lightning_dqn.resume.memory_state import check_actions
-from lightning_dqn.resume.plain import plain_form
+from lightning_dqn.resume.plain_form import plain_form
 from lightning_dqn.resume.spaces import encode_space
 from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
 

@@ -1,4 +1,4 @@
-"""Sees that the networks of all ranks are still the same, to the bit: an option for who doubts it."""
+"""An optional check that the networks of all ranks stay bitwise equal."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from lightning_dqn.resume.training_state import weights_digest
 class RankCheck(Callback):
     """Compares hashes of both networks over all ranks, every k updates; ends the fit where they differ.
 
-    Sync start from the same weights and move them by the same gradients, so they stay the same. What breaks that is a
-    fault: weights changed on one rank alone, by a callback or a network of one's own, or broken hardware.
+    All ranks start with the same weights and apply the same gradients, so their networks stay equal. A difference means
+    that a callback, a custom network or broken hardware changed the weights of one rank only.
 
     Args:
-        every_n_updates: from one look to the next, k; the iteration is ended first.
+        every_n_updates: updates between two checks, k; checked at the end of an iteration.
 
     Raises:
         ValueError: if every_n_updates is not positive.
@@ -28,14 +28,14 @@ class RankCheck(Callback):
         self._periods = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what the ranks begin with."""
+        """Compare the initial networks."""
         self._periods = trainer.global_step // self.every_n_updates
         self._compare(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look, if it is time."""
+        """Compare every k updates."""
         periods = trainer.global_step // self.every_n_updates
         if periods != self._periods:
             self._periods = periods
@@ -53,12 +53,12 @@ class RankCheck(Callback):
         shared = {"policy_net", "target_net", "normalizer"}
         nets = [(name, net) for name, net in pl_module.named_children() if name in shared]
         own = [f"{name} {weights_digest(net.state_dict())}" for name, net in nets]
-        first, *others = (said.split(", ") for said in sync.gather(", ".join(own)))
+        first, *others = (text.split(", ") for text in sync.gather(", ".join(own)))
         for rank, other in enumerate(others, start=1):
             for expected, found in zip(first, other, strict=True):
                 if found != expected:
                     raise RuntimeError(
-                        f"{found.split()[0]} of rank {rank} is not that of rank 0 any more, after "
-                        f"{trainer.global_step:,} updates: something changes weights on one rank alone; find it, and "
-                        "go on from an earlier checkpoint"
+                        f"{found.split()[0]} of rank {rank} differs from rank 0 after "
+                        f"{trainer.global_step:,} updates: weights were changed on one rank only; find the cause, and "
+                        "resume from an earlier checkpoint"
                     )

@@ -1,7 +1,7 @@
-"""Deals the rows of several ranks' memories anew, over another number of ranks.
+"""Reshards the replay memories of several ranks for another world size.
 
-Lies between a checkpoint, which holds the `ReplayMemory.state_dict` of each old rank, and `ReplayMemory.refill` on each
-new one. Legend: N envs, k frames in a stack, n rewards summed, T time steps, W new ranks.
+The input is the `ReplayMemory.state_dict` of each old rank, the output is for `ReplayMemory.refill` on each new rank.
+Legend: N envs, k frames in a stack, n rewards summed, T time steps, W new ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# parts of a stream, by age, of each of which every new rank gets as much
+# parts of a stream by age; every new rank gets the same number of rows of each
 AGES = 10
 # time steps of a piece, for each frame of a stack: a cut costs as many transitions as a stack has frames
 SHORTEST = 32
@@ -19,14 +19,14 @@ SHORTEST = 32
 def reshard(
     states: Sequence[dict[str, Any]], *, rank: int, world_size: int, slots: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The share of one new rank: pieces of the old ranks' streams, to be laid one behind the other, oldest first.
+    """The shard of one new rank: pieces of the old ranks' streams, to be concatenated, oldest first.
 
     Each old stream is cut by age into ten parts, or fewer if pieces would get shorter than 32 k time steps, and each
-    part into W pieces of the same length to within one time step, one for each new rank. So all shares have as much of
-    every old rank and of every age, to within ten rows of each old rank and environment.
+    part into W pieces of the same length to within one time step, one for each new rank. So all shards have as many
+    rows of every old rank and of every age, to within ten rows of each old rank and environment.
 
-    Every row goes to one new rank. Nothing that is drawn reaches over a cut, as if the run had been interrupted there:
-    episodes that go on are kept as truncated, which makes n - 1 sums of rewards shorter. At each of the fewer than
+    Every row goes to one new rank. No sampled transition crosses a cut: episodes that continue after it
+    are kept as truncated, which makes n - 1 sums of rewards shorter. At each of the fewer than
     10 W cuts of a stream, at most k transitions of each environment are lost: the one whose next observation is in the
     next piece, and those at the beginning of that piece whose stacks are not in it. That is one in 32 at most, but for
     streams of fewer than 32 k W time steps.
@@ -35,11 +35,11 @@ def reshard(
         states: of all old ranks, as `ReplayMemory.state_dict` gave them; they are only read.
         rank: the new rank.
         world_size: new ranks, W.
-        slots: time steps that it has room for; of more, the oldest are left out.
+        slots: capacity of the new memory in time steps; the oldest beyond it are left out.
 
     Yields:
-        Rows by their names, (T, N, ...), copies; `playable` are those that can be drawn. With them come, as `priority`,
-        the numbers that a prioritised sampler had for them, 0 for rows that were not eligible yet.
+        Rows by their names, (T, N, ...), copies; `playable` are those that can be drawn. `priority`, with a prioritized
+        sampler, is 0 for rows that were not eligible yet.
     """
     pieces = []
     for old_rank, state in enumerate(states):
@@ -48,7 +48,7 @@ def reshard(
         cuts = [i * length // (ages * world_size) for i in range(ages * world_size + 1)]
         for age in range(ages):
             i = age * world_size + (rank - old_rank) % world_size
-            # ranks play side by side: what is as far from the end is as old
+            # ranks step in parallel: rows equally far from the end are equally old
             pieces.append((cuts[i + 1] - length, old_rank, cuts[i], cuts[i + 1]))
     pieces.sort()
     too_many = sum(stop - start for *_, start, stop in pieces) - slots
@@ -60,7 +60,7 @@ def reshard(
 
 
 def _piece(state: dict[str, Any], start: int, stop: int) -> dict[str, NDArray[Any]]:
-    """The rows from one time step of a ring, the oldest being 0, to another, as a stream of their own."""
+    """The rows from one time step of a ring, the oldest being 0, to another, as a separate stream."""
     rows = {name: tensor.numpy() for name, tensor in state["rows"].items()}
     used, num_envs = rows["playable"].shape
     if "priorities" in state["sampler"]:
@@ -74,7 +74,7 @@ def _piece(state: dict[str, Any], start: int, stop: int) -> dict[str, NDArray[An
     playable, frames = piece["playable"], _frames(state)
     # the k - 1 oldest slots of a full ring hold frames for those after them
     playable[: max(used + frames - 1 - state["slots"] - start, 0)] = False
-    # what follows the last row is not here
+    # the next observation of the last row is in another piece
     playable[-1] = False
     piece["truncated"][-2:-1] |= playable[-2:-1] & ~piece["terminated"][-2:-1]
     if frames > 1:
@@ -84,6 +84,6 @@ def _piece(state: dict[str, Any], start: int, stop: int) -> dict[str, NDArray[An
 
 
 def _frames(state: dict[str, Any]) -> int:
-    # before there was a choice, observations were kept as they were
+    # older states have no frame_stack
     frames: int = state.get("frame_stack", 1)
     return frames

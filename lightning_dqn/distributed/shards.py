@@ -1,7 +1,7 @@
-"""What each of several ranks keeps of a checkpoint: its environments, its part of the memory, its random generators.
+"""The shard of a checkpoint that each rank saves: its environments, its part of the memory, its random generators.
 
-The first rank's lie in the checkpoint itself, as those of a run of one; every other rank writes its own into a file
-beside it, and the checkpoint, which names them all, is renamed last: with it all are there, or none.
+Rank 0 saves its shard in the checkpoint itself, as a single process does; every other rank writes a file beside it. The
+checkpoint names all files and is renamed last, so that a checkpoint is complete or absent.
 """
 
 from pathlib import Path
@@ -15,30 +15,30 @@ from lightning_dqn.resume.content import ENTRY, check_dict
 from lightning_dqn.resume.rng import check_rng_state
 from lightning_dqn.resume.training_state import weights_digest
 
-# where a checkpoint names the shares of the other ranks, as paths; in its file it does so within ENTRY
+# key of the paths of the other ranks' shards in a loaded checkpoint; in its file the names are under ENTRY
 SHARDS = "shares"
 REMEDY = "use Trainer(plugins=[lightning_dqn.resume.AtomicCheckpointIO()])"
 
 
 def check_plugin(trainer: Trainer) -> None:
-    """See that checkpoints of several ranks can hold what all of them need to go on.
+    """Check that the checkpoint plugin can save the shards of several ranks.
 
     Raises:
-        MisconfigurationException: if the plugin that writes them knows of the first rank alone.
+        MisconfigurationException: if the plugin saves rank 0 only.
     """
     if trainer.world_size > 1 and trainer.checkpoint_callbacks:
         _plugin(trainer)
 
 
 def save_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Let a checkpoint of several ranks name the shares of all, which this writes; called on every rank alike.
+    """Write the shard of this rank, and add the paths of all shards to the checkpoint. All ranks must call it.
 
     Args:
-        checkpoint: as all ranks have it, but for their own; changed in place.
+        checkpoint: with the state of this rank; changed in place.
         trainer: of the fit.
 
     Raises:
-        CheckpointError: if this rank's can't be written.
+        CheckpointError: if the shard can't be written.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     name = type(data).__qualname__
@@ -52,46 +52,46 @@ def save_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 
 
 def load_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Put this rank's share in the place of the first one's; of another number of ranks, all are dealt anew.
+    """Load the shard of this rank in place of rank 0's; with another world size, reshard.
 
     Args:
-        checkpoint: as it was read, the first rank's; changed in place.
-        trainer: that is about to go on from it.
+        checkpoint: as it was read, with the shard of rank 0; changed in place.
+        trainer: of the fit that resumes.
 
     Raises:
-        CheckpointError: if a share is missing or damaged.
-        MisconfigurationException: if another rank has read another checkpoint, or it was read without its shares.
+        CheckpointError: if a shard is missing or damaged.
+        MisconfigurationException: if another rank has read another checkpoint, or a plugin that loads rank 0 only.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if SHARDS in checkpoint.get(ENTRY, {}):
         raise MisconfigurationException(
-            f"The checkpoint is of several ranks, of which {type(trainer.strategy.checkpoint_io).__name__} knows the "
-            f"first alone: {REMEDY}"
+            f"The checkpoint is of several ranks, of which {type(trainer.strategy.checkpoint_io).__name__} loads "
+            f"rank 0 only: {REMEDY}"
         )
     paths = checkpoint.get(SHARDS, [])
     then, now = 1 + len(paths), trainer.world_size
     if then == now == 1:
         return
     if now > 1:
-        _refuse_others(checkpoint, trainer, data.sync)
+        _check_same_checkpoint(checkpoint, trainer, data.sync)
     plugin, name = _plugin(trainer), type(data).__qualname__
     if then == now:
         if trainer.global_rank:
             checkpoint |= _read_shard(plugin, paths[trainer.global_rank - 1], trainer)
         return
     rank_zero_info(
-        f"The checkpoint is of {then} rank{'s' * (then > 1)}, this run has {now}: the shares of the memory are dealt "
-        "anew, with the episodes under way kept as truncated. The run goes on, but not as if unstopped."
+        f"The checkpoint is of {then} rank{'s' * (then > 1)}, this run has {now}: the replay memory is resharded, "
+        "unfinished episodes are kept as truncated. The resume is approximate."
     )
     others = [_read_shard(plugin, path, trainer)[name] for path in paths]
     checkpoint[name] = data.reshard_state([checkpoint[name], *others])
-    # they were of ranks that are no more
+    # generators of the old ranks do not match the new ones
     del checkpoint["generators"]
     _rescale_epoch(checkpoint["loops"]["fit_loop"], then / now, len(data.train_dataset))
 
 
 def _read_shard(plugin: Any, path: str, trainer: Trainer) -> dict[str, Any]:
-    """What a rank resumes from beside the checkpoint, checked as that was, and nothing else that the file may hold."""
+    """The shard of a rank, checked like the checkpoint; other entries of the file are dropped."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     module: Any = trainer.lightning_module
     name = type(data).__qualname__
@@ -101,24 +101,24 @@ def _read_shard(plugin: Any, path: str, trainer: Trainer) -> dict[str, Any]:
     return {key: content[key] for key in (name, "generators")}
 
 
-def _refuse_others(checkpoint: dict[str, Any], trainer: Trainer, sync: Any) -> None:
-    """Each rank finds its checkpoint for itself, by the words of the same command; say so where they are several."""
+def _check_same_checkpoint(checkpoint: dict[str, Any], trainer: Trainer, sync: Any) -> None:
+    """Check that all ranks have read the same checkpoint: each resolves `last` or a path for itself."""
     read = sync.gather((str(trainer.ckpt_path), checkpoint["global_step"], weights_digest(checkpoint["state_dict"])))
     for rank, other in enumerate(read):
-        # machines may have it under different names
+        # its path may differ between machines
         if other[1:] != read[0][1:]:
             raise MisconfigurationException(
-                f"Rank 0 goes on from {read[0][0]}, rank {rank} from {other[0]}, which is another checkpoint: give the "
-                "path of one that all ranks see"
+                f"Rank 0 resumes from {read[0][0]}, rank {rank} from {other[0]}, which is another checkpoint: give a "
+                "path that all ranks can read"
             )
 
 
 def _rescale_epoch(fit_loop: dict[str, Any], factor: float, length: int) -> None:
-    """Let the iterations of an epoch under way count for as many env steps as they did.
+    """Rescale the iterations of an unfinished epoch, so that they stand for the same number of env steps.
 
     Args:
-        fit_loop: Lightning's account of it; changed in place.
-        factor: how much fewer env steps an iteration has now.
+        fit_loop: Lightning's progress; changed in place.
+        factor: env steps of an old iteration over those of a new one.
         length: iterations in an epoch now.
     """
     batches = fit_loop["epoch_loop.batch_progress"]
@@ -130,16 +130,16 @@ def _rescale_epoch(fit_loop: dict[str, Any], factor: float, length: int) -> None
 
 def _plugin(trainer: Trainer) -> Any:
     plugin = trainer.strategy.checkpoint_io
-    # the profiler's and other wrappers hold it
+    # profilers and asynchronous plugins wrap it
     plugin = getattr(plugin, "checkpoint_io", None) or plugin
     if not hasattr(plugin, "save_shard"):
         raise MisconfigurationException(
-            f"{type(plugin).__name__} saves what the first of {trainer.world_size} ranks has, alone: {REMEDY}"
+            f"{type(plugin).__name__} saves rank 0 only, of {trainer.world_size} ranks: {REMEDY}"
         )
     return plugin
 
 
 def _folder(trainer: Trainer) -> Path:
-    """Where shares are written: beside the checkpoints of the run."""
+    """The folder of the shards: that of the run's checkpoints."""
     callback = trainer.checkpoint_callback
     return Path(getattr(callback, "dirpath", None) or trainer.default_root_dir)

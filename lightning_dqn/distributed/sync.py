@@ -1,6 +1,6 @@
-"""What the ranks of a run say to each other once an iteration: the clock that they share, and what all must know alike.
+"""Collective calls of the ranks: env step counts and statistics once an iteration, gradients once an update.
 
-The data side meets after each iteration's play; of the learner only gradients travel, one an update. Legend: W ranks.
+Legend: W ranks, K numbers.
 """
 
 import os
@@ -16,13 +16,13 @@ from torch import Tensor, distributed, nn
 
 
 def processes_started() -> tuple[str, int]:
-    """Who has started this process, torchrun or srun, and with how many others; one if neither has."""
+    """The launcher of this process, torchrun or srun, and the number of processes it started; 1 without a launcher."""
     starter = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "srun"
     return starter, int(os.environ.get("WORLD_SIZE" if starter == "torchrun" else "SLURM_STEP_NUM_TASKS", "1"))
 
 
 def check_networks(module: nn.Module) -> None:
-    """Refuse layers that would go astray on each rank: only gradients are shared.
+    """Check that no layer has running statistics: only gradients are synchronized, so they would differ between ranks.
 
     Raises:
         MisconfigurationException: naming the layer.
@@ -36,32 +36,32 @@ def check_networks(module: nn.Module) -> None:
 
 
 class RankLostError(RuntimeError):
-    """Another rank has ended, and this one can't go on alone."""
+    """A peer rank has exited or is unreachable."""
 
 
 def peer_lost_error() -> RankLostError:
-    """What a rank says when it waits in vain."""
+    """The error of this rank when a collective call fails."""
     return RankLostError(
-        f"rank {distributed.get_rank()} waits in vain for another, which has ended or can't be reached: see "
-        "what that one said; `fit --ckpt_path last` goes on from the last checkpoint"
+        f"rank {distributed.get_rank()}: a peer has exited or is unreachable: see the output of that rank; "
+        "`fit --ckpt_path last` resumes from the last checkpoint"
     )
 
 
 def is_peer_lost(error: RuntimeError) -> bool:
-    """Whether an error says that another rank does not answer, wherever it was awaited: in an evaluation, in a save."""
+    """Whether an error of any collective call means that a peer has exited or is unreachable."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    # gloo has no class for it, but names the place
+    # gloo raises a plain RuntimeError that names its source file
     return isinstance(error, RankLostError) or "gloo/transport/" in str(error)
 
 
 def mean_over_ranks(gradient: Tensor) -> Tensor:
     """The mean of the ranks' gradients, the same to the bit on each, in place: one collective call.
 
-    Lightning's `strategy.reduce` makes two: it lets the ranks wait for each other before.
+    Lightning's `strategy.reduce` makes two: a barrier precedes it.
 
     Raises:
-        RankLostError: if a rank does not come any more.
+        RankLostError: if a rank has exited or is unreachable.
     """
     try:
         distributed.all_reduce(gradient)
@@ -85,22 +85,22 @@ def gather_over_ranks(vector: Tensor) -> Tensor:
 
 
 class Sync:
-    """This rank among those of a run, and what was said at their last meeting.
+    """Synchronizes the ranks of a run, and holds the result of the last `all_gather`.
 
-    A meeting is one collective call of a few numbers, on CPUs whatever the ranks learn on, so that no device waits for
-    it. A run of one rank has none.
+    The collective calls use the CPU on every accelerator, so that no device waits for them. A run of one rank makes
+    none.
 
     Args:
-        rank: this one, from 0.
+        rank: global rank of this process, from 0.
         world_size: ranks in the run, W.
-        timeout: how long it waits at a meeting; None for torch's 30 minutes.
+        timeout: of a collective call; None for torch's 30 minutes.
 
     Attributes:
-        env_steps: that all ranks had played together at the last meeting.
-        received_signal: what this rank was asked to stop by, 0 for nothing; to be said at the next meeting.
-        requeue_asked: whether this rank was asked by SLURM to save; likewise.
-        agreed_signal: what any rank had been asked to stop by before the last meeting, 0 for nothing.
-        requeue_agreed: whether any rank had been asked to save.
+        env_steps: of all ranks together, at the last `all_gather`.
+        received_signal: number of the signal that this rank received, 0 for none; sent by the next `all_gather`.
+        requeue_asked: whether SLURM asked this rank to save; sent by the next `all_gather`.
+        agreed_signal: highest signal that any rank had received before the last `all_gather`, 0 for none.
+        requeue_agreed: whether SLURM had asked any rank to save before the last `all_gather`.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, timeout: timedelta | None = None) -> None:
@@ -120,48 +120,48 @@ class Sync:
         return self.world_size > 1
 
     def shard_size(self, total: int) -> int:
-        """What each rank has of something that is divided among all, in whole parts."""
+        """Size of one of `world_size` equal shards of `total`, rounded up."""
         return -(-total // self.world_size)
 
     def all_gather(self, env_steps: int, numbers: Sequence[float] | NDArray[np.float64] = ()) -> NDArray[np.float64]:
-        """Say where this rank stands, and hear it of all; every rank comes with as many numbers.
+        """All-gather the env steps, the signals and `numbers` of each rank. All ranks must pass the same length.
 
         Args:
             env_steps: played by this rank so far.
-            numbers: (K,) what else the others must know.
+            numbers: (K,) further statistics of this rank.
 
         Returns:
             The numbers of all ranks, (W, K).
 
         Raises:
-            RankLostError: if a rank does not come any more.
+            RankLostError: if a rank has exited or is unreachable.
         """
-        said = torch.tensor([env_steps, self.received_signal, self.requeue_asked, *numbers], dtype=torch.float64)
-        heard = torch.empty(self.world_size, len(said), dtype=torch.float64)
+        own = torch.tensor([env_steps, self.received_signal, self.requeue_asked, *numbers], dtype=torch.float64)
+        gathered = torch.empty(self.world_size, len(own), dtype=torch.float64)
         try:
-            distributed.all_gather(list(heard.unbind()), said, group=self._cpu_group())
+            distributed.all_gather(list(gathered.unbind()), own, group=self._cpu_group())
         except RuntimeError as error:
             raise peer_lost_error() from error
-        table: NDArray[np.float64] = heard.numpy()
+        table: NDArray[np.float64] = gathered.numpy()
         self.env_steps = int(table[:, 0].sum())
         self.agreed_signal = int(table[:, 1].max())
         self.requeue_agreed = bool(table[:, 2].any())
         return table[:, 3:]
 
     def gather(self, own: Any) -> list[Any]:
-        """What each rank has, in their order: plain values and tensors; called on all."""
-        heard: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(heard, own, group=self._cpu_group())
-        return heard
+        """The objects of all ranks in their order: plain values and tensors. All ranks must call it."""
+        gathered: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(gathered, own, group=self._cpu_group())
+        return gathered
 
     def gather_to_rank_zero(self, own: Any) -> list[Any]:
-        """As `gather`, but only the first rank hears it, and the others nothing: for what is large."""
-        heard: list[Any] = [None] * self.world_size if self.rank == 0 else []
-        distributed.gather_object(own, heard or None, group=self._cpu_group())
-        return heard
+        """As `gather`, but only rank 0 receives the objects, and the others an empty list: for large objects."""
+        gathered: list[Any] = [None] * self.world_size if self.rank == 0 else []
+        distributed.gather_object(own, gathered or None, group=self._cpu_group())
+        return gathered
 
     def _cpu_group(self) -> Any:
-        """The ranks, speaking without a device; all make it when they first meet."""
+        """The process group of all ranks on CPUs; created by the first collective call."""
         if self._group is None:
             if distributed.get_backend() == "gloo":
                 self._group = distributed.group.WORLD

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_dqn.resume.plain import path_step
+from lightning_dqn.resume.plain_form import path_step
 
 REFERENCE = "from_env"
 HIDDEN = "<hidden>"

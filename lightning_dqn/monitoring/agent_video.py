@@ -1,4 +1,4 @@
-"""Films the greedy agent, with no display needed."""
+"""Records videos of the greedy agent without a display."""
 
 import importlib
 import os
@@ -37,9 +37,9 @@ class AgentVideo(Callback):
 
     def __init__(self, *, episodes: int = 1, max_env_steps: int = 1000) -> None:
         if episodes < 0:
-            raise ValueError(f"video.episodes={episodes}: must be 0 or more")
+            raise ValueError(f"episodes={episodes}: must be 0 or more")
         if max_env_steps < 1:
-            raise ValueError(f"video.max_env_steps={max_env_steps}: must be at least 1")
+            raise ValueError(f"max_env_steps={max_env_steps}: must be at least 1")
         self.episodes = episodes
         self.max_env_steps = max_env_steps
         self.paths: list[str] = []
@@ -71,7 +71,7 @@ class AgentVideo(Callback):
                     path = folder / f"agent-{seed}.mp4"
                     self._film(env, pl_module, path, seed, action_masks=data.action_masks)
                     self.paths.append(str(path))
-        except Exception as error:  # whatever ails an environment's renderer, the run's results are worth more
+        except Exception as error:  # an error of the renderer must not end the run
             rank_zero_info(f"No video: {data.env_id}: {type(error).__name__}: {error}")
             return
         for logger in trainer.loggers:
@@ -81,8 +81,8 @@ class AgentVideo(Callback):
     def _film(
         self, env: "gym.Env[object, object]", module: "DQN", path: Path, seed: int, *, action_masks: bool
     ) -> None:
-        """Play one greedy episode before the camera."""
-        # a second that only the end of a run need wait
+        """Record one greedy episode."""
+        # the import takes a second
         imageio: Any = importlib.import_module("imageio.v2")
         observation, info = env.reset(seed=seed)
         # yuv420 wants even sides, imageio's default of 16 would rescale most environments
@@ -98,10 +98,10 @@ class AgentVideo(Callback):
 
 
 def _picture(env: "gym.Env[object, object]") -> NDArray[np.uint8]:
-    """What the environment looks like, in whole numbers and large enough to be seen."""
+    """A frame of the environment as uint8, enlarged if it is small."""
     shown = np.asarray(env.render())
     if shown.dtype != np.uint8:
-        # matplotlib's way, which MinAtar's games have
+        # MinAtar renders floats in [0, 1]
         shown = (255 * shown).astype(np.uint8)
     smallest = min(shown.shape[:2])
     times = GOOD_SIDE // smallest if smallest < SMALLEST_SIDE else 1
@@ -110,7 +110,7 @@ def _picture(env: "gym.Env[object, object]") -> NDArray[np.uint8]:
 
 @contextmanager
 def _no_display() -> Iterator[None]:
-    """Keep pygame from looking for a display or a sound card, and from its greeting, while we film."""
+    """Context manager: pygame opens no display or sound card, and prints no greeting."""
     ours = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)

@@ -45,7 +45,7 @@ class EpisodePlot(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Redraw now and then."""
+        """Redraw every `min_seconds`."""
         if time.monotonic() - self._drawn_at >= self.min_seconds and trainer.is_global_zero:
             self._draw(trainer, "Training...")
 
@@ -61,7 +61,7 @@ class EpisodePlot(Callback):
 
     def _draw(self, trainer: Trainer, title: str) -> Path:
         path = run_folder(trainer) / self.filename
-        # a reader never meets half a picture
+        # other processes must not read an incomplete file
         unfinished = path.with_name(f".{path.name}")
         durations_figure(data_of(trainer).episodes.lengths, self.window, title).savefig(
             unfinished, format="png", dpi=100
@@ -94,7 +94,7 @@ def durations_figure(durations: list[int], window: int, title: str) -> Any:
         window: episodes that the mean runs over; drawn from the first full window on.
         title: above the axes.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  half a second that a run without a plot need not wait
+    from matplotlib.figure import Figure  # noqa: PLC0415  the import takes half a second
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

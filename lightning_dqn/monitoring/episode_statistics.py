@@ -1,4 +1,4 @@
-"""Logs how training goes, with env steps as the x-axis of every curve."""
+"""Logs statistics of the training, with env steps as the x-axis of every curve."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -37,15 +37,15 @@ class EpisodeStatistics(Callback):
                 logger.experiment.define_metric("*", step_metric="env_steps", step_sync=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A fit that goes on in mid-epoch starts none: its speed is counted from here."""
+        """Start the measurement of the speed: a fit that resumes within an epoch has no epoch start."""
         self._since = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluation lies between epochs: it is not counted into the speed of training."""
+        """Restart the measurement of the speed, which excludes evaluations."""
         self._since = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log, if it is time; else cost nothing."""
+        """Log every `log_every_n_steps` iterations."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (batch_idx + 1) % every or not trainer.loggers:
             return
@@ -63,13 +63,13 @@ class EpisodeStatistics(Callback):
             logger.log_metrics(metrics, step=data.env_steps)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay the evaluation on the same x-axis; Lightning takes `step` as the loggers' own."""
+        """Log the evaluation with the same x-axis; Lightning passes `step` to the loggers."""
         if trainer.state.fn == "fit":
             env_steps = float(data_of(trainer).env_steps)
             pl_module.log_dict({"env_steps": env_steps, "step": env_steps, "updates": float(trainer.global_step)})
 
     def _clocks(self, trainer: Trainer) -> dict[str, float]:
-        """Where the clocks stand, and how fast they have run since the last call."""
+        """Env steps and updates, and their speeds since the last call."""
         now = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)
         seconds, env_steps, updates = (a - b for a, b in zip(now, self._since, strict=True))
         self._since = now
@@ -83,7 +83,7 @@ class EpisodeStatistics(Callback):
     def _episodes(self, trainer: Trainer, data: "DQNDataModule") -> dict[str, float]:
         """Mean return and length of the last episodes of each rank; nothing before the first has ended."""
         returns, lengths = data.episodes.returns[-self.window :], data.episodes.lengths[-self.window :]
-        # of a type that does not hang on whether there are any: all ranks must send the same
+        # the dtype must not depend on the number of episodes: all ranks must send the same one
         sums = [sum(returns), sum(lengths), len(returns)]
         own = torch.tensor(sums, dtype=torch.float32, device=trainer.strategy.root_device)
         sum_of_returns, sum_of_lengths, count = trainer.strategy.reduce(own, reduce_op="sum").tolist()

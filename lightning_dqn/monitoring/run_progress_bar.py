@@ -1,4 +1,4 @@
-"""Shows on one line how far the whole run is, how long it still takes, and how the agent does."""
+"""A progress bar of the whole run with the remaining time and the agent's returns."""
 
 import importlib
 import importlib.util
@@ -27,7 +27,7 @@ class RunProgressBar(ProgressBar):
     def __init__(self, *, refresh_seconds: float = 0.5) -> None:
         super().__init__()
         if refresh_seconds < 0:
-            raise ValueError(f"progress_bar.refresh_seconds={refresh_seconds}: must be 0 or more")
+            raise ValueError(f"refresh_seconds={refresh_seconds}: must be 0 or more")
         self.refresh_seconds = refresh_seconds if sys.stderr.isatty() else max(refresh_seconds, 10.0)
         self._enabled = True
         self._bar: Any = None
@@ -54,25 +54,25 @@ class RunProgressBar(ProgressBar):
         """Open the bar of the run."""
         data = data_of(trainer)
         assert data.train_dataset is not None
-        # a fit that goes on in mid-epoch starts none
+        # a fit that resumes within an epoch does not call on_train_epoch_start
         self._counted = (time.monotonic(), trainer.global_step)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         self._open("Training", epochs and epochs * data.train_dataset.epoch_env_steps, " env steps", data.env_steps)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluation lies between epochs: it does not slow updates down."""
+        """Restart the measurement of the speed, which excludes evaluations."""
         self._counted = (time.monotonic(), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refresh now and then."""
+        """Refresh every `refresh_seconds`."""
         if self._bar is not None and time.monotonic() - self._counted[0] >= self.refresh_seconds:
             self._count(trainer)
             self._refresh(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the evaluation said; close the bar before Lightning says why it stops."""
+        """Show the result of the evaluation; close the bar before Lightning prints why it stops."""
         if self._bar is None:
             return
         self._refresh(trainer, pl_module)
@@ -81,15 +81,15 @@ class RunProgressBar(ProgressBar):
             self._close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         self._close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Within a fit the bar of the run goes on; alone, evaluation has its own."""
+        """Open a bar of episodes, unless the evaluation is part of a fit."""
         if trainer.state.fn == "fit":
             self._count(trainer)
         else:
@@ -119,16 +119,16 @@ class RunProgressBar(ProgressBar):
             self._bar.update(1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a bar of episodes as it stands."""
+        """Close a bar of episodes."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             self._close()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         self._close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         self._close()
 
     def _open(self, description: str, total: int | None, unit: str, initial: int = 0) -> None:
@@ -165,7 +165,7 @@ class RunProgressBar(ProgressBar):
             shown["val"] = f"{float(trainer.callback_metrics['val/episode_return']):.1f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.n = data.env_steps
-        # an interrupted iteration was played, but did not count
+        # env steps of an interrupted iteration are not in the total
         self._bar.total = self._bar.total and max(self._bar.total, data.env_steps)
         self._bar.refresh()
 

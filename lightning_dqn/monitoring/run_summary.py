@@ -1,4 +1,4 @@
-"""Says at the end what came of a run, where its files lie and how to see the agent again."""
+"""Prints a summary of a run: results, files and the command that evaluates the agent."""
 
 import sys
 import time
@@ -25,11 +25,11 @@ class RunSummary(Callback):
         self._started_at = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what came of the run."""
+        """Print the summary."""
         self._print(trainer, pl_module, "Finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print what there is of a run that was stopped."""
+        """Print the summary of a run that was stopped."""
         if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt):
             self._print(trainer, pl_module, "Stopped")
 
@@ -68,6 +68,6 @@ class RunSummary(Callback):
 
 
 def _short(path: str | Path) -> str:
-    """The path as one would type it here."""
+    """The path relative to the working directory if it is below it."""
     absolute, here = Path(path).resolve(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

@@ -1,7 +1,7 @@
-"""Constructor arguments as plain values: what a checkpoint keeps of a class, so that the file alone can make it again.
+"""Constructor arguments as plain values, from which a class in a checkpoint can be instantiated.
 
 A class is described as `{"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4, ...}}`, as in a LightningCLI
-configuration. What has no such description is `{"opaque": name}`: it has to be given again as a Python object.
+configuration. A Python object without such a description is `{"opaque": name}`: it must be passed again.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lightning_dqn.resume.plain import plain_form
+from lightning_dqn.resume.plain_form import plain_form
 
 T = TypeVar("T", bound=type)
 # packages in which classes have a public name that is shorter than the module that defines them
@@ -19,10 +19,10 @@ PUBLIC_MODULES = ("lightning_dqn", "torch.optim", "torch.optim.lr_scheduler", "t
 
 
 def record_arguments(cls: T) -> T:
-    """Let each instance of a class, or of a subclass, keep the arguments that its constructor was called with.
+    """Record the arguments of the constructor in each instance of a class and of its subclasses.
 
-    `instance.init_args` are those of the outermost constructor, by name, defaults included; `instance.all_args` are
-    those too of the constructors that it calls with `super().__init__`.
+    `instance.init_args` are those of the outermost constructor, by name, defaults included; `instance.all_args` also
+    contain those of the constructors that it calls with `super().__init__`.
 
     Args:
         cls: the class; changed in place.
@@ -53,7 +53,7 @@ def _record_arguments(cls: T) -> T:
         own = {name: value for name, value in given if name not in variadic}
         for name in variadic:
             own |= bound.arguments[name]
-        # the constructors that this one called have recorded theirs already
+        # constructors called with super() have already recorded their arguments
         self.all_args = {**getattr(self, "all_args", {}), **own}
         self.init_args = own
 
@@ -136,7 +136,7 @@ def describe_instance(make: Any, made: Any, *, skip: int) -> Any:
     """
     described = describe(make, skip=skip)
     if isinstance(described, dict) and "opaque" in described:
-        # torch's schedules start from where the run is, whatever this one was given
+        # last_epoch is part of a schedule's state
         names = [name for name in list(inspect.signature(type(made)).parameters)[skip:] if name != "last_epoch"]
         if all(hasattr(made, name) for name in names):
             kept = {name: getattr(made, name) for name in names}

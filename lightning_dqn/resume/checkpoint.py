@@ -1,4 +1,4 @@
-"""What `module.DQN` asks of this package: what a checkpoint holds of a run, its checks, and a module made from it."""
+"""Completes and checks the checkpoints of a `DQN`, and creates modules from them."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
@@ -25,14 +25,14 @@ from lightning_dqn.resume.spaces import decode_space
 from lightning_dqn.resume.training_state import check_training_state, check_weights
 
 Module = TypeVar("Module", bound=LightningModule)
-# what constructors raise at arguments of the right types that they can't use
+# exceptions of constructors for invalid arguments
 UNBUILDABLE = (
     *(TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError, AttributeError, LookupError),
 )
 
 
 def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Trainer | None) -> None:
-    """Add what identifies the run, what its agent can be made from, and what else an exact resume needs.
+    """Add the manifest, the description of the agent, the RNG state and the shards to a checkpoint.
 
     Args:
         checkpoint: as Lightning makes it; changed in place.
@@ -89,7 +89,7 @@ def check_checkpoint(
 
 
 def prepare_resume(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Let a checked checkpoint hold what this rank resumes from, and all that Lightning needs.
+    """Load the shard of this rank into a checked checkpoint, and correct Lightning's progress.
 
     Args:
         checkpoint: changed in place.
@@ -116,7 +116,7 @@ def make_module(
     """
     agent = check_dict(checkpoint.get("agent"), "agent", ("model", "observation_space", "action_space"))
     model = check_dict(agent["model"], "agent.model", ("class_path", "init_args"))
-    # the caller already has the class from which it loads
+    # the class that `load_from_checkpoint` is called on needs no import
     own = model["class_path"] == public_path(base)
     cls = base if own else resolve_class(model["class_path"], base, "agent.model.class_path", trusted_modules)
     arguments = make_arguments(cls, model["init_args"], "agent.model.init_args", trusted_modules, given)

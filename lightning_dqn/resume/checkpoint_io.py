@@ -1,4 +1,4 @@
-"""Lightning's way to the disk, replaced: a checkpoint is written beside its target, synced and renamed."""
+"""A `CheckpointIO` with atomic saves: a checkpoint is written to a temporary file, flushed and renamed."""
 
 import contextlib
 import os
@@ -16,27 +16,26 @@ from torch import Tensor
 from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
 from lightning_dqn.resume.folder import (
     PART_NAME,
-    SHARE_NAME,
-    bring,
-    files_of_shares,
+    SHARD_NAME,
+    files_of_shards,
     local_path,
     referenced_files,
+    relocate_shards,
     remove_unneeded,
-    share_name,
-    shares_in,
+    shard_name,
+    shard_paths,
     sync_folder,
     temporary,
 )
-from lightning_dqn.resume.plain_file import check_loaded, check_plain
+from lightning_dqn.resume.serializable import check_loaded, check_serializable
 from lightning_dqn.resume.sidecar import load_sidecar, split_large_rows, write_sidecar
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Checkpoints that are whole or not there, and safe to open: `Trainer(plugins=[AtomicCheckpointIO()])`.
+    """Saves checkpoints atomically and loads them without executing code: `Trainer(plugins=[AtomicCheckpointIO()])`.
 
-    Whatever stops a save, the checkpoint that was there before stays, with its memory. What is saved are tensors and
-    plain values, looked at before anything is written, and nothing else is ever loaded. It uses no temporary folder but
-    the target's own.
+    An interrupted save leaves the previous checkpoint and its memory unchanged. Checkpoints contain tensors and plain
+    values only; this is checked before a save and after a load. Temporary files are in the target's folder.
 
     Args:
         max_inline_bytes: bytes up to which a memory is saved inside its checkpoint; a larger one is saved in a
@@ -63,69 +62,73 @@ class AtomicCheckpointIO(CheckpointIO):
             storage_options: none; Lightning's interface has it for remote files.
 
         Raises:
-            TypeError: if something in the checkpoint would be refused at resume, naming its key path.
-            CheckpointError: if the path is remote or the disk takes no more; the old checkpoint is unchanged.
+            TypeError: if a value is neither a tensor nor plain, naming its key path.
+            CheckpointError: if the path is remote or the file can't be written; the old checkpoint is unchanged.
         """
         if storage_options is not None:
             raise TypeError(f"storage_options={storage_options}: checkpoints are local files, which have none")
         target = local_path(path)
-        check_plain(checkpoint)
-        shares = [Path(path) for path in checkpoint.get("shares", [])]
-        self._save({name: part for name, part in checkpoint.items() if name != "shares"}, target, shares)
+        check_serializable(checkpoint)
+        shards = [Path(path) for path in checkpoint.get("shares", [])]
+        self._save({name: part for name, part in checkpoint.items() if name != "shares"}, target, shards)
 
     def save_shard(self, content: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
-        """Write what a rank but the first adds to a checkpoint, whose `shares` name it; called on that rank.
+        """Write the shard of a rank other than 0; the checkpoint names it under `shares`.
 
         Args:
             content: with a memory at the same place as in a checkpoint, if it has one.
             folder: of the checkpoint.
 
         Returns:
-            Where it lies. Until a checkpoint that names it is saved, it is nothing but left over.
+            Path of the file. `remove_stale_files` removes it unless a checkpoint that names it is saved.
 
         Raises:
             TypeError: as `save_checkpoint`.
             CheckpointError: as `save_checkpoint`.
         """
-        target = local_path(folder) / share_name()
-        check_plain(content)
+        target = local_path(folder) / shard_name()
+        check_serializable(content)
         self._save(content, target, [])
         return target
 
-    def _save(self, checkpoint: dict[str, Any], target: Path, shares: list[Path]) -> None:
-        """Write a checkpoint or a share; what the disk says against it is told in one line."""
+    def _save(self, checkpoint: dict[str, Any], target: Path, shards: list[Path]) -> None:
+        """Write a checkpoint or a shard.
+
+        Raises:
+            CheckpointError: if the operating system reports an error, with its text.
+        """
         content, at, tensors = split_large_rows(checkpoint, self.max_inline_bytes)
         content[ENTRY] = {"schema": SCHEMA}
-        if shares:
-            content[ENTRY]["shares"] = [path.name for path in shares]
+        if shards:
+            content[ENTRY]["shares"] = [path.name for path in shards]
         if tensors:
             content[ENTRY]["memory"] = {"at": list(at)}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._write(content, tensors, target, shares)
+            self._write(content, tensors, target, shards)
         except (OSError, RuntimeError) as error:
             cause = _os_error(error)
             if cause is None:
                 raise
             raise CheckpointError(
-                f"{target}: not saved ({cause.strerror}); what was there before is unchanged. "
-                "Make room in that folder, or choose another one"
+                f"{target}: not saved ({cause.strerror}); the previous checkpoint is unchanged. "
+                "Free space in that folder, or choose another one"
             ) from error
 
-    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path, shares: list[Path]) -> None:
-        """Write all there is under temporary names; rename the memory first, since the checkpoint needs it.
+    def _write(self, content: dict[str, Any], tensors: dict[str, Tensor], target: Path, shards: list[Path]) -> None:
+        """Write all files under temporary names; rename the memory first, since the checkpoint names it.
 
         Args:
             content: of the checkpoint.
             tensors: of a large memory, if there is one.
             target: of the last rename.
-            shares: of other ranks, written before for this checkpoint alone.
+            shards: of the other ranks, already written for this checkpoint.
         """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
-        stale = referenced_files(target) | files_of_shares(shares)
+        stale = referenced_files(target) | files_of_shards(shards)
         try:
-            bring(shares, folder)
+            relocate_shards(shards, folder)
             if tensors:
                 record = write_sidecar(tensors, new_memory)
                 content[ENTRY]["memory"] |= record
@@ -140,13 +143,13 @@ class AtomicCheckpointIO(CheckpointIO):
             os.replace(new, target)
             sync_folder(folder)
             if PART_NAME.fullmatch(target.name):
-                # the checkpoint that needs it is yet to come
+                # the checkpoint that names it is not saved yet
                 stale.clear()
         finally:
             for path in (new, new_memory):
                 with contextlib.suppress(OSError):
                     path.unlink()
-            # the old checkpoint's after a rename, the new one's if there was none
+            # after a rename the files of the old checkpoint, else those of the new one
             remove_unneeded(folder, stale)
 
     def load_checkpoint(
@@ -156,16 +159,16 @@ class AtomicCheckpointIO(CheckpointIO):
 
         Args:
             path: of a local file.
-            map_location: where its tensors go, the CPU unless told otherwise; a memory beside it is mapped, on the CPU.
-            weights_only: true, whatever is said; false is refused.
+            map_location: device of its tensors, the CPU by default; a memory beside it is memory-mapped on the CPU.
+            weights_only: always true; False raises an error.
 
         Returns:
-            What was saved; of a run of several ranks, the first one's, and under `shares` the paths of the others'.
+            The saved checkpoint; of several ranks that of rank 0, with the paths of the other shards under `shares`.
 
         Raises:
             ValueError: if weights_only is false.
             FileNotFoundError: if there is no such file.
-            CheckpointError: if it is remote, damaged, unsafe, from a newer version, or its memory is not what it was.
+            CheckpointError: if it is remote, damaged, unsafe, from a newer version, or its memory has another hash.
         """
         if weights_only is False:
             raise ValueError(
@@ -178,7 +181,7 @@ class AtomicCheckpointIO(CheckpointIO):
         checkpoint = self.load_agent_part(target, map_location)
         entry = checkpoint[ENTRY]
         if "shares" in entry:
-            checkpoint["shares"] = shares_in(entry.pop("shares"), target)
+            checkpoint["shares"] = shard_paths(entry.pop("shares"), target)
         if "memory" in entry:
             load_sidecar(checkpoint, entry.pop("memory"), target)
         return checkpoint
@@ -192,10 +195,8 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         target = local_path(path)
         if not target.is_file():
-            if SHARE_NAME.fullmatch(target.name):
-                raise CheckpointError(
-                    f"{target} is missing, a rank's share of a checkpoint: copy it with the checkpoint"
-                )
+            if SHARD_NAME.fullmatch(target.name):
+                raise CheckpointError(f"{target} is missing, the shard of a rank: copy it with the checkpoint")
             raise FileNotFoundError(f"{target}: no such checkpoint")
         checkpoint = _read(target, map_location or "cpu")
         try:
@@ -204,14 +205,14 @@ class AtomicCheckpointIO(CheckpointIO):
         except CheckpointError as error:
             raise CheckpointError(f"{target}: {error}") from None
         if "state_dict" in checkpoint:
-            # Lightning would rewrite what an older one wrote, before anybody can check it
+            # else Lightning would migrate an older checkpoint before it is checked
             checkpoint["pytorch-lightning_version"] = pl.__version__
-        # they are named in the entry, as files beside this one
+        # only the names in the entry count
         checkpoint.pop("shares", None)
         return checkpoint
 
     def read_ahead(self, path: str | os.PathLike[str], *, for_fit: bool = True) -> dict[str, Any]:
-        """Read a checkpoint for a look at it before Lightning asks for it, which is then handed this very content.
+        """Read a checkpoint before Lightning loads it; the next `load_checkpoint` of the path returns this content.
 
         Args:
             path: as in `load_checkpoint`, which raises what this raises.
@@ -222,7 +223,7 @@ class AtomicCheckpointIO(CheckpointIO):
         return content
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint, and its memory and shares unless another one in the folder needs them.
+        """Remove a checkpoint, and its memory and shards unless another checkpoint in the folder needs them.
 
         Args:
             path: of a local file; it need not exist.
@@ -234,7 +235,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _read(target: Path, map_location: Any) -> dict[str, Any]:
-    """The content of a file, without what lies beside it."""
+    """The content of a file, without the files beside it."""
     with target.open("rb") as file:
         try:
             _check_sums(zipfile.ZipFile(file))
@@ -248,8 +249,8 @@ def _read(target: Path, map_location: Any) -> dict[str, Any]:
 
 
 def _check_sums(archive: zipfile.ZipFile) -> None:
-    """What torch.load does not check: it would take a weight with a flipped bit."""
-    # of what is marked as a folder it reads nothing, and returns what happens to lie in RAM
+    """Check the CRCs of the archive, which torch.load does not: it would load a weight with a flipped bit."""
+    # torch.load reads nothing for an entry marked as a folder, and returns uninitialized memory
     marked = [part.filename for part in archive.infolist() if part.external_attr]
     # torch.save compresses nothing: a small file that becomes a large one fills RAM
     packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
@@ -262,7 +263,7 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file was not accepted; what torch says of unsafe ones recommends to execute them."""
+    """Why a file was rejected; torch's own message recommends to load it with weights_only=False."""
     unsafe = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if unsafe:
         return f"holds {unsafe[1]}, which is no plain value, so nothing of it was loaded or executed"
@@ -270,7 +271,7 @@ def _reason(error: Exception) -> str:
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """What the operating system said; torch.save hides it behind a complaint about its own position."""
+    """The error of the operating system; torch.save raises another one on top of it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error

@@ -1,7 +1,7 @@
 """Captures and restores the state of a vector of training environments.
 
 Of environments that are stepped one by one, in this process or in others, it is the log of each
-(`envs.episode_log.EpisodeLog`), which is played again at a restore. Of Gymnasium's own vector forms, which draw the
+(`envs.episode_log.EpisodeLog`), which is replayed at a restore. Of Gymnasium's own vector forms, which draw the
 random numbers of all their environments from one generator, it is their arrays and that generator. Legend: N envs,
 T actions.
 """
@@ -40,7 +40,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class EnvLog:
-    """What an `EpisodeLog` holds: all that is needed to play its episodes again.
+    """The content of an `EpisodeLog`, sufficient to replay its episodes.
 
     Attributes:
         seed: of the sequence of episodes.
@@ -67,7 +67,7 @@ class EnvLog:
 
 @dataclass(frozen=True)
 class Reached:
-    """Where N environments were when their state was captured, which a replay has to reach.
+    """Outputs of N environments when their state was captured, which a replay must reproduce.
 
     Attributes:
         observation: (N, ...) seen last.
@@ -110,7 +110,7 @@ def _is_logged(envs: VectorEnv[Any, Any, Any]) -> bool:
 
 
 def env_state(envs: VectorEnv[Any, Any, Any]) -> dict[str, Any]:
-    """The state of environments that `unsupported_reason` has nothing against, as tensors and plain values."""
+    """The state of environments for which `unsupported_reason` returns None, as tensors and plain values."""
     if not _is_logged(envs):
         arrays, numbers = _native_parts(envs)
         return {
@@ -128,7 +128,7 @@ def env_state(envs: VectorEnv[Any, Any, Any]) -> dict[str, Any]:
 
 
 def _call(envs: VectorEnv[Any, Any, Any], name: str, *args: Any) -> tuple[Any, ...]:
-    """What an attribute or a method of each environment gives."""
+    """The results of an attribute or a method of each environment."""
     results: tuple[Any, ...] = envs.call(name, *args)  # type: ignore[attr-defined]
     return results
 
@@ -139,16 +139,16 @@ def too_long(state: Mapping[str, Any]) -> list[int]:
 
 
 def restore_env_state(envs: VectorEnv[Any, Any, Any], state: Any, name: str, reached: Reached) -> Mask:
-    """Bring environments that were just made to where others were captured.
+    """Restore the state of captured environments in new ones.
 
     Args:
         envs: the environments; they have not been stepped.
         state: as from `env_state`.
         name: of the state in the checkpoint.
-        reached: where they were.
+        reached: outputs that a replay must reproduce.
 
     Returns:
-        (N,) which environments did not repeat their episodes; they begin new ones with the next step.
+        (N,) which environments did not repeat their episodes; they start new ones with the next step.
 
     Raises:
         CheckpointError: if the state is not one of such environments.

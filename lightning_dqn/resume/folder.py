@@ -1,9 +1,8 @@
-"""The folder that checkpoints lie in: what is under way there, what belongs to what, and what the dead left behind.
+"""Files in a folder of checkpoints: temporaries, the parts that checkpoints refer to, and stale files.
 
-Beside the checkpoints lie temporaries, which name the process that writes them, and parts: large memories, and the
-shares of ranks but the first. Parts live as long as some checkpoint of the folder needs them. None is named after its
-checkpoint: Lightning's resume on SLURM takes every name that contains `ckpt_` for a checkpoint and reads its version
-out of all digits in it.
+Temporaries name the process that writes them. Parts are large memories, and the shards of ranks other than 0; they are
+kept while a checkpoint of the folder refers to them. None is named after its checkpoint: Lightning's resume on SLURM
+takes every name that contains `ckpt_` for a checkpoint and reads its version out of all digits in it.
 """
 
 import contextlib
@@ -19,10 +18,10 @@ import torch
 from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, invalid
 
 MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
-SHARE_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
-PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARE_NAME.pattern}")
+SHARD_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
+PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARD_NAME.pattern}")
 TEMPORARY_NAME = re.compile(r"\.saving-(\d{1,9})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
-# tells this process from an earlier one of the same number: in containers they start alike
+# distinguishes this process from an earlier one with the same pid, which is common in containers
 _PROCESS = secrets.token_hex(4)
 
 
@@ -30,7 +29,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     """A path of this machine's file system.
 
     Raises:
-        CheckpointError: if it leads elsewhere.
+        CheckpointError: if it is the URL of a remote file.
     """
     text = os.fspath(path).removeprefix("file://")
     if "://" in text:
@@ -39,23 +38,23 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 def temporary(folder: Path) -> Path:
-    """A name that no other file has and `sweep` recognises."""
+    """A unique path of a temporary file that `remove_stale_files` recognizes."""
     return folder / f".saving-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}.tmp"
 
 
 def memory_name(sha256: str) -> str:
-    """The name of the memory with this hash: equal memories of two checkpoints share a file."""
+    """File name of the memory with this hash: equal memories of two checkpoints have one file."""
     return f"memory-{sha256[:16]}.safetensors"
 
 
-def share_name() -> str:
-    """A name that no other share has."""
+def shard_name() -> str:
+    """A unique file name of a shard."""
     return f"share-{secrets.token_hex(8)}.pt"
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the names in a folder, which renames have changed, outlive a power cut."""
-    if os.name == "nt":  # which opens no folders
+    """Flush the entries of a folder to the disk, so that renames survive a power failure."""
+    if os.name == "nt":  # can't open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -65,22 +64,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def referenced_files(path: Path) -> set[str]:
-    """Names of the memories and shares that a checkpoint needs; none if it is no checkpoint.
+    """Names of the memories and shards that a checkpoint needs; none if it is no checkpoint.
 
     Raises:
         OSError: if it can't be read.
         CheckpointError: if a newer version wrote it.
     """
-    # small checkpoints need not be opened for this
+    # without parts in the folder the checkpoint need not be opened
     if not (path.parent.is_dir() and any(PART_NAME.fullmatch(name) for name in os.listdir(path.parent))):
         return set()
     names = _names_in(path)
-    # shares need memories, and no further shares
-    return names.union(*(_names_in(path.with_name(name)) for name in names if SHARE_NAME.fullmatch(name)))
+    # shards refer to memories, not to other shards
+    return names.union(*(_names_in(path.with_name(name)) for name in names if SHARD_NAME.fullmatch(name)))
 
 
 def _names_in(path: Path) -> set[str]:
-    """Names of the memories and shares that one file names."""
+    """Names of the memories and shards that one file names."""
     try:
         # mapped, so that only the index of its tensors is read
         entry = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[ENTRY]
@@ -96,8 +95,8 @@ def _names_in(path: Path) -> set[str]:
         return set()
 
 
-def shares_in(names: Any, path: Path) -> list[str]:
-    """Paths of the shares that a checkpoint names; whether they exist is checked where they are loaded.
+def shard_paths(names: Any, path: Path) -> list[str]:
+    """Paths of the shards that a checkpoint names; whether they exist is checked where they are loaded.
 
     Args:
         names: as saved with the checkpoint.
@@ -106,38 +105,38 @@ def shares_in(names: Any, path: Path) -> list[str]:
     Raises:
         CheckpointError: if they are not a list of such names.
     """
-    if type(names) is not list or not all(type(name) is str and SHARE_NAME.fullmatch(name) for name in names):
-        invalid(f"{path}: {ENTRY}.shares", "is not a list of names of shares")
+    if type(names) is not list or not all(type(name) is str and SHARD_NAME.fullmatch(name) for name in names):
+        invalid(f"{path}: {ENTRY}.shares", "is not a list of names of shards")
     return [str(path.resolve().with_name(name)) for name in names]
 
 
-def files_of_shares(shares: list[Path]) -> set[str]:
-    """Names of shares and of what they need."""
-    return {share.name for share in shares}.union(*(referenced_files(share) for share in shares))
+def files_of_shards(shards: list[Path]) -> set[str]:
+    """Names of shards and of the files that they refer to."""
+    return {shard.name for shard in shards}.union(*(referenced_files(shard) for shard in shards))
 
 
-def bring(shares: list[Path], folder: Path) -> None:
-    """Let shares that were written elsewhere, with what they need, lie where their checkpoint will.
+def relocate_shards(shards: list[Path], folder: Path) -> None:
+    """Move shards from other folders, with the files that they refer to, into the folder of their checkpoint.
 
     Args:
-        shares: of all ranks but the first.
+        shards: of all ranks but 0.
         folder: of the checkpoint.
     """
-    for share in shares:
-        if share.parent.resolve() == folder.resolve():
+    for shard in shards:
+        if shard.parent.resolve() == folder.resolve():
             continue
-        names = {share.name, *referenced_files(share)}
+        names = {shard.name, *referenced_files(shard)}
         try:
             for name in names:
                 new = temporary(folder)
                 try:
-                    _link_or_copy(share.with_name(name), new)
+                    _link_or_copy(shard.with_name(name), new)
                     os.replace(new, folder / name)
                 finally:
                     with contextlib.suppress(OSError):
                         new.unlink()
         finally:
-            remove_unneeded(share.parent, names)
+            remove_unneeded(shard.parent, names)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -152,14 +151,14 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def remove_unneeded(folder: Path, parts: set[str]) -> list[Path]:
-    """Remove those of these memories and shares that no checkpoint in the folder needs.
+    """Remove those of these memories and shards that no checkpoint in the folder needs.
 
     Args:
-        folder: where they lie.
+        folder: that contains them.
         parts: names of files that may have become unneeded.
 
     Returns:
-        What was removed; nothing as long as a checkpoint can't be read, which might need any of them.
+        The removed files; none if a checkpoint can't be read, since it might refer to any of them.
     """
     removed: list[Path] = []
     with contextlib.suppress(OSError, CheckpointError):
@@ -175,11 +174,11 @@ def remove_unneeded(folder: Path, parts: set[str]) -> list[Path]:
     return removed
 
 
-def sweep(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove what processes that are no more left behind; for the start of a run.
+def remove_stale_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove the files that exited processes left behind; called at the start of a run.
 
     Args:
-        folder: where checkpoints lie, or will lie.
+        folder: of checkpoints; it need not exist.
 
     Returns:
         The files that were removed: temporaries of dead processes, and parts that no checkpoint needs, unless a
@@ -188,7 +187,7 @@ def sweep(folder: str | os.PathLike[str]) -> list[Path]:
     folder, removed, busy = Path(folder), [], False
     if not folder.is_dir():
         return []
-    # in this order: of a memory in the list the checkpoint is either under way below, or done and read after that
+    # list parts first: the checkpoint of a listed part is either still a temporary below, or complete and read later
     parts = {path.name for path in folder.iterdir() if PART_NAME.fullmatch(path.name)}
     for path in folder.iterdir():
         writer = TEMPORARY_NAME.fullmatch(path.name)
@@ -201,10 +200,10 @@ def sweep(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _is_dead(number: int, process: str) -> bool:
-    """Whether no process of this number runs, or this one has inherited it."""
+    """Whether no process with this pid runs, or its pid is now that of this process."""
     if number == os.getpid():
         return process != _PROCESS
-    if os.name == "nt":  # where this kill kills
+    if os.name == "nt":  # where os.kill terminates the process
         return False
     try:
         os.kill(number, 0)

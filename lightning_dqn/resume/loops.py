@@ -1,11 +1,11 @@
-"""What Lightning's own account of a fit lacks, so that a run resumes exactly."""
+"""Corrections of Lightning's state of a fit, needed for an exact resume."""
 
 from collections import Counter
 from typing import Any
 
 
 def plain_schedules(states: list[dict[str, Any]]) -> None:
-    """Let the states of learning rate schedules hold plain values: MultiStepLR has a Counter, a dict serves it as well.
+    """Convert the states of learning rate schedules to plain values: the Counter of MultiStepLR becomes a dict.
 
     Args:
         states: of a checkpoint; changed in place.
@@ -15,10 +15,10 @@ def plain_schedules(states: list[dict[str, Any]]) -> None:
 
 
 def repair_loop_progress(fit_loop: dict[str, Any]) -> None:
-    """Let an epoch that was cut short resume with the rest of its iterations, and with its evaluation.
+    """Correct the progress of an unfinished epoch, so that a resume runs its other iterations and its evaluation.
 
-    Lightning counts an epoch that `max_steps` has cut as completed, and would leave its rest out. Of an epoch that was
-    saved right after its last iteration it would leave the evaluation out.
+    Lightning counts an epoch that `max_steps` ended as completed, and would skip its other iterations. It would also
+    skip the evaluation of an epoch that was saved right after its last iteration.
 
     Args:
         fit_loop: Lightning's progress in a checkpoint; changed in place.
@@ -27,10 +27,10 @@ def repair_loop_progress(fit_loop: dict[str, Any]) -> None:
     evaluation = fit_loop["epoch_loop.val_loop.batch_progress"]
     ended = epochs["current"]["processed"] == epochs["current"]["ready"] > 0
     if ended:
-        # counted as under way by the last branch below
+        # the last branch below counts it as unfinished
         evaluation["total"]["ready"] = evaluation["total"]["started"] = evaluation["total"]["processed"]
     if ended and not batches["is_last_batch"]:
-        # as it would have been counted after the last batch
+        # the progress after the last batch
         for progress in (epochs["current"], epochs["total"]):
             progress["completed"] -= progress["completed"] == progress["processed"]
             progress["processed"] -= 1
@@ -38,7 +38,7 @@ def repair_loop_progress(fit_loop: dict[str, Any]) -> None:
             progress["completed"] -= 1
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
     elif not ended and batches["is_last_batch"] and batches["current"]["completed"] < batches["current"]["processed"]:
-        # as it would be counted in the first episode of the evaluation, which is then played from the start
+        # the progress during the first episode of the evaluation, which restarts with that episode
         for progress in (batches["current"], batches["total"]):
             progress["completed"] += 1
         for progress in (evaluation["current"], evaluation["total"]):

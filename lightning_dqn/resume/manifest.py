@@ -26,19 +26,19 @@ from lightning_dqn.resume.spaces import decode_space, encode_space
 
 # names that a resumed run may change, also whole sections, with the reason
 MAY_CHANGE = {
-    "versions": "reported to people, not compared",
-    "data.eval_episodes": "evaluation does not change what is learnt",
-    "data.eval_max_steps": "evaluation does not change what is learnt",
-    "data.save_memory": "says what the next checkpoints hold",
-    "data.memory_device": "says where observations are stored, not which",
-    "data.memory_folder": "says where observations are stored, not which",
-    "model.compile": "says how the gradient is computed, not what it is",
-    "model.optimizer.foreach": "says how a step is computed, not what it is",
-    "model.optimizer.fused": "says how a step is computed, not what it is",
-    "model.optimizer.capturable": "says how a step is computed, not what it is",
-    "model.optimizer.differentiable": "says how a step is computed, not what it is",
+    "versions": "informative only",
+    "data.eval_episodes": "evaluation does not change training",
+    "data.eval_max_steps": "evaluation does not change training",
+    "data.save_memory": "decides what later checkpoints contain",
+    "data.memory_device": "decides where observations are stored, not which",
+    "data.memory_folder": "decides where observations are stored, not which",
+    "model.compile": "decides how the gradient is computed, not its value",
+    "model.optimizer.foreach": "decides how a step is computed, not its result",
+    "model.optimizer.fused": "decides how a step is computed, not its result",
+    "model.optimizer.capturable": "decides how a step is computed, not its result",
+    "model.optimizer.differentiable": "decides how a step is computed, not its result",
 }
-# options of the trainer that all ranks must share, since they decide when ranks wait for each other
+# options of the trainer that must be equal on all ranks, since they decide when collective calls are made
 TRAINER_OPTIONS = (
     *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "val_check_interval"),
     *("check_val_every_n_epoch", "log_every_n_steps", "world_size", "precision"),
@@ -47,7 +47,7 @@ SPACES = ("observation_space", "action_space")
 
 
 def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
-    """What is needed to make the parts of a run again, as plain values.
+    """Classes and arguments from which the parts of a run can be made, as plain values.
 
     Args:
         module: a `DQN`.
@@ -98,7 +98,7 @@ def build_manifest(module: Any, data: Any = None, callbacks: Iterable[Callback] 
 
 
 def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """See that a checkpoint describes the same run in its two entries: by class and argument, and as a flat manifest.
+    """Check that a checkpoint describes the same run in its two entries: by class and argument, and as a flat manifest.
 
     Raises:
         CheckpointError: naming the first value of the description that the manifest does not have.
@@ -115,7 +115,7 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
 
 
 def _check_values(tree: Any, name: str) -> None:
-    """See that a tree has plain values only, with strings for the names of entries; a checkpoint was read before."""
+    """Check that a tree has plain values only, with strings for the names of entries; a checkpoint was read before."""
     if type(tree) is dict:
         for key, value in tree.items():
             if type(key) is not str and "env_kwargs" not in name:
@@ -204,7 +204,7 @@ def network_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> st
 
 
 def check_same_on_ranks(manifest: Mapping[str, Any], trainer: Trainer, sync: Any) -> None:
-    """Compare the manifests of all ranks, and those options of their trainers that they must share.
+    """Compare the manifests of all ranks, and the `TRAINER_OPTIONS` of their trainers.
 
     Raises:
         MisconfigurationException: on every rank, naming the first difference with both values.

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from lightning_dqn.resume.content import check_dict, check_float, check_generator, check_int, check_tensor, invalid
 
 MAX_SLOTS = 2**40
-# sums of as many as there are slots stay finite
+# sums over all slots stay finite
 MAX_PRIORITY = 1e200
 
 
 def check_memory_state(state: Any, own: Mapping[str, Any], name: str = "memory", *, same_size: bool = True) -> None:
-    """See that a memory can load a state: rows of its types and shapes, positions that agree with each other.
+    """Check that a memory can load a state: rows of its types and shapes, positions that agree with each other.
 
     Args:
         state: of a checkpoint.
-        own: `state_dict()` of the memory that is to load it, still empty.
+        own: `state_dict()` of the memory that will load it, still empty.
         name: of the state in the checkpoint.
         same_size: whether the memory must have as many slots.
 
@@ -49,7 +49,7 @@ def check_memory_state(state: Any, own: Mapping[str, Any], name: str = "memory",
 
 
 def check_actions(state: Mapping[str, Any], space: Any, name: str) -> None:
-    """See that the actions of a memory state are in the action space, where they are learnt from.
+    """Check that the actions of a memory state are in the action space.
 
     Raises:
         CheckpointError: if one is not.
@@ -76,7 +76,7 @@ def eligible_rows(state: Mapping[str, Any]) -> NDArray[np.int64]:
 
 
 def _check_sampler(state: Any, own: Mapping[str, Any], eligible: NDArray[np.int64], capacity: int, name: str) -> None:
-    """See that a sampler can load a state, and that it draws the rows that can be drawn."""
+    """Check that a sampler can load a state, and that its rows are the eligible ones."""
     check_dict(state, name, tuple(own))
     if state.keys() != own.keys():
         invalid(name, f"holds {sorted(map(str, state))}, not {sorted(own)}")

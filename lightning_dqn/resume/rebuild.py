@@ -1,6 +1,6 @@
-"""Classes and objects made again from the descriptions in a checkpoint.
+"""Creates classes and objects from the descriptions in a checkpoint.
 
-A file is data: a class that it names is imported only from this package, from torch's optimizers, schedules and layers,
+A class that a checkpoint names is imported only from this package, from torch's optimizers, schedules and layers,
 and from Gymnasium's wrappers. Any other module must be trusted by the caller, by its name.
 """
 
@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
-from lightning_dqn.resume.plain import path_step
+from lightning_dqn.resume.plain_form import path_step
 
 
 @runtime_checkable
 class _Sampler(Protocol):
-    """What tells the class of a sampler from others."""
+    """The interface of a sampler."""
 
     def add(self, rows: Any) -> None: ...
 
@@ -55,12 +55,12 @@ def is_trusted(module: str, trusted_modules: Collection[str]) -> bool:
 
 
 def check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> None:
-    """See that a module may be imported.
+    """Check that a module may be imported.
 
     Args:
         module: that a file names.
         name: of the value in the checkpoint that names it.
-        trusted_modules: that the caller trusts beside ours.
+        trusted_modules: further modules that the caller trusts.
 
     Raises:
         CheckpointError: with the option that allows it.
@@ -74,7 +74,7 @@ def check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> N
 
 
 def modules_to_trust(description: Any) -> set[str]:
-    """Packages that have to be trusted to make again what is described: of classes, and of an environment's id."""
+    """Packages of the described classes and of the environment's id that must be trusted."""
     found: set[str] = set()
     if isinstance(description, dict):
         for key, value in description.items():
@@ -94,13 +94,13 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
         class_path: dotted import path.
         base: that it must be derived from.
         name: of the value in the checkpoint.
-        trusted_modules: modules that may be imported beside ours.
+        trusted_modules: further modules that may be imported.
 
     Raises:
         CheckpointError: if it is not in a trusted module, does not exist, or is no such class.
     """
     if type(class_path) is not str or not re.fullmatch(r"[A-Za-z]\w*(\._?[A-Za-z]\w*)+", class_path):
-        # modules such as `__main__` are made to be run
+        # importing a `__main__` module would run it
         invalid(name, "is not the import path of a class")
     module, _, attribute = class_path.rpartition(".")
     check_trusted(module, name, trusted_modules)
@@ -114,7 +114,7 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
         invalid(name, f"is {class_path}, which is not a subclass of {base.__module__}.{base.__qualname__}")
     if issubclass(found, NOT_FROM_FILE):
         invalid(name, f"is {class_path}, which writes files or opens windows")
-    # a trusted module hands on names that it imports from others
+    # a trusted module may re-export classes of other modules
     check_trusted(found.__module__, name, trusted_modules)
     return found
 
@@ -126,7 +126,7 @@ def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Colle
         cls: the class.
         arguments: as the checkpoint has them.
         name: of the arguments in the checkpoint.
-        trusted_modules: modules that may be imported beside ours.
+        trusted_modules: further modules that may be imported.
 
     Returns:
         The same arguments; descriptions of classes are checked, but still descriptions.
@@ -165,7 +165,7 @@ def check_class(
         description: `{"class_path": ..., "init_args": {...}}` from a file.
         base: that the class must be derived from.
         name: of the description in the checkpoint.
-        trusted_modules: modules that may be imported beside ours.
+        trusted_modules: further modules that may be imported.
 
     Raises:
         CheckpointError: as `resolve_class` and `check_arguments`.
@@ -182,7 +182,7 @@ def check_class(
 def make_factory(
     description: Any, base: type, name: str, trusted_modules: Collection[str] = ()
 ) -> Callable[..., Any] | None:
-    """What makes an instance of a described class; None for no description."""
+    """A factory of a described class; None for no description."""
     if description is None:
         return None
     cls, arguments = check_class(description, base, name, trusted_modules)
@@ -192,13 +192,13 @@ def make_factory(
 def make_arguments(
     cls: type, arguments: Any, name: str, trusted_modules: Collection[str] = (), given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Arguments of a class as Python objects: described classes become what makes instances of them.
+    """Arguments of a class as Python objects: described classes become factories.
 
     Args:
         cls: the class.
         arguments: as the checkpoint has them.
         name: of the arguments in the checkpoint.
-        trusted_modules: modules that may be imported beside ours.
+        trusted_modules: further modules that may be imported.
         given: arguments that the caller gives, which replace those of the checkpoint.
 
     Raises:
@@ -214,7 +214,7 @@ def make_arguments(
 
 
 def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str] = ()) -> list[Callable[..., Any]]:
-    """What puts the described Gymnasium wrappers around an environment."""
+    """Factories of the described Gymnasium wrappers."""
     if descriptions is None:
         return []
     if not isinstance(descriptions, list):
@@ -241,7 +241,7 @@ def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) 
 
 
 def check_plain(value: Any, name: str, depth: int = 0) -> None:
-    """See that a value consists of None, bool, int, float, str, lists, tuples and dicts that describe no class.
+    """Check that a value consists of None, bool, int, float, str, lists, tuples and dicts that describe no class.
 
     Raises:
         CheckpointError: naming the part that is something else.
@@ -262,7 +262,7 @@ def check_plain(value: Any, name: str, depth: int = 0) -> None:
 
 
 def check_sizes(arguments: Any, name: str) -> None:
-    """See that no argument of an environment or wrapper asks for arrays that fill the memory of this machine.
+    """Check that no argument of an environment or wrapper asks for arrays that exceed the memory of this machine.
 
     Raises:
         CheckpointError: if one does.
@@ -276,7 +276,7 @@ def check_sizes(arguments: Any, name: str) -> None:
 
 
 def check_not_opaque(value: Any, name: str, argument: str) -> None:
-    """See that a value has a plain form: else `plain_form` and `describe` left its digest or name in its place.
+    """Check that a value has a plain form: else `plain_form` and `describe` left its digest or name in its place.
 
     Args:
         value: of the checkpoint.
@@ -310,7 +310,7 @@ def _takes_code(hint: Any) -> bool:
 
 
 def _check_strings(value: Any, hint: Any, name: str) -> None:
-    """See that strings are only where the constructor takes them: elsewhere jsonargparse imports what they name.
+    """Check that strings are only where the constructor takes them: elsewhere jsonargparse imports what they name.
 
     Raises:
         CheckpointError: if it has.

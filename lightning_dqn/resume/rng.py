@@ -1,5 +1,5 @@
-"""The random generators that a whole process shares: dropout and noisy networks draw from torch's, an environment may
-draw from Python's or NumPy's."""
+"""The global random generators of a process: dropout and noisy networks use torch's, environments may use Python's or
+NumPy's."""
 
 import random
 from typing import Any
@@ -14,7 +14,7 @@ def get_rng_state(device: torch.device) -> dict[str, Any]:
     """The states of torch's generators (of the CPU and of the device), Python's and NumPy's, as plain values.
 
     Args:
-        device: that is trained on.
+        device: of the training.
     """
     version, words, gauss = random.getstate()
     kind, key, position, has_gauss, cached = np.random.get_state()
@@ -29,7 +29,7 @@ def get_rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def check_rng_state(state: Any, name: str) -> None:
-    """See that generators can load a state, by letting throwaway ones do it.
+    """Check that generators can load a state, by loading it into temporary ones.
 
     Raises:
         CheckpointError: naming the generator whose state does not fit.
@@ -54,7 +54,7 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
     Args:
         state: that `check_rng_state` accepts.
-        device: that is trained on.
+        device: of the training.
     """
     random.setstate(_python(state["python"]))
     np.random.set_state(_numpy(state["numpy"]))
@@ -66,12 +66,12 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 def seed_rank(rank: int, updates: int) -> None:
     """Seed the generators of one rank of a run whose generators' states are not known.
 
-    All ranks were given the same seed, so that their networks are equal; from here on each draws its own numbers. A run
-    that is resumed without states must not draw the numbers of its beginning again.
+    All ranks start with the same seed, so that their networks are equal; afterwards each rank needs its own stream. A
+    run that resumes without states must not repeat the random numbers of its start.
 
     Args:
-        rank: this one.
-        updates: that the run has made.
+        rank: of this process.
+        updates: of the run so far.
     """
     if rank or updates:
         seeds = np.random.SeedSequence([torch.initial_seed(), rank, updates]).generate_state(3)

@@ -105,7 +105,7 @@ def _decode(  # noqa: PLR0911  one for each kind
 
 
 def _check_total(parts: Iterable[Any], name: str) -> None:
-    """See that the boxes of a Dict or Tuple are not too large together."""
+    """Check that the boxes of a Dict or Tuple are not too large together."""
     shapes = [part["shape"] for part in parts if type(part) is dict and part.get("kind") == "Box" and "shape" in part]
     if sum(math.prod(_shape(shape, f"{name}.shape")) for shape in shapes) > MAX_SIZE or len(shapes) > 10_000:
         invalid(name, "has boxes that are too large together")

@@ -1,4 +1,4 @@
-"""Checks of what a fit resumes from, before any of it is loaded: weights, optimizer, schedules, loops, callbacks, RNG.
+"""Checks of the training state before a resume: weights, optimizer, schedules, loops, callbacks, RNG.
 
 The data module checks its own state when it loads it.
 """
@@ -28,13 +28,13 @@ from lightning_dqn.resume.rng import check_rng_state
 
 # sums of squares and counters that optimizers keep
 NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta"}
-# options of optimizers that a schedule changes, or that say how a step is computed
+# options of optimizers that schedules change, or that do not affect the result of a step
 SCHEDULED = "lr|betas|momentum|foreach|fused|(initial|max|min|base)_.*"
 TRAINING_KEYS = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "generators", "compiled", "global_step")
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """A hash of all tensors, by which ranks compare theirs."""
+    """SHA-256 of the bytes of all tensors."""
     found = hashlib.sha256()
     for tensor in state.values():
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -42,7 +42,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
-    """See that weights fit a module: names, shapes, kinds of numbers, and that none is NaN or infinite.
+    """Check that weights fit a module: names, shapes, kinds of numbers, and that none is NaN or infinite.
 
     Args:
         state: of the checkpoint.
@@ -75,7 +75,7 @@ def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
 
 
 def check_training_state(checkpoint: Mapping[str, Any], module: Any, trainer: Trainer) -> None:
-    """See that a checkpoint holds all that a fit resumes from, in the form that this run would save it in.
+    """Check that a checkpoint contains the training state of a fit with the structure that this run would save.
 
     Raises:
         CheckpointError: naming the first value that does not fit.
@@ -101,7 +101,7 @@ def check_training_state(checkpoint: Mapping[str, Any], module: Any, trainer: Tr
 
 
 def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
-    """See that an optimizer can load a state: kernels read and write as many numbers as there are parameters.
+    """Check that the tensors of an optimizer's state have the shapes of the parameters: kernels do not check them.
 
     Args:
         state: of the checkpoint.
@@ -134,7 +134,7 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: st
 
 
 def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: str) -> None:
-    """See that an optimizer can load groups of parameters, with the switches that it has itself."""
+    """Check that an optimizer can load groups of parameters, with its own flags."""
     if type(groups) is not list or len(groups) != len(own_groups):
         invalid(name, f"is not a list of {len(own_groups)}")
     first = 0
@@ -162,7 +162,7 @@ def _check_indices(value: Any, expected: range, name: str) -> None:
 
 
 def _check_moment(value: Any, shapes: Sequence[Sequence[int]], name: str) -> None:
-    """See that what an optimizer keeps for a parameter is a tensor of one of these shapes; without shapes, a number."""
+    """Check that a value of an optimizer's state is a tensor of one of these shapes; without shapes, a number."""
     if not shapes:
         if value is not None:
             check_float(value, name)
@@ -177,7 +177,7 @@ def _check_moment(value: Any, shapes: Sequence[Sequence[int]], name: str) -> Non
 
 
 def _state_example(optimizer: torch.optim.Optimizer, shape: torch.Size) -> dict[str, Any] | None:
-    """What an optimizer with these options keeps for a parameter; None for those that torch does not define."""
+    """The state that an optimizer keeps for a parameter after one step; None for optimizers from outside of torch."""
     if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
         return None
     parameter = torch.nn.Parameter(torch.zeros(shape))
@@ -191,7 +191,7 @@ def _state_example(optimizer: torch.optim.Optimizer, shape: torch.Size) -> dict[
 
 
 def check_loops(loops: Any, trainer: Trainer, updates: int) -> None:
-    """See that Lightning's loops can load their progress, and that it counts as many updates as the checkpoint.
+    """Check that Lightning's loops can load their progress, and that it counts as many updates as the checkpoint.
 
     Raises:
         CheckpointError: naming the first value that does not fit.
@@ -204,7 +204,7 @@ def check_loops(loops: Any, trainer: Trainer, updates: int) -> None:
 
 
 def check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
-    """See that the callbacks of a run can load their states.
+    """Check that the callbacks of a run can load their states.
 
     Raises:
         CheckpointError: naming the first value that does not fit.
@@ -227,7 +227,7 @@ def check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
 
 
 def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
-    """See that a ModelCheckpoint removes files of its own folder only: Lightning compares paths as they are written."""
+    """Check that a ModelCheckpoint removes files of its own folder only: Lightning compares paths as strings."""
     folder = state["dirpath"]
     if folder is not None and type(folder) is not str:
         invalid(f"{name}.dirpath", "is not a path")
@@ -247,7 +247,7 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
 
 
 def _check_numbers(value: Any, example: Any, name: str) -> None:
-    """The same structure as an example, with finite numbers; switches may be true, false or null."""
+    """The same structure as an example, with finite numbers; flags may be true, false or null."""
     if isinstance(example, Mapping):
         check_dict(value, name)
         for key in [*example.keys(), *value.keys()]:

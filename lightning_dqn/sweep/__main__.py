@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import yaml
 
 from lightning_dqn.cli import main as fit
-from lightning_dqn.cli.errors import refuse
+from lightning_dqn.cli.errors import exit_with_error
 from lightning_dqn.cli.runs import DEFAULT_ROOT, new_run_folder
 from lightning_dqn.envs.arguments import check_secrets
 
@@ -66,11 +66,11 @@ def arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     given, extra = parser.parse_known_args(words)
     for name, least in (("trials", 1), ("seed", 0), ("full_trials", 1)):
         if getattr(given, name) < least:
-            refuse(ValueError(f"--{name} {getattr(given, name)}: must be at least {least}"))
+            exit_with_error(ValueError(f"--{name} {getattr(given, name)}: must be at least {least}"))
     for word in extra:
         near = difflib.get_close_matches(word.partition("=")[0], parser._option_string_actions, n=1, cutoff=0.8)
         if near and word.startswith("--"):
-            refuse(ValueError(f"{word}: no such option; did you mean {near[0]}?"))
+            exit_with_error(ValueError(f"{word}: no such option; did you mean {near[0]}?"))
     return given, extra
 
 
@@ -81,7 +81,9 @@ def main(words: list[str] | None = None) -> None:
         try:
             importlib.import_module(module)
         except ImportError:
-            refuse(ImportError(f'{module} is not installed, which chooses the trials: pip install -e ".[sweep]"'))
+            exit_with_error(
+                ImportError(f'{module} is not installed, which chooses the trials: pip install -e ".[sweep]"')
+            )
     try:
         _search(given, extra)
     except KeyboardInterrupt:
@@ -100,7 +102,7 @@ def _search(given: argparse.Namespace, extra: list[str]) -> None:
         search = _prepare(given, extra)
         study = _open(search)
     except (ValueError, OSError) as error:
-        refuse(error)
+        exit_with_error(error)
     file, before = search.file, len(ended(study))
     said = f"{given.trials} trials of {given.file}, to {file.goal} {file.metric}"
     say(f"{said}; {before} of them are there already" if before else said)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-# what says in a log why a process ended: a line of `refuse`, or the end of a traceback
+# what says in a log why a process ended: a line of `exit_with_error`, or the end of a traceback
 REASON = re.compile(r"error: (.*)|((?:\w+\.)*\w*(?:Error|Exception|Interrupt)(?:: .*)?)")
 
 

@@ -1,6 +1,6 @@
-"""What may be in a checkpoint: what `torch.load(weights_only=True)` gives back, looked at while it can still be mended.
+"""Checks before a save and after a load that a checkpoint has only types that `torch.load(weights_only=True)` accepts.
 
-The unpickler compares types, not their bases: a `numpy.float64` is a `float` to `isinstance`, and is refused at resume.
+The unpickler compares types, not their bases: `isinstance(numpy.float64(0), float)`, but it rejects a `numpy.float64`.
 """
 
 import re
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from lightning_dqn.resume.content import invalid
 
 LEAVES = {type(None), bool, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
-# what the pickle protocol of torch.save holds in 255 bytes; the unpickler knows no longer form
+# the largest int of pickle's LONG1 opcode (255 bytes); the unpickler rejects LONG4
 INT_BITS = 2039
-# no checkpoint of this package is near them; containers that contain each other have no end
+# far above any checkpoint of this package; containers that contain each other would never end
 MAX_DEPTH, MAX_VALUES = 64, 2**20
 
 
-def check_plain(checkpoint: dict[str, Any]) -> None:
-    """Refuse what would be refused at resume.
+def check_serializable(checkpoint: dict[str, Any]) -> None:
+    """Check that a resume will accept all values of a checkpoint.
 
     Args:
         checkpoint: as it is about to be saved.
@@ -54,13 +54,13 @@ def _others(value: Any, where: str) -> Iterator[tuple[str, str]]:
             where,
             f"of type {kind.__module__}.{kind.__qualname__}" if kind is not int else f"over {INT_BITS} bits long",
         )
-    # what was hung on a tensor or an OrderedDict is pickled with it
+    # attributes of a tensor or an OrderedDict are pickled with it
     for name, item in getattr(value, "__dict__", {}).items():
         yield from _others(item, f"{where}.{name}")
 
 
 def check_loaded(checkpoint: dict[str, Any]) -> None:
-    """See that a checkpoint is a tree of plain values and dense tensors, each with memory for all of its elements.
+    """Check that a checkpoint is a tree of plain values and dense tensors, each with memory for all of its elements.
 
     Args:
         checkpoint: as it was read. Gradients are switched off for its tensors.
@@ -108,7 +108,7 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_dense(value: Tensor, name: str) -> None:
-    """See that a tensor is what kernels take it for: its elements are in its storage, also if read one after the other.
+    """Check that a tensor is strided, materialized, and has storage for all of its elements.
 
     An expanded tensor of a few bytes can have any size.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: a share beside the checkpoint for each rank but the first, whole together or gone."""
+"""Checkpoints of several ranks: a shard beside the checkpoint for each rank but the first, whole together or gone."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
-from lightning_dqn.resume.folder import sweep
+from lightning_dqn.resume.folder import remove_stale_files
 from lightning_dqn.sampling.prioritized import PrioritizedSampler
 
 
@@ -23,8 +23,8 @@ def content(rank, epoch=0):
 
 def save(plugin, path, *, ranks=3, epoch=0, folder=None):
     """A checkpoint of so many ranks, saved as they save it together."""
-    shares = [str(plugin.save_shard(content(rank, epoch), folder or path.parent)) for rank in range(1, ranks)]
-    plugin.save_checkpoint({**content(0, epoch), "epoch": epoch, "shares": shares}, path)
+    shards = [str(plugin.save_shard(content(rank, epoch), folder or path.parent)) for rank in range(1, ranks)]
+    plugin.save_checkpoint({**content(0, epoch), "epoch": epoch, "shares": shards}, path)
 
 
 def parts(folder):
@@ -33,10 +33,10 @@ def parts(folder):
 
 
 def ranks_in(plugin, path):
-    """Whose shares a checkpoint has, each as its rank finds it."""
+    """Whose shards a checkpoint has, each as its rank finds it."""
     loaded = plugin.load_checkpoint(path)
-    found = [loaded, *(plugin.load_checkpoint(share) for share in loaded["shares"])]
-    return [share["generators"]["rank"] for share in found]
+    found = [loaded, *(plugin.load_checkpoint(shard) for shard in loaded["shares"])]
+    return [shard["generators"]["rank"] for shard in found]
 
 
 @pytest.fixture(params=[0, 10_000], ids=["memories beside", "memories inside"])
@@ -44,18 +44,18 @@ def plugin(request):
     return AtomicCheckpointIO(max_inline_bytes=request.param)
 
 
-def test_every_rank_finds_its_own_share(tmp_path, plugin):
+def test_every_rank_finds_its_own_shard(tmp_path, plugin):
     save(plugin, tmp_path / "last.ckpt")
     loaded = plugin.load_checkpoint(tmp_path / "last.ckpt")
     found = [loaded, *(plugin.load_checkpoint(path) for path in loaded["shares"])]
-    assert [share["generators"]["rank"] for share in found] == [0, 1, 2]
-    rows = [share["DQNDataModule"]["train"]["memory"]["rows"]["action"].tolist() for share in found]
+    assert [shard["generators"]["rank"] for shard in found] == [0, 1, 2]
+    rows = [shard["DQNDataModule"]["train"]["memory"]["rows"]["action"].tolist() for shard in found]
     assert rows == [[10 * rank + i for i in range(5)] for rank in range(3)]
-    # a share for each rank but the first; every memory in a file of its own, or none
+    # a shard for each rank but the first; every memory in a file of its own, or none
     assert len(parts(tmp_path)) == 2 + (3 if plugin.max_inline_bytes == 0 else 0)
 
 
-def test_a_checkpoint_that_is_replaced_takes_its_shares_along(tmp_path, plugin):
+def test_a_checkpoint_that_is_replaced_takes_its_shards_along(tmp_path, plugin):
     save(plugin, tmp_path / "best.ckpt", epoch=1)
     kept = parts(tmp_path)
     for epoch in (2, 3):
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_is_replaced_takes_its_shares_along(tmp_path, plugin):
     assert parts(tmp_path) == []
 
 
-def test_shares_follow_their_checkpoint_into_another_folder(tmp_path, plugin):
+def test_shards_follow_their_checkpoint_into_another_folder(tmp_path, plugin):
     here, there = tmp_path / "here", tmp_path / "there"
     save(plugin, here / "last.ckpt")
     before = parts(here)
@@ -86,23 +86,23 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_with_all_its_shares(tmp_pat
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    shares = [str(plugin.save_shard(content(rank, 2), tmp_path)) for rank in (1, 2)]
+    shards = [str(plugin.save_shard(content(rank, 2), tmp_path)) for rank in (1, 2)]
     assert len(parts(tmp_path)) > len(before)
-    # the shares are there, and the checkpoint that needs them is not written
+    # the shards are there, and the checkpoint that needs them is not written
     monkeypatch.setattr("lightning_dqn.resume.checkpoint_io.torch.save", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        plugin.save_checkpoint({**content(0, 2), "epoch": 2, "shares": shares}, tmp_path / "last.ckpt")
+        plugin.save_checkpoint({**content(0, 2), "epoch": 2, "shares": shards}, tmp_path / "last.ckpt")
     monkeypatch.undo()
     assert parts(tmp_path) == before
     assert plugin.load_checkpoint(tmp_path / "last.ckpt")["epoch"] == 1
     assert ranks_in(plugin, tmp_path / "last.ckpt") == [0, 1, 2]
 
 
-def test_shares_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monkeypatch):
+def test_shards_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     save(plugin, here / "last.ckpt")
     before = parts(here)
-    shares = [str(plugin.save_shard(content(rank, 2), here)) for rank in (1, 2)]
+    shards = [str(plugin.save_shard(content(rank, 2), here)) for rank in (1, 2)]
     names, moved = set(parts(here)) - set(before), []
 
     def second_is_one_too_many(source, target):
@@ -113,42 +113,42 @@ def test_shares_that_can_not_follow_leave_nothing_behind(tmp_path, plugin, monke
 
     monkeypatch.setattr("lightning_dqn.resume.folder._link_or_copy", second_is_one_too_many)
     with pytest.raises(CheckpointError, match="No space left"):
-        plugin.save_checkpoint({**content(0, 2), "epoch": 2, "shares": shares}, there / "hpc.ckpt")
+        plugin.save_checkpoint({**content(0, 2), "epoch": 2, "shares": shards}, there / "hpc.ckpt")
     monkeypatch.undo()
     assert parts(there) == []
-    # what did not follow is left to the sweep at the next start, and no more than that
+    # what did not follow is left to remove_stale_files at the next start, and no more than that
     assert set(before) <= set(parts(here)) <= set(before) | names
-    sweep(here)
+    remove_stale_files(here)
     assert parts(here) == before
     assert ranks_in(plugin, here / "last.ckpt") == [0, 1, 2]
 
 
 @pytest.mark.parametrize("one_file_system", [True, False])
-def test_shares_follow_without_a_copy_where_they_can(tmp_path, plugin, monkeypatch, one_file_system):
+def test_shards_follow_without_a_copy_where_they_can(tmp_path, plugin, monkeypatch, one_file_system):
     here, there = tmp_path / "here", tmp_path / "there"
-    share = plugin.save_shard(content(1), here)
-    inode = share.stat().st_ino
+    shard = plugin.save_shard(content(1), here)
+    inode = shard.stat().st_ino
 
     def across(*_):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     if not one_file_system:
         monkeypatch.setattr(os, "link", across)
-    plugin.save_checkpoint({**content(0), "epoch": 0, "shares": [str(share)]}, there / "hpc.ckpt")
-    assert ((there / share.name).stat().st_ino == inode) == one_file_system
+    plugin.save_checkpoint({**content(0), "epoch": 0, "shares": [str(shard)]}, there / "hpc.ckpt")
+    assert ((there / shard.name).stat().st_ino == inode) == one_file_system
     assert ranks_in(plugin, there / "hpc.ckpt") == [0, 1]
     assert parts(here) == []
 
 
-def test_shares_of_ranks_that_died_before_their_checkpoint_are_swept(tmp_path, plugin):
+def test_shards_of_ranks_that_died_before_their_checkpoint_are_swept(tmp_path, plugin):
     save(plugin, tmp_path / "last.ckpt")
     before = parts(tmp_path)
     lost = plugin.save_shard(content(1, 5), tmp_path)
-    assert lost in sweep(tmp_path)
+    assert lost in remove_stale_files(tmp_path)
     assert parts(tmp_path) == before
 
 
-def test_a_share_that_is_missing_or_damaged_is_refused_by_who_needs_it(tmp_path, plugin):
+def test_a_shard_that_is_missing_or_damaged_raises_where_it_is_needed(tmp_path, plugin):
     save(plugin, tmp_path / "last.ckpt")
     one, other = plugin.load_checkpoint(tmp_path / "last.ckpt")["shares"]
     os.unlink(one)
@@ -175,7 +175,7 @@ def test_a_checkpoint_can_not_name_files_elsewhere(tmp_path, plugin):
     beta=st.floats(0, 1),
     minibatches=st.integers(1, 3),
 )
-def test_importance_weights_of_shares_are_those_of_the_whole_minibatch(priorities, beta, minibatches):
+def test_importance_weights_of_shards_are_those_of_the_whole_minibatch(priorities, beta, minibatches):
     samplers = []
     for seed, numbers in enumerate(priorities):
         sampler = PrioritizedSampler(len(numbers), seed, alpha=1.0)
@@ -189,7 +189,7 @@ def test_importance_weights_of_shares_are_those_of_the_whole_minibatch(prioritie
         weight.view(minibatches, 4).numpy() * sampler.apply_global_stats(said)[:, None]
         for sampler, (_, weight) in zip(samplers, drawn, strict=True)
     ]
-    # the same from the definition: every share gives as many rows, so a row's chance is p_i / (W sum of its share)
+    # the same from the definition: every shard gives as many rows, so a row's chance is p_i / (W sum of its shard)
     size = sum(map(len, priorities))
     for update in range(minibatches):
         raw = []
@@ -202,7 +202,7 @@ def test_importance_weights_of_shares_are_those_of_the_whole_minibatch(prioritie
         np.testing.assert_allclose(np.concatenate([part[update] for part in weights]), expected, rtol=1e-4)
 
 
-def test_new_rows_of_a_share_enter_with_the_largest_priority_of_all():
+def test_new_rows_of_a_shard_enter_with_the_largest_priority_of_all():
     one, other = PrioritizedSampler(4, 0, alpha=1.0), PrioritizedSampler(4, 1, alpha=1.0)
     for sampler, error in ((one, 2.0), (other, 7.0)):
         sampler.add(np.arange(2))
@@ -214,6 +214,6 @@ def test_new_rows_of_a_share_enter_with_the_largest_priority_of_all():
     assert one._tree.leaves[2] == pytest.approx(7.0, abs=1e-3)
 
 
-def test_a_share_that_has_drawn_nothing_says_so_in_as_many_numbers():
+def test_a_shard_that_has_drawn_nothing_says_so_in_as_many_numbers():
     sampler = PrioritizedSampler(4, 0)
     assert sampler.local_stats(3).tolist() == [1.0, np.inf, np.inf, np.inf]

@@ -1,4 +1,4 @@
-"""Memories dealt anew over another number of ranks, against plain references of all that the old ranks played."""
+"""Memories resharded for another world size, against plain references of all that the old ranks played."""
 
 import functools
 from collections import Counter
@@ -67,7 +67,7 @@ def states_of(streams):
 def known_steps(streams):
     """By first observation, all that can be drawn or waits for its rewards: its episode, and its place in it.
 
-    Episodes under way are cut off in the references, which is how they stand in a memory that is dealt.
+    Episodes under way are cut off in the references, which is how they stand in a resharded memory.
     """
     known = {}
     for stream in streams:
@@ -155,7 +155,7 @@ def remember(reference, pieces):
 
 @st.composite
 def deals(draw):
-    """How long each old rank played, the number of new ranks, the capacity of all, and the knobs."""
+    """How long each old rank played, the number of new ranks, the capacity of all, and the memory's arguments."""
     lengths = draw(st.lists(st.integers(0, 60) | st.integers(100, 400), min_size=1, max_size=4))
     knobs = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 4]))
     capacity = draw(st.sampled_from([40, 300, 9_000]))
@@ -224,12 +224,12 @@ def test_each_share_has_as_much_of_every_tenth_of_every_old_rank(old, world_size
     stored = [np.sort(numbers_in(state["rows"]).ravel()) for state in states_of(streams)]
     for rank in range(world_size):
         pieces = reshard(states_of(streams), rank=rank, world_size=world_size, slots=9_000)
-        dealt = {number for piece in pieces for number in numbers_in(piece).ravel().tolist()}
+        resharded = {number for piece in pieces for number in numbers_in(piece).ravel().tolist()}
         batch = draw_all(refilled(streams, rank, world_size, 40_000).memory)
         drawn = {number_of(stack[-1]) for stack in batch.observation[0].numpy()}
         for numbers in stored:
             for tenth in np.array_split(numbers, 10):
-                assert abs(len(dealt & set(tenth.tolist())) - len(tenth) / world_size) <= 2
+                assert abs(len(resharded & set(tenth.tolist())) - len(tenth) / world_size) <= 2
                 # rows after an episode's end can't be drawn
                 assert len(drawn & set(tenth.tolist())) > 0.5 * len(tenth) / world_size
 
@@ -295,7 +295,7 @@ def test_a_share_from_a_checkpoint_goes_on_to_the_bit(tmp_path, n_step, k, sampl
             play(one, 30, seed)
 
 
-def test_a_share_can_be_dealt_again():
+def test_a_shard_can_be_resharded_again():
     streams = old_ranks([150, 170, 130], 600, 2, 3, 4)
     known, whole = known_steps(streams), frames_of(streams)
     shares = [refilled(streams, rank, 2, 600) for rank in range(2)]
