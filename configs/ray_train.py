@@ -1,7 +1,7 @@
 """One run on two workers of Ray Train: `pip install -e ".[ray]" && python configs/ray_train.py`.
 
-Without a cluster Ray starts one of this machine's cores. A worker that dies is replaced, and all go on from the last
-report; started again, the script goes on where the run of this name has stopped.
+Without a cluster Ray starts one of this machine's cores. A worker that dies is replaced, and all resume from the last
+report; started again, the script resumes where the run of this name has stopped.
 """
 
 import sys

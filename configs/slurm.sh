@@ -10,7 +10,7 @@
 #SBATCH --time=08:00:00
 #SBATCH --output=slurm-%j.txt
 #SBATCH --open-mode=append
-# 90 seconds before the time is up all ranks are told: they save, and the job goes back to the queue, to go on from there
+# 90 seconds before the time is up all ranks get a signal: they save, and the job is requeued and resumes from there
 #SBATCH --signal=SIGUSR1@90
 #SBATCH --requeue
 
@@ -18,7 +18,7 @@ set -euo pipefail
 
 # an environment of one's own is activated here: source .venv/bin/activate
 
-# srun takes no cores over from sbatch by itself
+# srun does not inherit the number of cores from sbatch
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 
 # all ranks must see this folder, in which runs/ is made; if one of them fails, the others need not wait for it

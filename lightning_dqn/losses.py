@@ -1,4 +1,4 @@
-"""The equations of Q-learning as pure functions of tensors: what `module.DQN` asks of each batch.
+"""The equations of Q-learning as pure functions of tensors.
 
 Shapes: B batch, A actions, Z atoms or quantiles. `discount` is gamma^k (1 - terminated) for the k rewards already
 summed in `reward`, so one line serves one step, n steps, cut-off tails and terminal states.
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 
 class TDLoss(NamedTuple):
-    """What one minibatch tells.
+    """Results of the loss of one minibatch.
 
     Attributes:
         loss: () what is minimised, the mean of the weighted rows.
         q_value: (B,) Q(s, a), the mean of the return where its distribution is learnt.
         td_error: (B,) Q(s, a) less its target.
-        priority: (B,) how much is left to learn of each row, 0 or more (Schaul et al. 2016).
+        priority: (B,) priority of each row, 0 or more (Schaul et al. 2016).
     """
 
     loss: Tensor
@@ -43,7 +43,7 @@ def gather_actions(values: Tensor, action: Tensor) -> Tensor:
 
 
 def mask_actions(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
-    """Values in which no action is the best, or has a chance, that is not allowed.
+    """Q-values with a very low value for each action that is not allowed.
 
     Args:
         q_values: (B, A) values of all actions.
@@ -73,7 +73,7 @@ def q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor) -> Tensor:
 
 
 def double_q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor, next_policy_q: Tensor) -> Tensor:
-    """The Double DQN target (van Hasselt et al. 2016, eq. 4): the policy net picks, the target net judges.
+    """The Double DQN target (van Hasselt et al. 2016, eq. 4): the policy net selects, the target net evaluates.
 
     Args:
         reward: (B,) sum of the discounted rewards on the way.
@@ -178,11 +178,11 @@ LOSSES = {"huber": weighted_huber, "mse": weighted_mse}
 
 
 def categorical_projection(atoms: Tensor, probability: Tensor, support: Tensor) -> Tensor:
-    """Lay a distribution on other atoms, each share on its two neighbours (Bellemare et al. 2017, eq. 7).
+    """Project a distribution onto the support, by linear interpolation (Bellemare et al. 2017, eq. 7).
 
     Args:
-        atoms: (B, Z) where the probabilities lie; beyond the support they are moved to its ends.
-        probability: (B, Z) how much lies there.
+        atoms: (B, Z) returns of the probabilities, clamped to the support.
+        probability: (B, Z) of each atom.
         support: (Z,) evenly spaced atoms, rising.
 
     Returns:
@@ -221,7 +221,7 @@ def lambda_returns(reward: Tensor, discount: Tensor, ended: Tensor, next_value: 
     Args:
         reward: (T, N) of each step.
         discount: (T, N) weight of the value behind it; 0 where the episode terminated.
-        ended: (T, N) whether the episode ended there, by itself or by a cut.
+        ended: (T, N) whether the episode ended there, terminated or truncated.
         next_value: (T, N) max_a Q(s_{t+1}, a), of the last observation where an episode ended.
         td_lambda: how much later rewards count against the value, in [0, 1]: 0 is one step, 1 the whole rollout.
 

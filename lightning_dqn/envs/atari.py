@@ -31,8 +31,8 @@ class AtariConfig:
         grayscale: whether colours are left out.
         screen_size: height and width of a frame in pixels.
         reward_clipping: whether rewards learnt from are cut off at -1 and 1; evaluation never does that.
-        episodic_life: whether a lost life is an end to learn from, after which the game goes on; evaluation plays whole
-            games.
+        episodic_life: whether a lost life terminates the episode in training, while the game continues; evaluation
+            plays whole games.
         num_threads: of the emulators that are learnt from; 0 for one a core.
     """
 
@@ -110,12 +110,12 @@ def make_atari_vec(env_id: str, num_envs: int, protocol: AtariConfig, frame_stac
 
 
 class EpisodicLifeVectorEnv(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArray[Any]]):
-    """Shows each life of a game as an episode: before its first frame there is nothing.
+    """Makes each life of a game an episode; frames before its first are zeros.
 
-    The step after a lost life is the first of the next one; who takes it for a reset, as after a game, misses one step.
+    The step after a lost life is a real step; treating it as a reset step drops one transition.
 
     Args:
-        games: that say of a lost life that it terminates, and go on; observations (N, frame_stack, H, W).
+        games: return terminated=True for a lost life, without a reset; observations (N, frame_stack, H, W).
     """
 
     def __init__(self, games: VectorEnv[Any, Any, Any]) -> None:
@@ -123,10 +123,10 @@ class EpisodicLifeVectorEnv(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArr
         self._age = np.zeros(games.num_envs, np.int64)
         self._over = np.zeros(games.num_envs, np.bool_)
 
-    def reset(self, **knobs: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    def reset(self, **kwargs: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Begin a game in each."""
         self._age[:], self._over[:] = 0, False
-        return self.env.reset(**knobs)
+        return self.env.reset(**kwargs)
 
     def step(self, actions: NDArray[Any]) -> Any:
         """Apply actions (N,) and wait for what comes of them."""

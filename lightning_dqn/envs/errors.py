@@ -1,4 +1,4 @@
-"""What is said of an environment that fails: which one, and where on the clocks. None of it runs while all is well."""
+"""Error messages for environments that fail: the index of the environment, its env steps and its episode step."""
 
 import math
 import traceback
@@ -68,12 +68,12 @@ def non_finite_error(
 def empty_mask_error(
     envs: VectorEnv[Any, Any, Any], index: int, given: bool, env_steps: int, lengths: NDArray[np.int64]
 ) -> Exception:
-    """What to raise where an episode goes on, but no action is said to be allowed.
+    """The error for an action mask that allows no action although the episode continues.
 
     Args:
         envs: the environments.
         index: which of them.
-        given: whether it said anything.
+        given: whether the environment returned an action mask.
         env_steps: played so far.
         lengths: (N,) env steps of the episodes under way.
     """

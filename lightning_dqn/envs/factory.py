@@ -51,14 +51,14 @@ REPLACED_WRAPPERS: dict[type[gym.Env[Any, Any]], str] = {
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """Says which environment is played, the same wherever a run makes one.
+    """Settings from which a run makes all its environments.
 
     Attributes:
         env_id: registered id, `module:Env-v0` included.
         env_kwargs: its arguments, of any type; of an Atari game, those of `AtariConfig`. `{"from_env": NAME}`, at any
             depth, stands for the value of an environment variable.
         wrappers: what is put around it, the innermost first.
-        frame_stack: observations that are shown together, oldest first, along a new first axis; 1 for each by itself.
+        frame_stack: observations stacked along a new first axis, oldest first; 1 for no stacking.
 
     Raises:
         ValueError: if an argument is a secret that is given by value.
@@ -194,7 +194,7 @@ def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
     if protocol.episodic_life:
         env.close()
         raise ValueError(
-            "data.env_kwargs.episodic_life=true: a game goes on after a lost life in its own vector form only; use "
+            "data.env_kwargs.episodic_life=true: only the native vector form continues after a lost life; use "
             "vectorization=auto"
         )
     if protocol.reward_clipping:
@@ -302,14 +302,14 @@ def _detach_process_groups(envs: VectorEnv[Any, Any, Any]) -> None:
 
 
 def async_step_pair(envs: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
-    """What hands actions to environments, and what waits for the outcome of `step`, in between which others can work.
+    """Returns the functions that send actions and that wait for the result, as (send, recv) or (step_async, step_wait).
 
     Raises:
-        ValueError: if they can't step by themselves.
+        ValueError: if the environments have no asynchronous step.
     """
     for dispatch, collect in (("send", "recv"), ("step_async", "step_wait")):
         if hasattr(envs, dispatch) and hasattr(envs, collect):
             return getattr(envs, dispatch), getattr(envs, collect)
     raise ValueError(
-        f"data.overlap=true: {type(envs).__name__} can't step by itself; use data.vectorization=async, or an Atari game"
+        f"data.overlap=true: {type(envs).__name__} has no asynchronous step; use data.vectorization=async or Atari"
     )

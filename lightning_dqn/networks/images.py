@@ -66,7 +66,7 @@ class ImageEncoder(nn.Module):
         return images / 255 if self.scaled else images
 
     def require(self, smallest: int, owner: str) -> None:
-        """Refuse frames that convolutions would leave nothing of.
+        """Check that frames are large enough for the convolutions.
 
         Args:
             smallest: pixels that height and width need at least.

@@ -21,63 +21,7 @@ from numpy.typing import NDArray
 
 from lightning_dqn.sampling.sum_tree import SumTree
 
-# See `SumTree` for what it does and why. All points go down a level before any goes down the next: their reads don't
-# wait for each other, as those of one point on its way do. Which child a point lies in no CPU can guess: it is counted
-# without branches. That it lies before the end of its node is nearly always so, and worth one.
-SOURCE = """
-struct Call {
-  double *nodes; const long long *starts; long long levels, size;
-  long long *rows; double *values; long long count;
-};
-
-extern "C" void find(const Call *call) {
-  long long *node = call->rows, count = call->count;
-  double *rest = call->values;
-  for (long long k = 0; k < count; k++) node[k] = 0;
-  for (long long i = 1; i < call->levels; i++) {
-    const double *level = call->nodes + call->starts[i];
-    for (long long k = 0; k < count; k++) {
-      const double *children = level + 8 * node[k];
-      double ends[9] = {0.0};
-      for (int j = 0; j < 8; j++) ends[j + 1] = ends[j] + children[j];
-      int child = 0;
-      double point = rest[k];
-      if (point < ends[8])
-        for (int j = 1; j < 8; j++) child += ends[j] <= point;
-      else
-        for (int j = 1; j < 8; j++) child += ends[j] < ends[8];
-      rest[k] -= ends[child];
-      node[k] = 8 * node[k] + child;
-    }
-  }
-  const double *leaves = call->nodes + call->starts[call->levels - 1];
-  for (long long k = 0; k < count; k++) rest[k] = leaves[node[k]];
-}
-
-static long long write(const Call *call, bool also_zeros) {
-  long long *node = call->rows, count = call->count;
-  double *leaves = call->nodes + call->starts[call->levels - 1];
-  for (long long k = 0; k < count; k++)
-    if (node[k] < 0 || node[k] >= call->size) return 1;
-  for (long long k = 0; k < count; k++)
-    if (also_zeros || leaves[node[k]] > 0) leaves[node[k]] = call->values[k];
-  for (long long i = call->levels - 1; i > 0; i--) {
-    const double *level = call->nodes + call->starts[i];
-    double *above = call->nodes + call->starts[i - 1];
-    for (long long k = 0; k < count; k++) {
-      node[k] >>= 3;
-      const double *children = level + 8 * node[k];
-      double sum = children[0];
-      for (int j = 1; j < 8; j++) sum += children[j];
-      above[node[k]] = sum;
-    }
-  }
-  return 0;
-}
-
-extern "C" long long fill(const Call *call) { return write(call, true); }
-extern "C" long long change(const Call *call) { return write(call, false); }
-"""
+SOURCE = Path(__file__).with_name("sum_tree.cpp")
 # products and sums are rounded one by one, as numpy does
 FLAGS = ("-x", "c++", "-O3", "-shared", "-fPIC", "-ffp-contract=off")
 
@@ -163,9 +107,8 @@ def load_library() -> ctypes.CDLL:
     """Compile the source, by the compiler that `CXX` names, and load it; once a process."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     with tempfile.TemporaryDirectory(prefix="lightning_dqn_", ignore_cleanup_errors=True) as folder:
-        source, library = Path(folder, "sum_tree.cpp"), Path(folder, "sum_tree.so")
-        source.write_text(SOURCE)
-        command = [*compiler, *FLAGS, str(source), "-o", str(library)]
+        library = Path(folder, "sum_tree.so")
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(library)]
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60)
         loaded = ctypes.CDLL(str(library))
     for name in ("fill", "change"):

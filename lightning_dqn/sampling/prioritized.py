@@ -130,10 +130,10 @@ class PrioritizedSampler(Sampler):
         self._largest = max(self._largest, largest)
 
     def local_stats(self, minibatches: int) -> NDArray[np.float64]:
-        """What samplers of other shares of a memory must know: the largest number so far, and the least chances drawn.
+        """Per-rank statistics for global importance weights: max p^alpha, min sampling probability per minibatch.
 
         Args:
-            minibatches: U, drawn last; infinite chances stand for those that were not.
+            minibatches: U, drawn last; the probabilities are infinite if another number was drawn.
 
         Returns:
             (1 + U,) numbers.
@@ -142,16 +142,16 @@ class PrioritizedSampler(Sampler):
         return np.concatenate([[self._largest], least if len(least) == minibatches else np.full(minibatches, np.inf)])
 
     def apply_global_stats(self, stats: NDArray[np.float64]) -> NDArray[np.float32]:
-        """What all W samplers said, this one too: new rows enter with the largest number that anyone wrote.
+        """Apply the gathered statistics of all W ranks: new rows get the global maximum of p^alpha.
 
-        Each of W shares gives as many rows to a minibatch of all, so that a row i of a share whose numbers sum up to S
-        is drawn with the chance p_i / (W S): importance weights make up for that, and the largest of all ranks is 1.
+        Each of W shards contributes equally many rows to a global minibatch, so row i of a shard with priority sum S is
+        drawn with probability p_i / (W S). The importance weights correct for it; their global maximum is 1.
 
         Args:
-            stats: (W, 1 + U).
+            stats: (W, 1 + U) results of `local_stats`.
 
         Returns:
-            (U,) what the weights drawn last have to be multiplied by.
+            (U,) factors for the weights drawn last.
         """
         self._largest = float(stats[:, 0].max())
         # (min_j P(j) / P(i))^beta over all ranks, of which `draw` knew its own; W cancels

@@ -11,7 +11,7 @@ FAN_OUT = 8
 class SumTree:
     """Numbers in the leaves of a tree whose every inner node is the sum of its eight children.
 
-    A change costs one sum a level, and so does finding the leaf in whose stretch of the total a point lies. An inner
+    An update costs one sum per level, and so does a search by cumulative sum. An inner
     node is always summed up anew from its children, in their order, and nothing is ever added to it or taken from it:
     rounding errors can't pile up, and the tree is a function of its leaves alone.
 
@@ -44,7 +44,7 @@ class SumTree:
         return total
 
     def find(self, points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The leaf in whose stretch of the total each point lies, and its number; never one that is 0.
+        """Find the leaf of each point in the cumulative sum, and its value; a leaf of 0 is never returned.
 
         Args:
             points: (n,) in [0, total], the total itself included.
@@ -98,7 +98,7 @@ class SumTree:
             raise IndexError(f"rows must be in [0, {len(self.leaves)}): they are those of the memory")
 
     def _sum_up(self, rows: NDArray[np.int64]) -> None:
-        """Sum up anew what lies above these leaves."""
+        """Recompute the sums of all ancestors of these leaves."""
         node = rows
         for above, level in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
             node = np.unique(node // FAN_OUT)

@@ -75,7 +75,7 @@ def try_to_compile(
             return compile_gradient(loss, *flat, batch, finish)
         except Exception as error:  # no compiler, or whatever a compiler may say: the plain path does the same
             obstacle = f"{type(error).__name__}: {error}".partition("\n")[0]
-    rank_zero_info(f"The gradient is not compiled: {obstacle}. Training goes on without.")
+    rank_zero_info(f"The gradient is not compiled: {obstacle}. Training continues without it.")
     return None
 
 
@@ -132,7 +132,7 @@ def _trace_and_compile(gradient: Gradient, example: list[Any]) -> Gradient:
 
     on_cpu = example[0].device.type == "cpu"
     apart: dict[Any, Any] = {torch.ops.aten.addmm.default: _decompose_addmm} if on_cpu else {}
-    # to trace and to try out, numbers are drawn; the run shall go on with those that it would have without
+    # tracing and the trial call draw random numbers; the run continues as without them
     with torch.no_grad(), torch.random.fork_rng():
         traced = make_fx(gradient, apart, tracing_mode="fake")(*example)
         compiled: Gradient = inductor_compile(traced, example)

@@ -73,7 +73,7 @@ class GraphedCall:
         self._recorded_with = constants
 
     def _disable(self, reason: str) -> None:
-        rank_zero_info(f"Updates are no CUDA graph: {reason}. Training goes on without.")
+        rank_zero_info(f"Updates are no CUDA graph: {reason}. Training continues without them.")
         self._disabled, self._replay, self._static_inputs, self._results = True, None, (), ()
 
 
@@ -90,7 +90,7 @@ def record_cuda_graph(
         What launches them again, and the results, which each launch writes anew.
     """
     graph = torch.cuda.CUDAGraph()
-    # other threads, such as those of a loader, may go on talking to the device
+    # other threads, such as those of a loader, may continue to use the device
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         results = function(*arguments)
     return graph.replay, results

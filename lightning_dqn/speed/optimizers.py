@@ -29,7 +29,7 @@ ELEMENTWISE = (
 def check_optimizer(
     make: Callable[[Any], torch.optim.Optimizer], make_scheduler: Callable[[Any], Any] | None, net: nn.Module
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """Refuse, before a run begins, an optimizer that can't be made or learns nothing, and a schedule likewise.
+    """Check, before training, that the optimizer and the schedule can be made and that the optimizer has an effect.
 
     Args:
         make: makes it from parameters.
@@ -40,7 +40,7 @@ def check_optimizer(
         One of each, to be looked at; None for no schedule.
 
     Raises:
-        ValueError: naming the knob and its value.
+        ValueError: naming the argument and its value.
     """
     try:
         optimizer = make(net.parameters())
@@ -84,7 +84,7 @@ class FusedStep:
 
     Args:
         optimizer: one of these; its `state_dict` is what it always is.
-        recorded: whether the step may be recorded as a CUDA graph: all that changes from step to step then lies in
+        recorded: whether the step may be recorded as a CUDA graph: all that changes from step to step is then stored in
             tensors, the learning rate too.
     """
 

@@ -1,4 +1,4 @@
-"""Where observations lie: in RAM, in a mapped file, or on an accelerator; what they mean is the memory's business.
+"""Storage of observations in RAM, in a memory-mapped file or on an accelerator.
 
 Legend: N envs, M rows asked for. A row is slot * N + environment.
 """
@@ -41,7 +41,7 @@ def stored_form(observation_space: gym.Space[Any], frame_stack: int) -> tuple[tu
 
 
 class Storage(Protocol):
-    """Room for (slots, N, ...) observations, zeros at first.
+    """Stores (slots, N, ...) observations, initially zeros.
 
     Attributes:
         shape: (slots, N, ...).
@@ -52,28 +52,28 @@ class Storage(Protocol):
     dtype: np.dtype[Any]
 
     def write(self, slot: int, observation: NDArray[Any]) -> None:
-        """Lay (N, ...) observations into a slot."""
+        """Write (N, ...) observations to a slot."""
 
     def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
         """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
 
     def state(self, used: int) -> Tensor:
-        """The first slots as a CPU tensor, (used, N, ...): its own where it lies in RAM, a copy elsewhere."""
+        """The first slots as a CPU tensor, (used, N, ...): a view for storage in RAM, else a copy."""
 
     def load(self, stored: Tensor, start: int = 0) -> None:
-        """Lay (T, N, ...) observations, as `state` gives them, into the slots from one on."""
+        """Load (T, N, ...) observations from `state`, beginning at slot `start`."""
 
 
 class ArrayStorage:
     """In RAM, or in a file that the system pages in and out.
 
-    The file has no name: no two runs can share it, and it is gone with its process, even with one that was killed. It
-    is sparse, so it takes room on the disk as it is written.
+    The file is an unlinked temporary file: private to this process and freed on exit, even if the process is killed. It
+    is sparse: it uses disk space only where it is written.
 
     Args:
         shape: (slots, N, ...).
         dtype: of the numbers.
-        folder: where the file lies; none keeps all in RAM.
+        folder: directory of the file; None for RAM.
 
     Raises:
         ValueError: if there is no such folder.
@@ -83,12 +83,14 @@ class ArrayStorage:
         self.shape, self.dtype = shape, dtype
         self._form = shape[2:]
         # arrays of zeros cost no memory before they are written, and show nobody what lay there before
-        self._slots: NDArray[Any] = np.zeros(shape, dtype) if folder is None else _map_nameless(shape, dtype, folder)
+        self._slots: NDArray[Any] = (
+            np.zeros(shape, dtype) if folder is None else _map_unlinked_file(shape, dtype, folder)
+        )
         # the same row by row, for reading: numpy's calls cost a fraction of torch's
         self._rows = self._slots.reshape(-1, *shape[2:])
 
     def write(self, slot: int, observation: NDArray[Any]) -> None:
-        """Lay (N, ...) observations into a slot."""
+        """Write (N, ...) observations to a slot."""
         self._slots[slot] = observation
 
     def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
@@ -103,12 +105,12 @@ class ArrayStorage:
         return torch.from_numpy(self._slots[:used])
 
     def load(self, stored: Tensor, start: int = 0) -> None:
-        """Lay (T, N, ...) observations, as `state` gives them, into the slots from one on."""
+        """Load (T, N, ...) observations from `state`, beginning at slot `start`."""
         self._slots[start : start + len(stored)] = stored.numpy()
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that is not there.
+    """Check that a folder exists.
 
     Raises:
         ValueError: naming it.
@@ -117,7 +119,7 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"data.memory_folder={folder}: no such folder; create it, or name another")
 
 
-def _map_nameless(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> NDArray[Any]:
+def _map_unlinked_file(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> NDArray[Any]:
     check_folder(folder)
     with tempfile.TemporaryFile(dir=folder) as file:
         # a plain array of the same bytes: memmap's own indexing is slower
@@ -130,7 +132,7 @@ class TensorStorage:
     Args:
         shape: (slots, N, ...).
         dtype: of the numbers.
-        device: where they lie.
+        device: stores the observations.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
@@ -142,7 +144,7 @@ class TensorStorage:
         self._at_once = device.type == "cuda"
 
     def write(self, slot: int, observation: NDArray[Any]) -> None:
-        """Lay (N, ...) observations into a slot."""
+        """Write (N, ...) observations to a slot."""
         # a copy, since what environments hand out may be theirs, or read-only
         self._slots[slot].copy_(torch.from_numpy(np.array(observation, self.dtype)), non_blocking=self._at_once)
 
@@ -161,7 +163,7 @@ class TensorStorage:
         return self._slots[:used].cpu()
 
     def load(self, stored: Tensor, start: int = 0) -> None:
-        """Lay (T, N, ...) observations, as `state` gives them, into the slots from one on."""
+        """Load (T, N, ...) observations from `state`, beginning at slot `start`."""
         # not by way of a second tensor on the device, which may have no room for it
         self._slots[start : start + len(stored)].copy_(stored)
 
@@ -175,7 +177,5 @@ def make_storage(
         ValueError: if two places are named, or the folder is not there.
     """
     if device is not None and folder is not None:
-        raise ValueError(
-            f"data.memory_device={device}, data.memory_folder={folder}: observations lie in one place; leave out one"
-        )
+        raise ValueError(f"data.memory_device={device}, data.memory_folder={folder}: use only one of them")
     return ArrayStorage(shape, dtype, folder) if device is None else TensorStorage(shape, dtype, device)

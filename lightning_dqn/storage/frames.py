@@ -18,8 +18,8 @@ class FrameStacks:
     Args:
         frame_stack: frames in a stack, k > 1.
         num_envs: environments that write side by side, N.
-        storage: where the frames lie, (slots, N, ...).
-        age: (slots, N) how many frames of the same episode lie before each; k - 1 if there are more.
+        storage: stores the frames, (slots, N, ...).
+        age: (slots, N) number of earlier frames of the same episode; k - 1 if there are more.
     """
 
     def __init__(self, *, frame_stack: int, num_envs: int, storage: Storage, age: NDArray[np.uint8]) -> None:
@@ -43,7 +43,7 @@ class FrameStacks:
         self._age[slot] = 0
 
     def follow(self, slot: int, next_slot: int, after_end: NDArray[np.bool_]) -> None:
-        """The next slot goes on with the episodes, but for those (N,) that were at their last frame."""
+        """Continue the episodes in the next slot, except those (N,) that were at their last frame."""
         self._age[next_slot] = np.where(after_end, 0, np.minimum(self._age[slot], self._before - 1) + 1)
 
     def take(self, rows: NDArray[np.int64], lead: tuple[int, ...]) -> Tensor:
@@ -65,7 +65,7 @@ class FrameStacks:
         age = self._age.take(rows, mode="wrap")
         blank = None
         if np.count_nonzero(age < self._before):
-            # frame j lies k - 1 - j before the row
+            # frame j is k - 1 - j time steps before the row
             blank = (np.arange(self._before, self._before - count, -1) > age[:, None]).ravel().nonzero()[0]
         around = rows[:, None] + self._way[:count]
         return self._storage.take(around.ravel(), (*lead, count), blank)

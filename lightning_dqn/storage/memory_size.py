@@ -1,4 +1,4 @@
-"""How much a memory takes, and how much its place has left: RAM, a device, or a file system.
+"""Size of a replay memory, and the space available for it in RAM, on a device or in a file system.
 
 The RAM is that of this machine, or of the part of it that this process may use.
 """
@@ -18,19 +18,19 @@ from lightning_dqn.storage.arrays import check_folder, stored_form
 # action 8, reward 4, three flags
 BYTES_OF_A_ROW = 15
 # the largest part of what is available that a memory may ask for
-SHARE = 0.8
+MAX_FRACTION = 0.8
 
 
 class MemorySize:
-    """What a full `ReplayMemory` takes, where, and whether there is so much.
+    """Size of a full `ReplayMemory`, compared with the available space.
 
     Args:
         capacity: transitions, over all environments.
         observation_space: space of one observation.
         other_bytes: that its sampler, and masks, take a row.
         frame_stack: frames in an observation, of which one is kept, and a byte that says how many came before it.
-        device: where observations lie; none for RAM.
-        folder: in whose file system observations lie; none for RAM.
+        device: stores the observations; None for RAM.
+        folder: its file system stores the observations; None for RAM.
 
     Attributes:
         ram: bytes in RAM.
@@ -60,34 +60,34 @@ class MemorySize:
 
     def describe(self) -> str:
         """One line for the start of a run."""
-        ram = f"{_in_words(self.ram)} in RAM"
+        ram = f"{_format_bytes(self.ram)} in RAM"
         place = f"on {self._device}" if self._device is not None else f"in a file in {self._folder}"
-        both = f"{_in_words(self.elsewhere)} {place} and {ram}" if self.elsewhere else ram
+        both = f"{_format_bytes(self.elsewhere)} {place} and {ram}" if self.elsewhere else ram
         return f"memory: {self.capacity:,} transitions, {both}"
 
     def check(self) -> None:
-        """Refuse a memory that would be granted now, and be missing, or get this process killed, when it fills.
+        """Check that a full memory fits: allocation is lazy, so a lack would show only as it fills.
 
         Raises:
             ValueError: naming what it needs and what there is, or that there is no such place.
         """
-        self._refuse_if_more(self.ram, available_ram(), "")
+        self._check_available(self.ram, available_ram(), "")
         if self._device is not None:
-            self._refuse_if_more(self.elsewhere, _available_on(self._device), f" on {self._device}")
+            self._check_available(self.elsewhere, _available_on(self._device), f" on {self._device}")
         elif self._folder is not None:
             check_folder(self._folder)
-            self._refuse_if_more(self.elsewhere, shutil.disk_usage(self._folder).free, f" in {self._folder}")
+            self._check_available(self.elsewhere, shutil.disk_usage(self._folder).free, f" in {self._folder}")
 
-    def _refuse_if_more(self, needed: int, available: int | None, where: str) -> None:
-        if available is not None and needed > SHARE * available:
+    def _check_available(self, needed: int, available: int | None, where: str) -> None:
+        if available is not None and needed > MAX_FRACTION * available:
             raise ValueError(
-                f"data.memory_capacity={self.capacity}: needs {needed:,} bytes, more than {SHARE:.0%} of "
+                f"data.memory_capacity={self.capacity}: needs {needed:,} bytes, more than {MAX_FRACTION:.0%} of "
                 f"the {available:,} that are available{where}; lower it, or keep observations elsewhere by "
                 "data.memory_device or data.memory_folder"
             )
 
 
-def _in_words(count: float) -> str:
+def _format_bytes(count: float) -> str:
     """Bytes in three digits, as 7.08 GB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 999.5:
@@ -97,7 +97,7 @@ def _in_words(count: float) -> str:
 
 
 def _available_on(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None for those that don't say.
+    """Bytes that are free on a device; None if the device does not report it.
 
     Raises:
         ValueError: if there is no such device.
@@ -111,13 +111,13 @@ def _available_on(device: torch.device) -> int | None:
 
 
 def available_ram(root: Path = Path("/")) -> int | None:
-    """Bytes that can still be used, by the kernel's own estimate and the limits of our control groups.
+    """Available RAM in bytes: MemAvailable, limited by the control groups of this process.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: directory that contains `proc` and `sys`.
 
     Returns:
-        None on systems that don't say.
+        None if the system does not report it.
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
@@ -125,11 +125,11 @@ def available_ram(root: Path = Path("/")) -> int | None:
         free = int(values["MemAvailable"].split()[0]) * 1024
     except (OSError, LookupError, ValueError):
         return None
-    return min([free, *_left_in_groups(root)])
+    return min([free, *_cgroup_headroom(root)])
 
 
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """What each control group above this process has left, of version 2 or 1."""
+def _cgroup_headroom(root: Path) -> Iterator[int]:
+    """Yields the bytes left in each control group of this process, version 2 or 1."""
     try:
         entries = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -97,7 +97,7 @@ class PQN(DQN):
         )
 
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """The equations of one update, whose targets are returns already: no net judges what comes next."""
+        """TD loss of one minibatch; its targets are the returns, without bootstrapping from a target net."""
         q_value = gather_actions(policy_net(batch.observation), batch.action - self.first_action)
         td_error = q_value - batch.reward
         return TDLoss(weighted_mse(q_value, batch.reward, batch.weight), q_value, td_error, td_error.abs())

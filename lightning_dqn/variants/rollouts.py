@@ -1,6 +1,6 @@
 """Plays environments and yields what was just played: what learners without a memory draw from.
 
-Lies between `player` and `pqn.PQN.training_step`. Legend: U updates, B batch, T steps, N envs.
+Legend: U updates, B batch, T steps, N envs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ class RolloutDataset(IterableDataset[Rollout]):
     An iteration plays `steps_per_iteration` steps in each environment, T in all. Steps that only reset an environment
     are no env steps; they are played on top, so that the clock keeps its pace to within N, and T is now and then a step
     more than asked for. After an episode's last step stands its true last observation (NEXT_STEP autoreset). All state
-    lies on the object: a new iterator, which Lightning makes every epoch, goes on where the last one stopped.
+    is stored on the object: Lightning makes a new iterator every epoch, which continues where the last one stopped.
 
     Args:
         envs: the environments, reset by NEXT_STEP.
@@ -149,7 +149,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         """Everything the next iterations depend on, as tensors and plain values.
 
         Args:
-            with_envs: whether the environments are in it, so that episodes under way can go on.
+            with_envs: whether the environments are in it, so that unfinished episodes can continue.
         """
         others = {"sample_rng": self._sample_rng.bit_generator.state, "all_env_steps": self.env_steps}
         return {**self.collector.state_dict(with_envs=with_envs), **others}
