@@ -17,6 +17,8 @@ from lightning_dqn.replay import ReplayMemory
 from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.resume.env_state import Reached, env_state, restore_env_state, unsupported_reason
 
+pytestmark = pytest.mark.integration
+
 CLASSICAL = {"repeat_action_probability": 0.0, "noop_max": 0}
 BREAKOUT = EnvSettings("ALE/Breakout-v5", CLASSICAL, frame_stack=4)
 

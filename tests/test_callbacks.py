@@ -9,12 +9,10 @@ import textwrap
 import gymnasium as gym
 import imageio.v2 as imageio
 import lightning.pytorch as pl
-import nbformat
 import numpy as np
 import pytest
 from gymnasium import spaces
 from lightning.pytorch.loggers.logger import Logger
-from nbclient import NotebookClient
 
 from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.monitoring import episode_plot
@@ -171,10 +169,11 @@ def notebook(tmp_path_factory):
         trainer = pl.Trainer({str(folder)!r}, max_epochs=2, callbacks=callbacks, **quiet)
         trainer.fit(DQN(data.observation_space, data.action_space), datamodule=data)
     """.replace("pl.Trainer(", "pl.Trainer(default_root_dir=")
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cell = nbformat.v4.new_code_cell(textwrap.dedent(code))
     messages = []
 
-    class Client(NotebookClient):
+    class Client(nbclient.NotebookClient):
         def process_message(self, msg, cell, cell_index):
             if "image/png" in msg["content"].get("data", {}):
                 messages.append(msg)
@@ -185,6 +184,7 @@ def notebook(tmp_path_factory):
     return folder, book.cells[0].outputs, messages
 
 
+@pytest.mark.integration
 def test_a_notebook_shows_one_picture_that_is_replaced_in_place(notebook):
     _, outputs, messages = notebook
     shown = [output for output in outputs if "image/png" in output.get("data", {})]
@@ -194,6 +194,7 @@ def test_a_notebook_shows_one_picture_that_is_replaced_in_place(notebook):
     assert len({message["content"]["transient"]["display_id"] for message in messages}) == 1
 
 
+@pytest.mark.integration
 def test_the_picture_in_a_notebook_is_the_newest(notebook):
     folder, outputs, messages = notebook
     pictures = [base64.b64decode(message["content"]["data"]["image/png"]) for message in messages]
@@ -216,6 +217,7 @@ def bars(default_runs):
     return [state for state in states if state]
 
 
+@pytest.mark.integration
 def test_the_progress_bar_counts_the_env_steps_of_the_whole_run(bars):
     assert len(bars) > 2
     for percentage, done, total in (bar.group(1, 2, 3) for bar in bars):
@@ -227,6 +229,7 @@ def test_the_progress_bar_counts_the_env_steps_of_the_whole_run(bars):
     assert done[-1] == 500
 
 
+@pytest.mark.integration
 def test_the_progress_bar_tells_the_time_that_is_left(bars):
     between = [bar for bar in bars if 0 < int(bar[2]) < 500]
     assert between
@@ -235,6 +238,7 @@ def test_the_progress_bar_tells_the_time_that_is_left(bars):
         assert re.fullmatch(r"\d\d:\d\d", bar[5])
 
 
+@pytest.mark.integration
 def test_the_progress_bar_shows_return_epsilon_and_speed(bars):
     shown = [dict(entry.split("=") for entry in bar[6].split(", ")) for bar in bars if bar[6]]
     assert shown
@@ -246,6 +250,7 @@ def test_the_progress_bar_shows_return_epsilon_and_speed(bars):
     assert float(shown[-1]["val"]) >= 8
 
 
+@pytest.mark.integration
 def test_nothing_else_is_written_on_the_line_of_the_progress_bar(default_runs):
     for run in default_runs.values():
         for part in re.split(r"[\r\n]", run.text):

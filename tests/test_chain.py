@@ -114,6 +114,7 @@ def test_the_values_of_the_chain_are_what_one_works_out_by_hand():
     ("make", "knobs", "values", "tolerance"),
     [pytest.param(*case, id=name, marks=[pytest.mark.learning] * (name in SELDOM)) for name, case in FAMILY.items()],
 )
+@pytest.mark.integration
 def test_a_fit_arrives_at_the_known_values(make, knobs, values, tolerance):
     found = learnt(make, **knobs)
     assert np.abs(found - values).max() < tolerance, np.round(found - values, 3)

@@ -132,6 +132,7 @@ print(kilobytes() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux shows how much RAM a process has")
+@pytest.mark.integration
 def test_loading_a_memory_takes_no_ram_until_it_is_used(tmp_path, beside):
     beside.save_checkpoint(checkpoint({"observation": torch.zeros(2**27, dtype=torch.uint8)}), tmp_path / "last.ckpt")
     command = [sys.executable, "-c", MAPPED, str(tmp_path / "last.ckpt")]

@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 from conftest import clean_environment, run_cli
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_dqn.cli import main
 from lightning_dqn.cli.runs import new_run_folder
+
+pytestmark = pytest.mark.integration
 
 # 200 env steps make 200 - 127 = 73 updates: one after each env step from the 128th on
 QUIET = ("--video.episodes", "0", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
@@ -215,6 +216,7 @@ def test_the_csv_logger_writes_every_metric_into_the_folder_of_the_run(run):
 
 
 def test_the_tensorboard_logger_counts_env_steps_of_all_environments(tmp_path, monkeypatch):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.chdir(tmp_path)
     main(
         [
@@ -229,7 +231,7 @@ def test_the_tensorboard_logger_counts_env_steps_of_all_environments(tmp_path, m
         ]
     )
     (run,) = runs_in(tmp_path)
-    events = EventAccumulator(str(run)).Reload()
+    events = reader.EventAccumulator(str(run)).Reload()
     assert set(events.Tags()["scalars"]) >= METRICS
     clock = events.Scalars("env_steps")
     for event in clock:

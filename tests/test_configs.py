@@ -8,6 +8,8 @@ import yaml
 
 from lightning_dqn.cli import main
 
+pytestmark = pytest.mark.integration
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 NEEDS_BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs gymnasium[box2d]")
 # updates of large networks, and up to 64 emulators, take their time

@@ -466,6 +466,7 @@ COMPILED = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.learning] * (name != "c51-rainbow")) for name in COMPILED]
 )
+@pytest.mark.integration
 def test_plain_and_compiled_updates_give_the_same_weights_from_the_same_draws(name):
     owner, knobs = COMPILED[name]
     env_id = "FrozenLake-v1" if name == "frozen-lake" else "CartPole-v1"

@@ -277,6 +277,7 @@ def test_case_15_weights_that_are_nan_at_an_epochs_end_are_neither_evaluated_nor
     assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
 
 
+@pytest.mark.integration
 def test_case_15_the_command_line_says_it_in_one_line(tmp_path):
     # so large a rate that weights, and then the loss, leave the range of floats within a hundred updates
     flags = ("--model.optimizer.lr", "1e37", "--model.compile", "false", "--video.episodes", "0")
@@ -349,6 +350,7 @@ def test_case_19_the_ram_is_what_the_machine_and_every_group_above_us_leave(tmp_
     assert available_ram(tmp_path / "another-system") is None
 
 
+@pytest.mark.integration
 def test_case_19_a_million_frames_cost_nothing_before_they_are_played(tmp_path):
     program = """
 import numpy as np, pathlib

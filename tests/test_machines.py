@@ -187,6 +187,7 @@ def test_a_requeued_slurm_job_of_two_machines_goes_on_in_its_folder(tmp_path):
     assert "exists and is not empty" not in said[0]
 
 
+@pytest.mark.integration
 def test_ranks_that_lightning_starts_are_told_which_checkpoint_is_meant(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["fit", *SHORT])

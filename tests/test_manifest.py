@@ -250,6 +250,7 @@ CLI = (
 )
 
 
+@pytest.mark.integration
 def test_python_and_the_command_line_describe_the_same_run_and_resume_each_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["fit", *CLI, "--trainer.max_epochs", "1"])

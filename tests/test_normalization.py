@@ -207,6 +207,7 @@ def test_rollouts_are_normalized_once():
 
 
 @pytest.mark.parametrize("model", [DQN, PQN])
+@pytest.mark.integration
 def test_far_observations_are_learnt_and_evaluated_as_in_training(model):
     options = {"env_id": "Far-v0", "vectorization": "sync"}
     module, data, trainer = trained(3000, model, normalize_observations=True, data=options)

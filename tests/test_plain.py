@@ -103,6 +103,7 @@ def test_the_order_of_memory_does_not_matter():
     assert plain_form(array[:, ::-1]) != plain_form(array)
 
 
+@pytest.mark.integration
 def test_digests_are_the_same_in_every_process():
     import_self = "from tests.test_plain import OTHERS, plain_form; print(plain_form(OTHERS))"
     command = [sys.executable, "-c", import_self]
@@ -151,6 +152,7 @@ print(kilobytes() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems count in other units")
+@pytest.mark.integration
 def test_a_large_array_is_hashed_without_a_copy():
     shown = subprocess.run([sys.executable, "-c", LARGE], text=True, capture_output=True, check=True).stdout
     assert int(shown) < 20_000

@@ -260,6 +260,7 @@ WORDS = (
 )
 
 
+@pytest.mark.integration
 def test_the_command_line_trains_and_goes_on_to_the_bit(tmp_path, monkeypatch, capfd):
     folders = {}
     for name, epochs in (("whole", "2"), ("part", "1")):

@@ -328,6 +328,7 @@ def watched_fit(*callbacks, sampler=PrioritizedSampler, lr=1e-9, **knobs):
 
 
 @pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.integration
 def test_rows_with_large_errors_are_drawn_more_often_in_a_fit(updates):
     seen, _ = watched_fit(PriorityUpdate(), updates_per_iteration=updates)
     uniform, _ = watched_fit(PriorityUpdate(), updates_per_iteration=updates, sampler=UniformSampler)

@@ -119,6 +119,7 @@ def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs
 
 
 @pytest.mark.parametrize("name", [slow(name) if name == "highway" else name for name in OTHERS])
+@pytest.mark.integration
 def test_case_01_environments_of_all_kinds_resume_exactly(tmp_path, notes, name):
     knobs = OTHERS[name]
     module, _, given = knobs.get("env_id", "").rpartition(":")
@@ -164,6 +165,7 @@ def test_case_01_games_that_are_stepped_one_by_one_go_on_exactly_from_an_epochs_
 
 
 @pytest.mark.parametrize("compile", [slow(True), "auto"])
+@pytest.mark.integration
 def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compile):
     # 551 updates are worth it, the 300 that are left after the first epoch would not be
     monkeypatch.setattr("lightning_dqn.speed.compiled.WORTH_COMPILING", 400)

@@ -16,7 +16,7 @@ from test_cli import CSV, NO_LOGGER, QUIET, refusal, runs_in
 from lightning_dqn.cli import main
 from lightning_dqn.resume import checkpoint_io as plugin
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 # 300 env steps an epoch, of which those from the 128th on learn; a log every 50
 SMALL = ("--data.epoch_env_steps", "300", "--data.eval_episodes", "2", "--model.network.hidden_sizes", "[16]", *QUIET)
 RATES = {"env_steps_per_second", "updates_per_second"}

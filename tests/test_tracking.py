@@ -12,6 +12,8 @@ from conftest import DEFAULT_FIT, clean_environment, read_offline_run, run_cli
 
 from lightning_dqn.cli.tracking import wandb_unavailable
 
+pytestmark = pytest.mark.integration
+
 TRAIN = {
     "train/loss",
     "train/q_value",

@@ -50,6 +50,7 @@ def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws(doub
     assert not torch.allclose(plain.policy_net.output.bias, DQN(BOX, spaces.Discrete(2)).policy_net.output.bias)
 
 
+@pytest.mark.integration
 def test_compiled_gradients_are_clipped_by_value():
     free, _ = trained(8, compile=True, clip_grad_value=None, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3))
     still, _ = trained(8, compile=True, clip_grad_value=1e-9, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3))
@@ -90,6 +91,7 @@ def test_auto_compiles_where_a_run_is_long_enough(max_steps, compiles):
     assert should_compile(trainer, 4) is compiles
 
 
+@pytest.mark.integration
 def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     nowhere = torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",), "fx_graph_cache": False})
