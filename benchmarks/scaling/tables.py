@@ -47,7 +47,7 @@ def check_table(found: dict[str, Any]) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """What docs/benchmarks.md has: a line for each run and network, and how far the prediction for two ranks was off."""
+    """The table of docs/benchmarks.md, a line per run and network, and the error of the prediction for two ranks."""
     worlds = list(next(iter(found["workloads"].values()))["predicted"][found["networks"][0]["name"]]["ranks"])
     head = ["ranks", "interconnect", *map(str, worlds), "efficiency below 50%", "communication, waiting", "update, ms"]
     lines = [_row(head), "|---" * len(head) + "|"]
