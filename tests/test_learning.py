@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_readmes_ten_lines_of_python_learn_as_they_stand_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [block, *_] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = {}
     exec(compile(block, "README.md", "exec"), lines)  # the README is ours
     # a policy that acts by chance lasts 20 steps or so

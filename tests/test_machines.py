@@ -1,4 +1,4 @@
-"""The ways to start a run of several ranks that the README names: what torchrun and SLURM start is one run."""
+"""The ways to start a run of several ranks that docs/devices.md names: what torchrun and SLURM start is one run."""
 
 import contextlib
 import os

@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cores", nargs=2, type=int, metavar="CPU", help="of the two ranks (the last two)")
     parser.add_argument("--seed", type=int, default=0, help="of the runs and the simulation (0)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
-    parser.add_argument("--table", action="store_true", help="print the README's table from results that are there")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/benchmarks.md from old results")
     given = parser.parse_args()
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [-1, -1]
     given.cores = given.cores or available[-2:]

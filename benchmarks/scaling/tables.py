@@ -1,4 +1,4 @@
-"""Results in Markdown: for the terminal what was measured, for the README what is predicted."""
+"""Results in Markdown: for the terminal what was measured, for docs/benchmarks.md what is predicted."""
 
 import textwrap
 from typing import Any
@@ -17,7 +17,7 @@ CHECKED = {
 # ranks whose updates are shown
 UPDATES_OF = (1, 8, 64)
 MOST = 64
-README_WIDTH = 120
+PAGE_WIDTH = 120
 
 
 def messages_table(found: dict[str, Any]) -> str:
@@ -47,9 +47,9 @@ def check_table(found: dict[str, Any]) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """What the README has: a line for each run and network, and how far the prediction for two ranks was off."""
+    """The table of docs/benchmarks.md, a line per run and network, and the error of the prediction for two ranks."""
     worlds = list(next(iter(found["workloads"].values()))["predicted"][found["networks"][0]["name"]]["ranks"])
-    head = ["ranks", "between them", *map(str, worlds), "below half", "messages, waiting", "an update, ms"]
+    head = ["ranks", "interconnect", *map(str, worlds), "efficiency below 50%", "communication, waiting", "update, ms"]
     lines = [_row(head), "|---" * len(head) + "|"]
     for workload in found["workloads"].values():
         title = workload["title"]
@@ -69,7 +69,7 @@ def _cells(predicted: dict[str, Any]) -> list[str]:
 
 
 def _checks(found: dict[str, Any]) -> list[str]:
-    """What two ranks really did, run by run, in lines as long as the README's."""
+    """What two ranks really did, run by run, in lines as long as that page's."""
     checks = [workload["check"] for workload in found["workloads"].values()]
     said = []
     for name, unit, style in (("env_steps_per_s", "env steps/s", ",.0f"), ("update_ms", "ms an update", ".3g")):
@@ -78,7 +78,7 @@ def _checks(found: dict[str, Any]) -> list[str]:
         errors = " / ".join(f"{at['error']:+.0%}" for at in compared)
         said.append(f"{measured} {unit} (predicted: {errors})")
     text = f"Two real ranks on two cores made {said[0]}, at {said[1]}."
-    return textwrap.wrap(text, README_WIDTH, break_on_hyphens=False)
+    return textwrap.wrap(text, PAGE_WIDTH, break_on_hyphens=False)
 
 
 def _row(cells: list[str]) -> str:
