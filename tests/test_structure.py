@@ -70,7 +70,6 @@ ALLOWED = {
     "agent": {"acting", "envs", "module", "resume"},
     "cli": {"callbacks", "data", "distributed", "envs", "module", "monitoring", "networks", "resume", "variants"},
     "monitoring": {"callbacks", "data", "envs", "resume"},
-    "sweep": {"callbacks", "cli", "envs", "monitoring"},
     "validation": set(),
 }
 

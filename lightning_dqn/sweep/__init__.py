@@ -1,1 +1,0 @@
-"""Searches for hyperparameters: `python -m lightning_dqn.sweep` reads W&B's sweep file and lets Optuna choose."""
