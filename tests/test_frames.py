@@ -341,7 +341,7 @@ def test_a_file_of_frames_is_gone_with_its_memory(tmp_path):
     [
         ({"frame_stack": 0}, r"data.frame_stack=0: must be in \[1, 256\]"),
         ({"frame_stack": 3}, r"observations have shape \(4, 1, 2\), \(3, ...\) is needed"),
-        ({"device": torch.device("cpu"), "folder": HERE}, "leave out one"),
+        ({"device": torch.device("cpu"), "folder": HERE}, "memory_folder="),
         ({"folder": HERE / "not there"}, "not there: no such folder"),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_run_learns_the_same_from_a_file(tmp_path, notes):
     [
         ({"memory_folder": "/nowhere"}, r"data\.memory_folder=/nowhere: no such folder"),
         ({"memory_device": "tpu"}, r"data\.memory_device=tpu: must be one of auto, cpu, cuda"),
-        ({"memory_device": "cuda", "memory_folder": "/tmp"}, "observations lie in one place"),
+        ({"memory_device": "cuda", "memory_folder": "/tmp"}, "use only one of them"),
         ({"memory_capacity": 10**10}, r"data\.memory_capacity=10000000000: needs 70,\d{3},000,000,000 bytes"),
     ],
 )

@@ -427,8 +427,8 @@ def test_case_11_a_memory_left_out_on_purpose_is_warmed_up_anew(tmp_path, notes)
     resumed = fit(tmp_path, save_memory=False, ckpt_path=tmp_path / "epoch0.ckpt")
     (said,) = [line for line in notes if line.startswith("Resumed")]
     assert "with 0 transitions" in said
-    assert "data.save_memory=false" in said
-    assert "warms up for 50 env steps" in said
+    assert "save_memory=False" in said
+    assert "warm-up of 50 env steps" in said
     assert resumed.datamodule.env_steps == 600
     # none until 50 env steps are played
     assert resumed.global_step - first.global_step == 300 - 49

@@ -163,7 +163,7 @@ def test_the_memory_can_be_left_out(part, capfd, notes):
     main(["fit", "--ckpt_path", "last", *epochs(3)])
     said = [line for line in notes if line.startswith("Resumed")]
     assert len(said) == 2
-    assert "data.save_memory=false" in said[1]
+    assert "save_memory=False" in said[1]
     assert "warms up for 128 env steps" in said[1]
 
 

@@ -57,10 +57,7 @@ def check_arguments(data: "DQNDataModule") -> None:
     if data.memory_device not in get_args(MemoryDevice):
         raise ValueError(f"data.memory_device={data.memory_device}: must be one of {', '.join(get_args(MemoryDevice))}")
     if data.memory_folder is not None and data.memory_device == "cuda":
-        raise ValueError(
-            f"data.memory_device=cuda, data.memory_folder={data.memory_folder}: observations lie in one place; leave "
-            "one of them out"
-        )
+        raise ValueError(f"data.memory_device=cuda, data.memory_folder={data.memory_folder}: use only one of them")
 
 
 def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -> None:
