@@ -545,7 +545,7 @@ def test_case_17_a_setting_of_the_sampler_out_of_its_range_is_refused(empty, cap
 @pytest.mark.parametrize(
     ("key", "value", "hint"),
     [
-        ("data.sampler", "PrioritizedSampler", "did you mean lightning_dqn.PrioritizedSampler?"),
+        ("data.sampler", "PrioritisedSampler", "give its whole path, module.Class"),
         ("model", "Rainbow", "give its whole path, module.Class"),
     ],
 )

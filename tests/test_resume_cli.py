@@ -164,7 +164,7 @@ def test_the_memory_can_be_left_out(part, capfd, notes):
     said = [line for line in notes if line.startswith("Resumed")]
     assert len(said) == 2
     assert "save_memory=False" in said[1]
-    assert "warms up for 128 env steps" in said[1]
+    assert "warm-up of 128 env steps" in said[1]
 
 
 CONTRADICTIONS = {

@@ -68,7 +68,7 @@ ALLOWED = {
     "speed": {"distributed", "losses"},
     # users
     "agent": {"acting", "envs", "module", "resume"},
-    "cli": {"callbacks", "data", "distributed", "envs", "module", "monitoring", "networks", "resume", "variants"},
+    "cli": {"callbacks", "data", "distributed", "envs", "module", "monitoring", "networks", "resume", "sampling"},
     "monitoring": {"callbacks", "data", "envs", "resume"},
     "validation": set(),
 }

@@ -52,6 +52,7 @@ from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.resume.folder import remove_stale_files
 from lightning_dqn.resume.stop_on_signal import StoppedBySignal
+from lightning_dqn.sampling import PrioritizedSampler  # noqa: F401  `--data.sampler PrioritizedSampler` finds it
 
 
 class DQNCLI(LightningCLI):
