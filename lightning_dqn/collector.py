@@ -80,7 +80,7 @@ class EpisodeHistory:
 
 
 class Collector:
-    """Plays N environments side by side, keeps the clock and the history, and refuses what can't be learnt from.
+    """Steps N environments with a policy, counts env steps and episodes, and rejects values that are not finite.
 
     Args:
         envs: the environments, reset by NEXT_STEP.
@@ -208,7 +208,7 @@ class Collector:
         return self.policy(self.observation, self._rng, *masks)
 
     def _read_mask(self, info: dict[str, Any]) -> Mask:
-        """Which actions are allowed; at least one where the episode goes on."""
+        """Allowed actions (N, A); each episode under way must allow at least one."""
         given = info.get("_action_mask", np.zeros(self.envs.num_envs, np.bool_))
         mask = np.asarray(info["action_mask"] if given.any() else given[:, None], np.bool_)
         for i in np.flatnonzero(~self.resetting & ~(given & mask.any(1))):
@@ -216,7 +216,7 @@ class Collector:
         return mask
 
     def _check(self, observation: NDArray[Any], reward: NDArray[Any]) -> None:
-        """Refuse a NaN or an infinity before it is stored: such a number times 0 is not 0."""
+        """Reject NaN and infinity before they are stored: such a number times 0 is not 0."""
         fine = reward.astype(np.float32).dot(self._no_reward) == 0
         if self._no_observation.size:
             fine = fine and observation.astype(np.float32, copy=False).ravel().dot(self._no_observation) == 0
@@ -237,7 +237,7 @@ class Collector:
         """Everything the next steps depend on, as tensors and plain values.
 
         Args:
-            with_envs: whether the environments are in it, so that episodes under way can go on.
+            with_envs: whether the environments are in it, so that the current episodes can be continued.
 
         Raises:
             BrokenEnvironmentError: if a step is under way in which an environment raises.
@@ -287,7 +287,7 @@ class Collector:
             elsewhere with the step under way.
 
         Raises:
-            CheckpointError: if it is not the state of such a player.
+            CheckpointError: if it is not the state of such a collector.
         """
         state = check_dict(state, name, ("env_steps", "due", "rng", "episodes"))
         num_envs = self.envs.num_envs

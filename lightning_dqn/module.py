@@ -147,7 +147,7 @@ class DQN(pl.LightningModule):
         self._fast_update_is_known = False
         self._scheduler: Any = None
         self._flushed_before = False
-        # whether the gradient is compiled, or was when a fit that goes on was stopped; and its generators
+        # whether the gradient is compiled, or was in the run that is resumed; and the states of its random generators
         self._compiled = False
         self.rng_state: dict[str, Any] | None = None
         self.register_buffer("epsilon", torch.tensor(1.0))
@@ -172,7 +172,7 @@ class DQN(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     def update_target(self, tau: float) -> None:
-        """Move the target net, if there is one, the share tau of the way to the policy net."""
+        """Polyak update of the target net, if there is one: target <- (1 - tau) * target + tau * policy."""
         if self.target_net is not None:
             polyak_update_nets(self.target_net, self.policy_net, self._flat, tau)
 
@@ -203,13 +203,13 @@ class DQN(pl.LightningModule):
         return net(observation)
 
     def set_epsilon(self, epsilon: float) -> None:
-        """Explore with this share of random actions from now on."""
+        """Set the probability of a random action, in [0, 1]."""
         buffer = self.epsilon.fill_(epsilon)
         # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
         self._known_epsilon = (epsilon, buffer._version)
 
     def read_epsilon(self) -> float:
-        """The share of random actions."""
+        """The probability of a random action."""
         buffer = self._buffers["epsilon"]
         known, version = self._known_epsilon
         return known if version == buffer._version else float(buffer)  # type: ignore[union-attr, arg-type]

@@ -279,7 +279,7 @@ class ReplayMemory:
 
     A row is `observation, action, reward, terminated, truncated`; the next observation is the next row's. In the row
     after an episode's end stands its last observation, whose action the environment ignores (Gymnasium's NEXT_STEP
-    autoreset): that row is never drawn as a start. Rows lie time by time: row = slot * N + environment.
+    autoreset): that row is never drawn as a start. Rows are ordered by time: row = slot * N + environment.
 
     Of observations that are stacks of frames, oldest first, each row keeps the newest frame, and `sample` makes the
     stacks. Before an episode's first frame they must hold zeros, as Gymnasium's `FrameStackObservation(env, k,
@@ -292,8 +292,8 @@ class ReplayMemory:
         gamma: discount of one step.
         n_step: rewards summed before the value is trusted, n >= 1.
         frame_stack: frames in an observation, k; 1 keeps observations as they are.
-        device: where observations lie and are gathered; what else a row holds stays in RAM.
-        folder: where observations lie in a nameless file, gone with the process; by default they lie in RAM.
+        device: where observations are stored and gathered; the other columns stay in RAM.
+        folder: where observations are memory-mapped from an unlinked temporary file; by default they are in RAM.
         mask_size: actions of which the environments say which are allowed, A; 0 where all always are.
         sampler: makes what chooses the rows, of the number of rows and the seed.
         seed: of the sampler.
@@ -431,7 +431,7 @@ class ReplayMemory:
             self.sampler.add(rows)
             self._drawable[start] = len(rows)
         self._cursor = (self._cursor + 1) % self._slots
-        # what lies in the freed slot is also a frame of the k - 1 slots after it
+        # the freed slot also holds a frame of the k - 1 slots after it
         oldest = (self._cursor + self.frame_stack - 1) % self._slots
         self.sampler.drop_oldest(int(self._drawable[oldest]))
         self._drawable[oldest] = 0
@@ -520,10 +520,10 @@ class ReplayMemory:
         self.sampler.load_state_dict(state["sampler"])
 
     def refill(self, states: Sequence[dict[str, Any]], *, rank: int, world_size: int) -> None:
-        """Take up a share of the memories of another number of ranks, as if it had been played here; `begin` goes on.
+        """Load this rank's shard of the memories of another world size; `begin` continues the stream.
 
-        What a share is made of, and what is lost, is said at `dealing.deal`. A prioritised sampler gets the priorities
-        too, but keeps its own beta and its own draws.
+        `distributed.reshard` describes the shards and what is lost. A prioritized sampler loads the priorities,
+        but keeps its own beta and random generator.
 
         Args:
             states: of all those ranks, as `state_dict` gave them; this memory must be new.
@@ -533,7 +533,7 @@ class ReplayMemory:
         Raises:
             CheckpointError: as from `load_state_dict`, but that the capacity may be another.
         """
-        assert not self._steps, "only a new memory takes up a share of others"
+        assert not self._steps, "the memory must be new"
         for state in states:
             check_memory_state(state, self.state_dict(), same_size=False)
         priorities, end = np.zeros((self._slots, self.num_envs)), 0

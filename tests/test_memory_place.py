@@ -8,7 +8,7 @@ from catch import Catch
 from conftest import quiet_trainer
 
 from lightning_dqn import DQN, DQNDataModule, MinAtarCNN
-from lightning_dqn.data.knobs import replay_location
+from lightning_dqn.data.checks import replay_location
 from lightning_dqn.storage.memory_size import MemorySize
 
 

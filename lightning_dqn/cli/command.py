@@ -39,7 +39,7 @@ from lightning_dqn.cli.runs import (
 )
 from lightning_dqn.cli.tracking import continue_wandb, prepare_logger, start_wandb
 from lightning_dqn.data import DQNDataModule
-from lightning_dqn.data.knobs import check_learner
+from lightning_dqn.data.checks import check_learner
 from lightning_dqn.distributed.sync import is_peer_lost, peer_lost_error
 from lightning_dqn.envs.errors import BrokenEnvironmentError
 from lightning_dqn.module import DQN

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_dqn.collector import EpisodeHistory, Policy
+from lightning_dqn.data.checks import MemoryDevice, check_arguments, check_learner, check_masks, check_memory
 from lightning_dqn.data.datasets import first_episode_seed, make_evaluation, make_replay, make_rollouts
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
-from lightning_dqn.data.knobs import MemoryDevice, check_arguments, check_learner, check_masks, check_memory
 from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, passthrough_loader
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.distributed.sync import Sync
@@ -35,7 +35,7 @@ from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
 class DQNDataModule(pl.LightningDataModule):
     """The environment, the memory and the evaluation episodes of one run.
 
-    For a learner of rollouts (PQN) there is no memory: the knobs of one are not used.
+    For a learner of rollouts (PQN) there is no memory, and its options are ignored.
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
@@ -49,7 +49,7 @@ class DQNDataModule(pl.LightningDataModule):
         updates_per_iteration: updates per iteration, U.
         batch_size: transitions per update and device.
         memory_capacity: transitions kept, over all environments and ranks.
-        memory_device: where observations lie in the memory: cpu, cuda, or auto: images on the GPU that learns, if it
+        memory_device: where the memory stores observations: cpu, cuda, or auto: images on the GPU that learns, if it
             has room for them.
         memory_folder: where a file holds them instead; null for no file.
         sampler: what chooses among them: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
@@ -157,7 +157,7 @@ class DQNDataModule(pl.LightningDataModule):
         `seed_everything` sets torch's. Evaluation has the same seeds on all ranks, which share its episodes.
 
         Raises:
-            ValueError: if the learner can't use a knob.
+            ValueError: if the module can't use an option.
         """
         assert self.trainer is not None
         learner: Any = self.trainer.lightning_module
@@ -226,7 +226,7 @@ class DQNDataModule(pl.LightningDataModule):
         return passthrough_loader(self.eval_dataset)
 
     def state_dict(self) -> dict[str, Any]:
-        """The data side of the run, see `state_dict` of its dataset, and its knobs; nothing outside training."""
+        """The state of the training dataset, the seed and `save_memory`; empty outside of training."""
         if self.train_dataset is None:
             return {}
         closed = self.train_dataset.envs.closed
@@ -311,7 +311,7 @@ class DQNDataModule(pl.LightningDataModule):
         restore_dataset(self.train_dataset, state["train"], with_envs=self._inexact is None, name=name)
 
     def reshard_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """What this rank goes on from, of the states that another number of ranks had; see `resuming.reshard_state`."""
+        """The state from which this rank resumes, from those of another world size; see `resume.dataset`."""
         name = f"{type(self).__qualname__}.train"
         train = [check_dict(state["train"], name, ("env_steps", "episodes")) for state in states]
         for each in train:

@@ -1,4 +1,4 @@
-"""Makes the datasets of a data module, as its knobs say."""
+"""Makes the datasets of a data module from its options."""
 
 from typing import TYPE_CHECKING
 
@@ -6,8 +6,8 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.collector import Policy
+from lightning_dqn.data.checks import check_shard, memory_size, replay_location
 from lightning_dqn.data.episode_dataset import EpisodeDataset
-from lightning_dqn.data.knobs import check_shard, memory_size, replay_location
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.envs import make_vector_env
 from lightning_dqn.replay import ReplayMemory
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def make_replay(
     data: "DQNDataModule", policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
 ) -> ReplayDataset:
-    """Environments and an empty memory, or this rank's share of it; `seed` is that of play, `sample_seed` of the draws.
+    """Environments and an empty memory, or this rank's shard of it; `seed` is that of play, `sample_seed` of the draws.
 
     Raises:
-        ValueError: if the memory has no room, or a share is too small.
+        ValueError: if the memory has no room, or a shard is too small.
     """
     check_shard(data)
     device, folder = replay_location(data)

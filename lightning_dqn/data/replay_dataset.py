@@ -1,6 +1,6 @@
 """Plays environments and yields minibatches from the memory: what training draws from.
 
-Lies between `player` and `replay` on one side and `module.DQN.training_step` on the other. Legend: U updates, B batch,
+Connects `collector` and `replay` with `module.DQN.training_step`. Legend: U updates, B batch,
 N envs.
 """
 
@@ -22,8 +22,8 @@ class ReplayDataset(IterableDataset[AnyTransition]):
     """Plays N environments and yields minibatches from the memory: one item is one iteration.
 
     An iteration plays `steps_per_iteration` steps in each environment, then yields U minibatches of B transitions, or
-    none (U = 0) while the memory warms up. All state lies on the object: a new iterator, which Lightning makes every
-    epoch, goes on where the last one stopped.
+    none (U = 0) while the memory warms up. All state is stored on the object: a new iterator, which Lightning makes
+    every epoch, continues where the last one stopped.
 
     Each of several ranks has such a dataset, with environments and a memory of its own: their clock is the sum of all.
     They meet once an iteration, between play and yield, and begin to learn together.
@@ -126,7 +126,7 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         """Everything the next iterations depend on, as tensors and plain values; the memory is not copied, see there.
 
         Args:
-            with_envs: whether the environments are in it, so that episodes under way can go on, if the memory is.
+            with_envs: whether the environments are in it, so that the current episodes continue, if the memory is too.
 
         Raises:
             BrokenEnvironmentError: if a step is under way in which an environment raises.
@@ -146,7 +146,7 @@ class ReplayDataset(IterableDataset[AnyTransition]):
 
         Without its environments, these start new episodes, and those that were under way are kept as truncated.
         Without its memory, this one stays empty and is warmed up anew; in its place may stand those of all ranks of
-        another number, of which this one takes up its share.
+        another world size, of which this rank loads its shard.
 
         Args:
             state: as from `state_dict`.

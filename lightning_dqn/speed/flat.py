@@ -101,7 +101,7 @@ def make_optimizer(
 def polyak_update_nets(
     target_net: nn.Module, policy_net: nn.Module, flat: PolicyTargetParams | None, tau: float
 ) -> None:
-    """Move a target net the share tau of the way to the policy net, by its vector if it has one."""
+    """Polyak update: target <- (1 - tau) * target + tau * policy, one operation if the parameters are flat."""
     if flat is None:
         polyak_update(list(target_net.parameters()), list(policy_net.parameters()), tau)
     else:

@@ -1,4 +1,4 @@
-"""What of the knobs of `DQNDataModule` can be refused before anything is played."""
+"""Checks of the arguments of `DQNDataModule`, made before the first env step."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -29,10 +29,10 @@ AT_LEAST_ONE = (
 
 
 def check_arguments(data: "DQNDataModule") -> None:
-    """Refuse what can't work before any environment is made.
+    """Check the arguments that need no environment.
 
     Raises:
-        ValueError: naming the knob and its value.
+        ValueError: naming the argument and its value.
     """
     for name in AT_LEAST_ONE:
         if getattr(data, name) < 1:
@@ -61,15 +61,15 @@ def check_arguments(data: "DQNDataModule") -> None:
 
 
 def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -> None:
-    """Refuse what can't work with this learner.
+    """Check the arguments against the module that is trained.
 
     Args:
-        data: whose knobs they are.
+        data: the data module.
         on_policy: whether it learns from rollouts.
         munchausen: whether it adds to each reward.
 
     Raises:
-        ValueError: naming the knob and its value.
+        ValueError: naming the argument and its value.
     """
     rows, sampler = data.num_envs * data.steps_per_iteration, type(data.probe_sampler)
     if on_policy and sampler is not UniformSampler:
@@ -93,10 +93,10 @@ def check_learner(data: "DQNDataModule", *, on_policy: bool, munchausen: bool) -
 
 
 def check_shard(data: "DQNDataModule") -> None:
-    """Refuse a share of the memory that is too small for a rank.
+    """Check that each rank's shard of the memory is large enough.
 
     Raises:
-        ValueError: naming the knob and its value.
+        ValueError: naming the argument and its value.
     """
     least, share = max(data.batch_size, data.num_envs), data.sync.shard_size(data.memory_capacity)
     if share < least:
@@ -124,7 +124,7 @@ def check_masks(env: gym.Env[Any, Any]) -> int:
 
 
 def check_memory(data: "DQNDataModule") -> None:
-    """Refuse a memory that has no room where it will lie, as far as that is known before there is a trainer.
+    """Check that the memory fits where it will be stored, as far as that is known without a trainer.
 
     Raises:
         ValueError: naming what it needs and what there is, or that there is no such place.
@@ -132,7 +132,7 @@ def check_memory(data: "DQNDataModule") -> None:
     if data.memory_device == "cuda" and not torch.cuda.is_available():
         raise ValueError("data.memory_device=cuda: torch finds no such device; use auto or cpu")
     if processes_started()[1] > 1:
-        # each has a share, on a machine of its own perhaps: how large, is known when the run begins
+        # the shards, perhaps on several machines, are known when the run begins
         return
     if data.memory_device == "auto" and torch.cuda.is_available() and not data.memory_folder:
         return
@@ -140,10 +140,10 @@ def check_memory(data: "DQNDataModule") -> None:
 
 
 def replay_location(data: "DQNDataModule") -> tuple[torch.device | None, Path | None]:
-    """The device or the folder where observations will lie; neither stands for RAM.
+    """The device or the folder where observations will be stored; (None, None) is RAM.
 
     Raises:
-        ValueError: if they shall lie on a GPU, and the trainer uses none.
+        ValueError: if `memory_device` is cuda and the trainer uses no GPU.
     """
     if data.memory_folder is not None:
         return None, Path(data.memory_folder)
@@ -166,7 +166,7 @@ def replay_location(data: "DQNDataModule") -> tuple[torch.device | None, Path | 
 
 
 def memory_size(data: "DQNDataModule", device: torch.device | None, folder: Path | None) -> MemorySize:
-    """What the memory takes in a place: on a device the share of one rank, else those of all ranks of this machine."""
+    """Bytes that the memory needs: on a device of one rank's shard, else of those of all ranks on this machine."""
     on_device = device is not None and device.type != "cpu"
     ranks_here = 1 if data.trainer is None or on_device else data.trainer.num_devices
     capacity = (
