@@ -3,10 +3,12 @@
     pip install -e ".[sweep]"
     python configs/optuna_sweep.py --trials 20 --storage sqlite:///study.db
 
-With a storage, the same command resumes the study, and several processes can work on it at the same time.
+With a storage, the same command resumes the study. Several processes can work on it at the same time, each with a
+`--seed` of its own.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from typing import Any
@@ -20,6 +22,8 @@ from lightning_dqn import DQN, MLP, DQNDataModule, EpsilonDecay, SoftTargetUpdat
 from lightning_dqn.callbacks import data_of
 
 METRIC = "val/episode_return"
+# options that all trials share
+FIXED = {"data.num_envs": 16, "data.updates_per_iteration": 16}
 
 
 class BestReturn(pl.Callback):
@@ -57,11 +61,13 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
 
 def train(trial: optuna.Trial, *, epochs: int, epoch_env_steps: int, seed: int) -> float:
     """Train one agent; returns its best mean return of an evaluation."""
-    options = suggest(trial)
+    options = {"seed_everything": seed, "trainer.max_epochs": epochs, "data.epoch_env_steps": epoch_env_steps}
+    options |= FIXED | suggest(trial)
+    trial.set_user_attr("options", options)
     pl.seed_everything(seed, workers=True, verbose=False)
     data = DQNDataModule(
-        num_envs=16,
-        updates_per_iteration=16,
+        num_envs=options["data.num_envs"],
+        updates_per_iteration=options["data.updates_per_iteration"],
         n_step=options["data.n_step"],
         epoch_env_steps=epoch_env_steps,
     )
@@ -69,7 +75,8 @@ def train(trial: optuna.Trial, *, epochs: int, epoch_env_steps: int, seed: int) 
         data.observation_space,
         data.action_space,
         network=lambda space, outputs: MLP(space, outputs, hidden_sizes=options["model.network.hidden_sizes"]),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=options["model.optimizer.lr"]),
+        # amsgrad is on in the command line's default optimizer
+        optimizer=lambda params: torch.optim.AdamW(params, lr=options["model.optimizer.lr"], amsgrad=True),
         double=options["model.double"],
     )
     best = BestReturn()
@@ -95,15 +102,9 @@ def train(trial: optuna.Trial, *, epochs: int, epoch_env_steps: int, seed: int) 
 
 
 def command_of(trial: optuna.trial.FrozenTrial) -> str:
-    """The command that trains with the values of a trial."""
-    words = ["python", "-m", "lightning_dqn", "fit"]
-    words += ["--data.num_envs", "16", "--data.updates_per_iteration", "16"]
-    for name, value in trial.params.items():
-        if name == "model.network.hidden_size":
-            words += ["--model.network.hidden_sizes", f"[{value}, {value}]"]
-        else:
-            words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-    return shlex.join(words)
+    """The command that repeats the training of a trial."""
+    options = [f"--{name}={json.dumps(value)}" for name, value in trial.user_attrs["options"].items()]
+    return shlex.join(["python", "-m", "lightning_dqn", "fit", *options])
 
 
 def main(arguments: list[str] | None = None) -> optuna.Study:
@@ -121,13 +122,19 @@ def main(arguments: list[str] | None = None) -> optuna.Study:
         storage=options.storage,
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=options.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     )
+    # a resumed study must not draw its first points a second time
+    study.sampler = optuna.samplers.TPESampler(seed=1000 * options.seed + len(study.trials))
 
     def objective(trial: optuna.Trial) -> float:
         seed = options.seed + trial.number
-        return train(trial, epochs=options.epochs, epoch_env_steps=options.epoch_env_steps, seed=seed)
+        try:
+            return train(trial, epochs=options.epochs, epoch_env_steps=options.epoch_env_steps, seed=seed)
+        except SystemExit:
+            # Lightning turns Ctrl-C into this; without a state the trial would count as running for ever
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
 
     study.optimize(objective, n_trials=options.trials)
     if any(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials):

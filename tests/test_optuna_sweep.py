@@ -1,5 +1,6 @@
 """The Optuna script in configs/ and the sweep file of W&B: real trials, and options that the command line has."""
 
+import csv
 import shlex
 import sys
 from pathlib import Path
@@ -31,15 +32,25 @@ def accepts(words):
     return not ended.value.code
 
 
-def test_a_study_is_resumed_from_its_storage_and_prints_a_command_that_runs(script, tmp_path, capsys):
+def test_a_study_is_resumed_from_its_storage_with_new_points(script, tmp_path):
     storage = f"sqlite:///{tmp_path}/study.db"
     before = script.main([*SHORT, "2", "--storage", storage]).trials
     study = script.main([*SHORT, "1", "--storage", storage])
     assert [trial.number for trial in study.trials] == [0, 1, 2]
     assert [trial.value for trial in before] == [trial.value for trial in study.trials[:2]]
+    # CartPole ends no episode before its 8th step
     assert study.best_value >= 8
-    command = capsys.readouterr().out.splitlines()[-2]
-    assert accepts(shlex.split(command)[3:])
+    assert len({trial.params["model.optimizer.lr"] for trial in study.trials}) == 3
+
+
+def test_the_printed_command_repeats_the_best_trial(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    study = script.main([*SHORT, "1"])
+    command = shlex.split(capsys.readouterr().out.splitlines()[-2])
+    main([*command[3:], "--trainer.logger=CSVLogger", "--video.episodes=0"])
+    (file,) = tmp_path.glob("runs/*/*/metrics.csv")
+    returns = [row["val/episode_return"] for row in csv.DictReader(file.open())]
+    assert max(float(value) for value in returns if value) == pytest.approx(study.best_value)
 
 
 def test_the_value_of_a_trial_is_its_best_evaluation(script):
