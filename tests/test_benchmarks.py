@@ -32,6 +32,7 @@ def test_every_row_names_a_function_that_is_there():
             assert f"\ndef {function}(job: Job)" in path.read_text()
 
 
+@pytest.mark.integration
 def test_pong_is_measured_with_the_settings_that_atari_is_learnt_with():
     config = yaml.safe_load((ROOT / "configs" / "atari.yaml").read_text())
     job = next(system.job for system in PLANNED["atari"].systems if system.name.startswith("ours, 4 envs"))
@@ -48,6 +49,7 @@ def test_pong_is_measured_with_the_settings_that_atari_is_learnt_with():
     assert (alone.steps_per_iteration, alone.updates_per_iteration) == (work.ENV_STEPS_PER_UPDATE, 1)
 
 
+@pytest.mark.integration
 def test_the_floor_s_own_network_is_the_one_that_learns():
     data = ours.make_data(Job(num_envs=4), work.LEARNING_STARTS)
     model = ours.make_model(data, DQN, compiled=False)

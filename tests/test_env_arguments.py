@@ -201,6 +201,7 @@ def test_an_environment_trains_and_resumes_with_arguments_of_any_type(tmp_path, 
     assert data.env_steps == 400
 
 
+@pytest.mark.integration
 def test_a_data_frame_is_an_argument(tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"Close": [1.0, 2.0]})

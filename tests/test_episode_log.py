@@ -131,7 +131,7 @@ def test_an_environment_that_fails_in_a_replay_has_no_result():
         ("CartPole-v1", 3, "sync"),
         ("CartPole-v1", 3, "async"),
         ("CartPole-v1", 3, "vector_entry_point"),
-        ("LunarLander-v3", 2, "sync"),
+        pytest.param("LunarLander-v3", 2, "sync", marks=pytest.mark.integration),
         ("Blackjack-v1", 3, "sync"),
         ("TestCountdown-v0", 3, "sync"),
     ],

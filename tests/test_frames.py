@@ -236,6 +236,7 @@ def test_stacks_of_gymnasium_are_sampled_as_they_were_seen(k):
     assert_sampled_as_seen(SyncVectorEnv([make(0), make(100), make(200)]), k, 320, 150)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("place", PLACES)
 def test_stacks_of_the_native_atari_environments_are_sampled_as_they_were_seen(place):
     module = pytest.importorskip("ale_py.vector_env")
