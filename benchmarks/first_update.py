@@ -6,18 +6,18 @@ from typing import ClassVar
 
 import lightning.pytorch as pl
 
+from lightning_dqn.callbacks import UpdateCallback
 
-class FirstUpdateClock(pl.Callback):
+
+class FirstUpdateClock(UpdateCallback):
     """Notes when the first update is done, in seconds since the epoch, and ends the run."""
 
     done_at: ClassVar[float] = 0.0
     modules: ClassVar[frozenset[str]] = frozenset()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        """Stop after the first iteration that learnt."""
-        if trainer.global_step and not trainer.should_stop:
+    def on_update_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop after the first update."""
+        if not trainer.should_stop:
             FirstUpdateClock.done_at = time.time()
             FirstUpdateClock.modules = frozenset(sys.modules)
             trainer.should_stop = True

@@ -2,32 +2,32 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor
 
 from benchmarks.marks import RateMarks, SolveRecord
 from lightning_dqn import DQN
-from lightning_dqn.replay import Transition
+from lightning_dqn.callbacks import UpdateCallback
+from lightning_dqn.losses import TDLoss
+from lightning_dqn.replay import AnyTransition
 
 
 class TimedDQN(DQN):
-    """The learner, with the time inside its training step added up, to tell it from all that is around it."""
+    """The module, with the time at which the updates of an iteration began, to tell them from all that is around."""
 
-    seconds_in_step: ClassVar[float] = 0.0
+    began: ClassVar[float] = 0.0
 
-    def training_step(self, batch: Transition, batch_idx: int) -> dict[str, Tensor] | None:
-        """As `DQN.training_step`."""
-        start = time.perf_counter()
-        outputs = super().training_step(batch, batch_idx)
+    def prepare_batch(self, batch: AnyTransition) -> AnyTransition:
+        """As `DQN.prepare_batch`, with which the updates of an iteration begin."""
         # an attribute of the class: Module.__setattr__ would cost as much as what is measured
-        TimedDQN.seconds_in_step += time.perf_counter() - start
-        return outputs
+        TimedDQN.began = time.perf_counter()
+        return super().prepare_batch(batch)
 
 
-class RateClock(Callback):
+class RateClock(UpdateCallback):
     """Takes the counters after every iteration and ends the run when the time is over.
 
     Args:
@@ -36,23 +36,21 @@ class RateClock(Callback):
 
     def __init__(self, marks: RateMarks) -> None:
         self.marks = marks
-        self._in_step_before: float | None = None
+        self._seconds = 0.0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Stop, if it is time."""
+        if results and self.marks.running:
+            self._seconds += time.perf_counter() - TimedDQN.began
         if self.marks.over(trainer.datamodule.env_steps, trainer.global_step):  # type: ignore[attr-defined]
             trainer.should_stop = True
-        elif self._in_step_before is None and self.marks.running:
-            self._in_step_before = TimedDQN.seconds_in_step
 
-    def seconds_in_step(self) -> float:
-        """Seconds that `TimedDQN` spent in its training step between the marks."""
-        return TimedDQN.seconds_in_step - (self._in_step_before or 0.0)
+    def seconds_in_updates(self) -> float:
+        """Seconds that `TimedDQN` spent in updates between the marks."""
+        return self._seconds
 
 
-class SolveClock(Callback):
+class SolveClock(UpdateCallback):
     """Evaluates between iterations, with the clock of training stopped; so it is for Lightning's own evaluations.
 
     Args:
@@ -73,9 +71,7 @@ class SolveClock(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [each for each in callbacks if not isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Evaluate, if it is time, and end the run at its length."""
         env_steps = trainer.datamodule.env_steps  # type: ignore[attr-defined]
         self.record.visit(env_steps, pl_module.act)  # type: ignore[arg-type]

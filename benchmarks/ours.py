@@ -40,7 +40,7 @@ def rates(job: Job) -> Result:
     make_trainer(job, [*textbook_schedules(), EpisodeStatistics(), clock]).fit(model, data)
     result = marks.result(float(model.policy_net(torch.zeros(1, 4, device=model.device)).max()))
     if job.device == "cpu":
-        result["figures"]["outside_step_share"] = 1 - clock.seconds_in_step() / result["notes"]["seconds"]
+        result["figures"]["outside_step_share"] = 1 - clock.seconds_in_updates() / result["notes"]["seconds"]
     return result
 
 

@@ -57,7 +57,7 @@ PLAIN, COMPILED = "ours, plain", "ours, compiled"
 RATES = {
     "env_steps_per_s": "env steps/s",
     "updates_per_s": "updates/s",
-    "outside_step_share": "share of time outside training_step",
+    "outside_step_share": "share of time outside the updates",
 }
 
 

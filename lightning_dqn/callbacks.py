@@ -4,6 +4,7 @@ Legend: U updates, B batch.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_dqn.losses import TDLoss
 from lightning_dqn.resume.arguments import record_arguments
 
 
@@ -41,7 +43,7 @@ def data_of(trainer: Trainer) -> Any:
 
 
 class UpdateCallback(Callback):
-    """A callback that also runs after each update.
+    """A callback that also runs after each update and after each iteration.
 
     Attributes:
         updates_target: whether it updates `target_net`; if no callback does, a default `SoftTargetUpdate` is added.
@@ -52,8 +54,18 @@ class UpdateCallback(Callback):
     def on_update_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Called by `DQN.update` behind the optimizer step and the learning-rate schedule."""
 
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
+        """Called by `DQN.training_step` behind the updates of an iteration, before the next env steps.
 
-class EpsilonSchedule(Callback):
+        Args:
+            trainer: of the fit.
+            pl_module: the `DQN`.
+            batch: of the iteration, of leading shape (U, B).
+            results: of its U updates, none while the memory warms up.
+        """
+
+
+class EpsilonSchedule(UpdateCallback):
     """Sets the module's epsilon from the env-step clock: before the first env step and after each iteration.
 
     Subclasses define `epsilon_at`. Epsilon is 0 where the module explores without it: with noisy networks or Boltzmann
@@ -65,10 +77,10 @@ class EpsilonSchedule(Callback):
         raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Set epsilon here, since Lightning fetches the first batch before `on_train_batch_start`."""
+        """Set the epsilon of the first iteration."""
         self._set(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Set the epsilon of the next iteration."""
         self._set(trainer, pl_module)
 
@@ -164,7 +176,7 @@ class SoftTargetUpdate(UpdateCallback):
         if self.every_n_env_steps is None and trainer.global_step % self.every_n_updates == 0:
             pl_module.update_target(self.tau)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Update the target net if the period is in env steps."""
         if self.every_n_env_steps is None:
             return
@@ -184,7 +196,7 @@ class SoftTargetUpdate(UpdateCallback):
 
 
 @record_arguments
-class PriorityUpdate(Callback):
+class PriorityUpdate(UpdateCallback):
     """Writes new priorities to a prioritized sampler and anneals its beta (Schaul et al. 2016).
 
     Both happen after each iteration, before the next env steps and draws. With other samplers it does nothing.
@@ -218,21 +230,19 @@ class PriorityUpdate(Callback):
         return self.beta_start + (self.beta_end - self.beta_start) * passed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the sampler and set beta, since Lightning fetches the first batch before `on_train_batch_start`."""
+        """Find the sampler and set the beta of the first draw."""
         # a dataset of rollouts has no memory
         memory: Any = getattr(data_of(trainer).train_dataset, "memory", None)
         self._sampler = memory.sampler if memory is not None and memory.sampler.uses_priorities else None
         self._set_beta(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Write the priorities (U, B) of this iteration, if it had an update, and set the beta of the next."""
         if self._sampler is None:
             return
-        if outputs:
-            priority = outputs["priority"].to("cpu", torch.float32)
-            self._sampler.update_priorities(batch.index.cpu().numpy().ravel(), priority.numpy().ravel())
+        if results:
+            priority = torch.cat([each.priority for each in results]).to("cpu", torch.float32)
+            self._sampler.update_priorities(batch.index.cpu().numpy().ravel(), priority.numpy())
         self._set_beta(trainer)
 
     def _set_beta(self, trainer: Trainer) -> None:

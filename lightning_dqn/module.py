@@ -4,7 +4,6 @@ Judges what `data.ReplayDataset` plays; the callbacks keep its schedules (epsilo
 Legend: U updates, B batch, N envs, A actions.
 """
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Collection
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from lightning_dqn.losses import (
     q_target,
 )
 from lightning_dqn.networks import MLP, NoisyLinear, ObservationNormalizer
-from lightning_dqn.replay import AnyTransition
+from lightning_dqn.replay import AnyTransition, Chunk
 from lightning_dqn.resume.arguments import record_arguments
 from lightning_dqn.resume.checkpoint import check_checkpoint, complete_checkpoint, make_module, prepare_resume
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
@@ -45,9 +45,6 @@ from lightning_dqn.speed.flat import PolicyTargetParams, make_optimizer, polyak_
 from lightning_dqn.speed.optimizers import can_be_flat, check_optimizer
 from lightning_dqn.speed.updater import FastUpdate, denormals_are_flushed, make_updater
 from lightning_dqn.validation import check_positive
-
-# attributes that change in every iteration: past nn.Module's search for parameters
-PLAIN_ATTRIBUTES = frozenset({"_current_fx_name", "_known_epsilon"})
 
 NetworkCallable = Callable[[gym.Space[Any], Any], nn.Module]
 OptimizerCallable = Callable[[Any], torch.optim.Optimizer]
@@ -140,6 +137,7 @@ class DQN(pl.LightningModule):
         # what identifies the run, known from the setup of a fit on
         self.manifest: dict[str, Any] | None = None
         self._update_callbacks: list[UpdateCallback] = []
+        self._iteration_callbacks: list[UpdateCallback] = []
         self.compile_gradient = compile
         self._flat: PolicyTargetParams | None = None
         # an equivalent of `update`, made at the first update of a fit; None where Lightning's own calls are needed
@@ -152,7 +150,8 @@ class DQN(pl.LightningModule):
         self.rng_state: dict[str, Any] | None = None
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
-        self._known_epsilon = (1.0, -1)
+        # what was written last, and the version of the buffer then
+        self._known_epsilon = [1.0, -1]
         self.episode_metrics = EpisodeMetrics()
 
     def probe_optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -206,7 +205,7 @@ class DQN(pl.LightningModule):
         """Set the probability of a random action, in [0, 1]."""
         buffer = self.epsilon.fill_(epsilon)
         # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
-        self._known_epsilon = (epsilon, buffer._version)
+        self._known_epsilon[:] = epsilon, buffer._version
 
     def read_epsilon(self) -> float:
         """The probability of a random action."""
@@ -288,7 +287,9 @@ class DQN(pl.LightningModule):
             check_networks(self)
         self._fast_update, self._fast_update_is_known = None, False
         self._flushed_before = denormals_are_flushed()
-        self._update_callbacks = [each for each in callbacks if isinstance(each, UpdateCallback)]
+        ours = [each for each in callbacks if isinstance(each, UpdateCallback)]
+        self._update_callbacks = [each for each in ours if is_overridden("on_update_end", each, UpdateCallback)]
+        self._iteration_callbacks = [each for each in ours if is_overridden("on_iteration_end", each, UpdateCallback)]
 
     def on_train_start(self) -> None:
         """Restore the random generators of a resumed run; else let each rank draw its own numbers."""
@@ -298,18 +299,32 @@ class DQN(pl.LightningModule):
             set_rng_state(self.rng_state, self.device)
         self.rng_state = None
 
-    def training_step(self, batch: AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
-        """Make U updates, one a minibatch.
+    def training_step(self, chunk: Chunk | AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
+        """Run the iterations of a chunk: each steps the environments, then makes U updates, one a minibatch.
 
         Args:
-            batch: transitions of leading shape (U, B); U = 0 while the memory warms up.
-            batch_idx: the iteration in its epoch.
+            chunk: the iterations; also a single batch of leading shape (U, B).
+            batch_idx: number of the chunk in its epoch.
 
         Returns:
-            loss (U,), q_value, td_error and priority (U, B) without gradient, or nothing if there was no update.
+            loss (U,), q_value, td_error and priority (U, B) of all updates of the chunk, without gradient, or nothing
+            if there was none.
         """
-        if len(batch.reward) == 0:
+        results: list[TDLoss] = []
+        for batch in chunk if isinstance(chunk, Chunk) else (chunk,):
+            # U = 0 while the memory warms up
+            of_iteration = self._update_all(batch) if len(batch.reward) else []
+            for callback in self._iteration_callbacks:
+                callback.on_iteration_end(self.trainer, self, batch, of_iteration)
+            results += of_iteration
+        if not results:
             return None
+        # a view where there is nothing to stack
+        stacked = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
+        return TDLoss(*stacked)._asdict()
+
+    def _update_all(self, batch: AnyTransition) -> list[TDLoss]:
+        """Make the U updates of an iteration."""
         batch = self.prepare_batch(batch)
         if not self._fast_update_is_known:
             # a resumed run keeps the compiled gradient, whose rounding differs
@@ -322,17 +337,12 @@ class DQN(pl.LightningModule):
         if self._flat is not None:
             for parameters in self._flat:
                 parameters.rebind()
-        results = []
         # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
         torch.set_flush_denormal(True)
         try:
-            for minibatch in zip(*(part.unbind() for part in batch), strict=True):
-                results.append(update(type(batch)(*minibatch)))
+            return [update(type(batch)(*minibatch)) for minibatch in zip(*(p.unbind() for p in batch), strict=True)]
         finally:
             torch.set_flush_denormal(self._flushed_before)
-        # a view where there is nothing to stack
-        of_all = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
-        return TDLoss(*of_all)._asdict()
 
     def update(self, batch: AnyTransition) -> TDLoss:
         """One update of the policy net with a minibatch (B,); `speed.updater` may run an equivalent of it.
@@ -367,9 +377,6 @@ class DQN(pl.LightningModule):
             return "plain"
         return "compiled" if self._fast_update.compiled else "fast"
 
-    # Lightning asks for it in every iteration, and Python builds it anew unless it is there
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
         """The equations of one update, for a minibatch and two networks; without a target net the first is both."""
         action = batch.action - self.first_action
@@ -387,13 +394,6 @@ class DQN(pl.LightningModule):
                 target = q_target(*known)
         td_error = q_value - target
         return TDLoss(self.weighted_loss(q_value, target, batch.weight), q_value, td_error, td_error.abs())
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the running hook some 20 times an iteration; the search would be a tenth of its time."""
-        if name in PLAIN_ATTRIBUTES:
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Record one greedy episode, with its episode_return and episode_length."""

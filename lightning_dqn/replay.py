@@ -6,7 +6,7 @@ envs, n rewards summed, k frames in a stack.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,24 @@ class MaskedTransition(NamedTuple):
 
 
 AnyTransition = Transition | MaskedTransition
+
+
+class Chunk:
+    """Consecutive iterations, which Lightning takes for one batch; each is run when it is asked for, and only once.
+
+    `next` of the iterator steps the environments of one iteration, then yields its batch.
+
+    Args:
+        batches: one batch an iteration.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        # a second pass, such as Lightning's search for a batch size, must not step the environments
+        batches, self._batches = self._batches, iter(())
+        return batches
 
 
 class RowQueue:

@@ -68,9 +68,9 @@ def digest(net):
 
 def witness(counts):
     """A callback that writes down what a rank has, iteration by iteration."""
-    from lightning.pytorch import Callback  # noqa: PLC0415  only a rank pays for it
+    from lightning_dqn.callbacks import UpdateCallback  # noqa: PLC0415  only a rank pays for it
 
-    class Witness(Callback):
+    class Witness(UpdateCallback):
         def __init__(self):
             self.record = {
                 "env_steps": [],
@@ -81,7 +81,7 @@ def witness(counts):
                 "calls": [],
             }
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        def on_iteration_end(self, trainer, pl_module, batch, results):
             record, data = self.record, trainer.datamodule
             record["env_steps"].append(data.env_steps)
             record["own_env_steps"].append(data.train_dataset.collector.env_steps)

@@ -32,7 +32,7 @@ class Watch(pl.Callback):
 def main(iterations):
     """Fit with what the command line adds, but for what is drawn and written."""
     pl.seed_everything(0)
-    data = DQNDataModule(epoch_env_steps=iterations // 20, eval_episodes=2)
+    data = DQNDataModule(epoch_env_steps=iterations // 20, eval_episodes=2, iterations_per_chunk=1)
     callbacks = [SoftTargetUpdate(), EpsilonDecay(), EpisodeStatistics(), FiniteCheck(), Watch(iterations)]
     trainer = quiet_trainer(max_epochs=20, callbacks=[*callbacks, StopOnSignal()])
     trainer.fit(DQN(data.observation_space, data.action_space, compile=False), data)

@@ -54,7 +54,7 @@ class Watcher(pl.Callback):
 def train(folder, *callbacks, logger=False, max_epochs=2, progress_bar=False, **knobs):
     """Train in Python, 200 env steps an epoch; the trainer, with the data module in it."""
     pl.seed_everything(0, verbose=False)
-    data = DQNDataModule(**{"epoch_env_steps": 200, "eval_episodes": 2, **knobs})
+    data = DQNDataModule(**{"epoch_env_steps": 200, "eval_episodes": 2, "iterations_per_chunk": 1, **knobs})
     trainer = pl.Trainer(
         default_root_dir=folder,
         max_epochs=max_epochs,

@@ -404,7 +404,8 @@ def test_a_target_by_env_steps_moves_when_the_clock_has_passed_a_multiple_and_ne
             self.clocks.append(trainer.datamodule.env_steps)
 
     pl.seed_everything(0, verbose=False)
-    data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=80, batch_size=8, eval_episodes=1, num_envs=num_envs)
+    sizes = {"epoch_env_steps": 300, "warmup_env_steps": 80, "batch_size": 8, "eval_episodes": 1}
+    data = DQNDataModule(num_envs=num_envs, iterations_per_chunk=1, **sizes)
     watch, target = Watch(), SoftTargetUpdate(tau=1.0, every_n_env_steps=50)
     trainer = quiet_trainer(callbacks=[target, EpsilonDecay(), watch])
     trainer.fit(DQN(data.observation_space, data.action_space, network=small_mlp, compile=False), data)
@@ -435,7 +436,7 @@ def test_a_longer_period_takes_effect_where_a_run_goes_on():
     learner = Module(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
     for clock in range(3000, 6000, 100):
         trainer.datamodule.env_steps = clock
-        target.on_train_batch_end(trainer, learner, None, None, 0)
+        target.on_iteration_end(trainer, learner, None, [])
     assert moved[-3:] == [3000, 4000, 5000]
 
 

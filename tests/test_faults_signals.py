@@ -45,7 +45,9 @@ class At(pl.Callback):
 def fit(folder, *callbacks, ckpt_path=None, steps_per_iteration=1, **kwargs):
     """A fit of 2 epochs from seed 0; its trainer and data."""
     pl.seed_everything(0)
-    data = DQNDataModule(epoch_env_steps=EPOCH, eval_episodes=2, steps_per_iteration=steps_per_iteration)
+    data = DQNDataModule(
+        epoch_env_steps=EPOCH, eval_episodes=2, steps_per_iteration=steps_per_iteration, iterations_per_chunk=1
+    )
     model = DQN(data.observation_space, data.action_space)
     chosen = [SoftTargetUpdate(), EpsilonDecay(), *callbacks]
     trainer = quiet_trainer(max_epochs=2, callbacks=chosen, default_root_dir=folder, **kwargs)

@@ -63,6 +63,7 @@ OTHERS = {
     "sampler": UniformSampler,
     "schedule": "linear",
     "every_n_env_steps": 7,
+    "iterations_per_chunk": 7,
 }
 # what both runs need so that an argument can have its other value
 WITH = {"overlap": {"vectorization": "async"}, "action_masks": {"env_id": "Taxi-v4"}}

@@ -24,6 +24,8 @@ from lightning_dqn import (
     SoftTargetUpdate,
     UniformSampler,
 )
+from lightning_dqn.callbacks import UpdateCallback
+from lightning_dqn.losses import TDLoss
 from lightning_dqn.replay import ReplayMemory, Sampler
 from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.sampling.sum_tree import SumTree
@@ -302,18 +304,17 @@ class Jackpot(gym.Env):
 gym.register("TestJackpot-v0", Jackpot)
 
 
-class Watch(pl.Callback):
+class Watch(UpdateCallback):
     """Notes the batches, what came of them, and beta; it comes before `PriorityUpdate`."""
 
     def __init__(self):
         self.seen = []
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.beta = getattr(trainer.datamodule.train_dataset.memory.sampler, "beta", None)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if outputs:
-            self.seen.append((batch, outputs, self.beta, trainer.datamodule.env_steps))
+    def on_iteration_end(self, trainer, pl_module, batch, results):
+        if results:
+            sampler = trainer.datamodule.train_dataset.memory.sampler
+            outputs = {name: torch.stack([getattr(each, name) for each in results]) for name in TDLoss._fields}
+            self.seen.append((batch, outputs, sampler.beta, trainer.datamodule.env_steps))
 
 
 def watched_fit(*callbacks, sampler=PrioritizedSampler, lr=1e-9, **knobs):

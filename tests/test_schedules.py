@@ -74,7 +74,7 @@ class Watch(pl.Callback):
 
 def watched_run(*callbacks, **knobs):
     pl.seed_everything(0)
-    data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=100, eval_episodes=1, **knobs)
+    data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=100, eval_episodes=1, iterations_per_chunk=1, **knobs)
     watch = Watch()
     trainer = quiet_trainer(callbacks=[*callbacks, watch])
     trainer.fit(DQN(data.observation_space, data.action_space), data)

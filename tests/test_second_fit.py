@@ -8,6 +8,7 @@ from conftest import quiet_trainer
 from lightning_dqn import DQN, PQN, DQNDataModule, EpsilonDecay, PrioritizedSampler, PriorityUpdate, SoftTargetUpdate
 
 SMALL = {"epoch_env_steps": 300, "eval_episodes": 2, "warmup_env_steps": 50, "batch_size": 16, "memory_capacity": 1000}
+SMALL["iterations_per_chunk"] = 1
 
 
 class Seen(pl.Callback):

@@ -53,7 +53,7 @@ ALLOWED = {
         "speed",
         "validation",
     },
-    "callbacks": {"resume"},
+    "callbacks": {"losses", "resume"},
     # families
     "acting": {"module", "networks"},
     "evaluation": set(),
@@ -69,7 +69,7 @@ ALLOWED = {
     # users
     "agent": {"acting", "envs", "module", "resume"},
     "cli": {"callbacks", "data", "distributed", "envs", "module", "monitoring", "networks", "resume", "sampling"},
-    "monitoring": {"callbacks", "data", "envs", "resume"},
+    "monitoring": {"callbacks", "data", "envs", "losses", "resume"},
     "validation": set(),
 }
 

@@ -16,11 +16,13 @@ import ray.train.torch
 import torch
 from ray.train.torch import TorchTrainer
 
+from lightning_dqn.callbacks import UpdateCallback
+
 # by then the first epoch has been reported
 LETHAL_UPDATE = 2700
 
 
-class Witness(pl.Callback):
+class Witness(UpdateCallback):
     """Writes down a worker's first batch and its last weights; kills the second worker once, in mid-training."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +33,7 @@ class Witness(pl.Callback):
         self.seen = {"world_size": trainer.world_size, "started_at": trainer.global_step, "pid": os.getpid()}
         self.note(trainer)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_iteration_end(self, trainer, pl_module, batch, results):
         if "first_batch" not in self.seen and len(batch.reward):
             self.seen["first_batch"] = batch.observation.clone()
             self.note(trainer)

@@ -29,7 +29,7 @@ def rates(job: Job) -> Result:
     make_trainer(job, [*schedules(work.EPSILON), EpisodeStatistics(), clock]).fit(model, data)
     result = marks.rates({"weights_moved": moved(start, weights(model.policy_net))})
     if job.device == "cpu":
-        result["figures"]["outside_step_share"] = 1 - clock.seconds_in_step() / result["notes"]["seconds"]
+        result["figures"]["outside_step_share"] = 1 - clock.seconds_in_updates() / result["notes"]["seconds"]
     return result
 
 

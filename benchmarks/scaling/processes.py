@@ -63,6 +63,8 @@ def _train(job: Job, devices: int) -> Result:
     pl.seed_everything(job.seed, verbose=False)
     workload = WORKLOADS[job.work]
     model, data, schedules = workload.make(job)
+    # every iteration then makes the same calls
+    data.iterations_per_chunk = 1
     start = weights(model.policy_net)
     recorder = Recorder()
     recorder.listen()

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from lightning_dqn.callbacks import UpdateCallback
+from lightning_dqn.losses import TDLoss
 
 # which of the arguments is what a rank says
 COLLECTIVES = {"all_reduce": 0, "all_gather": 1, "broadcast": 0}
@@ -134,17 +135,21 @@ class TraceClock(UpdateCallback):
         self._env_steps = 0
         self.env_steps = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch is there."""
-        self._recorder.mark(BATCH)
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Mark where the updates of an iteration begin: its batch is there."""
+        prepare = pl_module.prepare_batch
+
+        def prepare_batch(batch: Any) -> Any:
+            self._recorder.mark(BATCH)
+            return prepare(batch)
+
+        pl_module.prepare_batch = prepare_batch
 
     def on_update_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An update is done, the target net moved."""
         self._recorder.mark(UPDATE)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Begin or end, if it is time; `env_steps` are then those of an iteration, of all ranks."""
         self._iterations += trainer.global_step > 0
         env_steps = trainer.datamodule.env_steps  # type: ignore[attr-defined]

@@ -37,6 +37,8 @@ def check_arguments(data: "DQNDataModule") -> None:
     for name in AT_LEAST_ONE:
         if getattr(data, name) < 1:
             raise ValueError(f"data.{name}={getattr(data, name)}: must be at least 1")
+    if data.iterations_per_chunk is not None and data.iterations_per_chunk < 1:
+        raise ValueError(f"data.iterations_per_chunk={data.iterations_per_chunk}: must be at least 1, or null")
     if data.warmup_env_steps < 0:
         raise ValueError(f"data.warmup_env_steps={data.warmup_env_steps}: must be 0 or more")
     if not 0 <= data.gamma <= 1:

@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from gymnasium.wrappers import FlattenObservation
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_dqn.collector import EpisodeHistory, Policy
 from lightning_dqn.data.checks import MemoryDevice, check_arguments, check_learner, check_masks, check_memory
 from lightning_dqn.data.datasets import first_episode_seed, make_evaluation, make_replay, make_rollouts
 from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
-from lightning_dqn.data.loaders import TrainLoader, ignore_warnings, passthrough_loader
+from lightning_dqn.data.loaders import TrainLoader, chunk_length, ignore_warnings, passthrough_loader
 from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env, make_vector_env
-from lightning_dqn.replay import MaskedTransition, SamplerCallable, Transition, UniformSampler, probe_sampler
+from lightning_dqn.replay import Chunk, SamplerCallable, UniformSampler, probe_sampler
 from lightning_dqn.resume.arguments import describe, describe_instance, public_path, record_arguments
 from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict, check_int, invalid
 from lightning_dqn.resume.dataset import reshard_state, restore_dataset, warn_inexact_resume, warn_long_episodes
@@ -28,7 +27,7 @@ from lightning_dqn.resume.env_state import unsupported_reason
 from lightning_dqn.resume.memory_state import check_actions
 from lightning_dqn.resume.plain_form import plain_form
 from lightning_dqn.resume.spaces import encode_space
-from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
+from lightning_dqn.variants.rollouts import RolloutDataset
 
 
 @record_arguments
@@ -47,6 +46,8 @@ class DQNDataModule(pl.LightningDataModule):
         vectorization: how they are stepped: auto, sync, async or vector_entry_point (the environment's own).
         steps_per_iteration: env steps in each environment per iteration.
         updates_per_iteration: updates per iteration, U.
+        iterations_per_chunk: iterations that Lightning takes for one batch, since its loop costs as much as one; null
+            for 32 updates or steps of an environment. 1 if the trainer counts updates (max_steps, every_n_train_steps).
         batch_size: transitions per update and device.
         memory_capacity: transitions kept, over all environments and ranks.
         memory_device: where the memory stores observations: cpu, cuda, or auto: images on the GPU that learns, if it
@@ -78,6 +79,7 @@ class DQNDataModule(pl.LightningDataModule):
         vectorization: Vectorization = "auto",
         steps_per_iteration: int = 1,
         updates_per_iteration: int = 1,
+        iterations_per_chunk: int | None = None,
         batch_size: int = 128,
         memory_capacity: int = 10_000,
         memory_device: MemoryDevice = "auto",
@@ -103,6 +105,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.vectorization = vectorization
         self.steps_per_iteration = steps_per_iteration
         self.updates_per_iteration = updates_per_iteration
+        self.iterations_per_chunk = iterations_per_chunk
         self.batch_size = batch_size
         self.memory_capacity = memory_capacity
         self.memory_device = memory_device
@@ -140,6 +143,9 @@ class DQNDataModule(pl.LightningDataModule):
         self._told_too_long = False
         self.train_dataset: ReplayDataset | RolloutDataset | None = None
         self.eval_dataset: EpisodeDataset | None = None
+        self.train_loader: TrainLoader | None = None
+        # of the epoch, where a resumed run continues
+        self._iteration = 0
 
     @property
     def env_steps(self) -> int:
@@ -194,13 +200,10 @@ class DQNDataModule(pl.LightningDataModule):
         self.eval_dataset = make_evaluation(self, policy, episode_seed, keep_steps=stage == "predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches that are where they shall be are not taken apart to find that out."""
-        if isinstance(batch, (Transition, MaskedTransition, Rollout)) and batch.reward.device == device:
-            return batch
-        if device.type == "cuda" and isinstance(batch, (Transition, MaskedTransition, Rollout)):
-            # from pinned memory the copy is under way while the device still works on the last batch
-            return type(batch)(*(part if part.is_cuda else _upload(part, device) for part in batch))
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        """Move each batch of a chunk when it is sampled; on a CPU they are where they have to be."""
+        if not isinstance(batch, Chunk):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch if device.type == "cpu" else Chunk(_move(each, device) for each in batch)
 
     def train_dataloader(self) -> TrainLoader:
         """Iterations of play and replay."""
@@ -211,7 +214,20 @@ class DQNDataModule(pl.LightningDataModule):
                 "only the optimizer starts anew. To start over, make a new DQNDataModule."
             )
         ignore_warnings()
-        return TrainLoader(self.train_dataset)
+        self.train_loader = loader = self._make_loader(self._iteration)
+        assert self.trainer is not None
+        if 0 < self._iteration < min(loader.chunk_length, len(self.train_dataset)):
+            # Lightning counts no chunk of this epoch yet; it would take that for one whose evaluation is due
+            self.trainer.fit_loop.epoch_loop.restarting = False
+        self._iteration = 0
+        return loader
+
+    def _make_loader(self, iteration: int) -> TrainLoader:
+        assert self.trainer is not None
+        assert self.train_dataset is not None
+        longest = max(self.updates_per_iteration, self.steps_per_iteration)
+        length = chunk_length(self.trainer, self.iterations_per_chunk, longest)
+        return TrainLoader(self.train_dataset, chunk_length=length, trainer=self.trainer, iteration=iteration)
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """Greedy episodes."""
@@ -239,7 +255,8 @@ class DQNDataModule(pl.LightningDataModule):
             # after a fit, its environments are where they were when they were closed
             train = {**train, **self._paused}
         self._told_too_long = self._told_too_long or warn_long_episodes(train, self.sync)
-        return {"save_memory": "memory" in train, "seed": self._seed, "train": train}
+        iteration = 0 if self.train_loader is None else self.train_loader.iteration
+        return {"save_memory": "memory" in train, "seed": self._seed, "iteration": iteration, "train": train}
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any], *, has_memory: bool) -> None:
         """See that a checkpoint holds what a run is resumed from: Lightning passes over a state that is missing.
@@ -268,9 +285,10 @@ class DQNDataModule(pl.LightningDataModule):
     def _check_state(self, state: Any, *, has_memory: bool) -> dict[str, Any]:
         """The state of the dataset in a state of this data module."""
         name = type(self).__qualname__
-        state = check_dict(state, name, ("save_memory", "seed", "train"))
+        state = check_dict(state, name, ("save_memory", "seed", "iteration", "train"))
         check_bool(state["save_memory"], f"{name}.save_memory")
         check_int(state["seed"], f"{name}.seed", 0, 2**64 - 1)
+        check_int(state["iteration"], f"{name}.iteration")
         train = check_dict(state["train"], f"{name}.train")
         if has_memory and state["save_memory"] and not {"memory", "memories"} & train.keys():
             raise CheckpointError(f"{name}.train.memory is missing in the checkpoint: use another one")
@@ -308,6 +326,7 @@ class DQNDataModule(pl.LightningDataModule):
         if "memory" in state["train"]:
             check_actions(state["train"]["memory"], self.action_space, f"{name}.memory")
         self._continues = False
+        self._iteration = check_int(state["iteration"], f"{name}.iteration", high=len(self.train_dataset))
         restore_dataset(self.train_dataset, state["train"], with_envs=self._inexact is None, name=name)
 
     def reshard_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -317,7 +336,23 @@ class DQNDataModule(pl.LightningDataModule):
         for each in train:
             env_steps = check_int(each["env_steps"], f"{name}.env_steps")
             EpisodeHistory().load_state_dict(each["episodes"], f"{name}.episodes", env_steps)
-        return {**states[0], "train": reshard_state(train, self.sync, torch.initial_seed())}
+        iteration = (
+            check_int(states[0]["iteration"], f"{type(self).__qualname__}.iteration")
+            * len(states)
+            // self.sync.world_size
+        )
+        return {**states[0], "iteration": iteration, "train": reshard_state(train, self.sync, torch.initial_seed())}
+
+    def chunks_of_epoch(self, state: Mapping[str, Any]) -> tuple[int, bool]:
+        """Chunks of the epoch that are complete in a state of this data module, and whether it has no iterations left.
+
+        Args:
+            state: from a checkpoint, for this rank.
+        """
+        loader = self._make_loader(0)
+        if state["iteration"] >= len(loader.dataset):
+            return len(loader), True
+        return state["iteration"] // loader.chunk_length, False
 
     def teardown(self, stage: str) -> None:
         """Close the environments; clock, history and memory stay readable, and another fit continues from them."""
@@ -341,8 +376,13 @@ class DQNDataModule(pl.LightningDataModule):
             self.eval_dataset.close()
 
 
-def _upload(part: Tensor, device: torch.device) -> Tensor:
-    return part.pin_memory().to(device, non_blocking=True)
+def _move(batch: Any, device: torch.device) -> Any:
+    """A batch on a device: on a GPU the copy from pinned memory runs while the device works on the last batch."""
+    if batch.reward.device == device:
+        return batch
+    on_gpu = device.type == "cuda"
+    parts = (part.pin_memory() if on_gpu and not part.is_cuda else part for part in batch)
+    return type(batch)(*(part.to(device, non_blocking=on_gpu) for part in parts))
 
 
 def _episode_seed(seed: int, stage: str) -> np.random.SeedSequence:

@@ -1,33 +1,83 @@
 """Loaders that pass on what a dataset plays, in this process and without Lightning's warnings about it."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.replay import Chunk
 from lightning_dqn.variants.rollouts import RolloutDataset
 
 
 class TrainLoader:
-    """Iterates a dataset, and nothing else: a DataLoader around it would cost a tenth of an iteration.
+    """Yields the iterations of an epoch in chunks, each of which Lightning takes for one batch.
 
-    It has no state that Lightning could find: of a dataset that has one it would save a second copy, memory included.
+    Chunk k of an epoch ends behind iteration (k + 1) * chunk_length, or with the epoch; it begins where the last one
+    ended. It has no state that Lightning could find: of a dataset that has one it would save a second copy, memory
+    included.
 
     Args:
-        dataset: with a length.
+        dataset: with a length, the iterations of an epoch.
+        chunk_length: iterations in a chunk.
+        trainer: whose loop counts the chunks.
+        iteration: of the epoch, at which the first chunk begins in a resumed run.
+
+    Attributes:
+        iteration: iterations of the epoch that have begun.
+        was_cut: whether a signal ended the last chunk before its last iteration.
     """
 
-    def __init__(self, dataset: ReplayDataset | RolloutDataset) -> None:
+    def __init__(
+        self, dataset: ReplayDataset | RolloutDataset, *, chunk_length: int, trainer: Trainer, iteration: int = 0
+    ) -> None:
         self.dataset = dataset
+        self.chunk_length = chunk_length
+        self.iteration = iteration
+        self.was_cut = False
+        self._trainer = trainer
 
     def __len__(self) -> int:
-        """Iterations in an epoch."""
-        return len(self.dataset)
+        """Chunks in an epoch. Without it Lightning would fetch one batch ahead."""
+        return math.ceil(len(self.dataset) / self.chunk_length)
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.dataset)
+    def __iter__(self) -> Iterator[Chunk]:
+        length, iterations = len(self.dataset), iter(self.dataset)
+        # 0, unless an epoch is resumed
+        complete = self._trainer.fit_loop.batch_idx + 1
+        if self.iteration // self.chunk_length != complete or self.iteration >= length:
+            self.iteration = complete * self.chunk_length
+        while self.iteration < length:
+            complete += 1
+            yield Chunk(self._run(iterations, min(complete * self.chunk_length, length)))
+
+    def _run(self, iterations: Iterator[Any], end: int) -> Iterator[Any]:
+        """Yield the batches of the iterations up to `end`, or up to a signal."""
+        self.was_cut = False
+        while self.iteration < end and not self.was_cut:
+            self.iteration += 1
+            yield next(iterations)
+            self.was_cut = self.dataset.sync.stop_signal != 0 and self.iteration < end
+
+
+def chunk_length(trainer: Trainer, iterations_per_chunk: int | None, iteration_length: int) -> int:
+    """Iterations in a chunk of a fit: 1 where the trainer counts updates, which it can do between chunks only.
+
+    Args:
+        trainer: of the fit.
+        iterations_per_chunk: as it was given; None for 32 updates or steps of an environment, at least one iteration.
+        iteration_length: updates, or steps in each environment, of one iteration, whichever is larger.
+    """
+    counts = any(
+        each._every_n_train_steps > 0 for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)
+    )
+    if counts or trainer.max_steps >= 0:
+        return 1
+    return iterations_per_chunk or max(1, 32 // iteration_length)
 
 
 def passthrough_loader(dataset: IterableDataset[Any] | None) -> DataLoader[Any]:

@@ -119,6 +119,11 @@ class Sync:
         """Whether the run has several ranks."""
         return self.world_size > 1
 
+    @property
+    def stop_signal(self) -> int:
+        """The signal that ends the fit, 0 for none; with several ranks, the one that all have agreed on."""
+        return self.agreed_signal if self.is_distributed else self.received_signal
+
     def shard_size(self, total: int) -> int:
         """Size of one of `world_size` equal shards of `total`, rounded up."""
         return -(-total // self.world_size)

@@ -1,19 +1,21 @@
 """Logs statistics of the training, with env steps as the x-axis of every curve."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_dqn.callbacks import data_of
+from lightning_dqn.callbacks import UpdateCallback, data_of
+from lightning_dqn.losses import TDLoss
 
 if TYPE_CHECKING:
     from lightning_dqn.data import DQNDataModule
 
 
-class EpisodeStatistics(Callback):
+class EpisodeStatistics(UpdateCallback):
     """Logs loss, values, epsilon, episodes and speed every `Trainer(log_every_n_steps)` iterations.
 
     Args:
@@ -44,21 +46,21 @@ class EpisodeStatistics(Callback):
         """Restart the measurement of the speed, which excludes evaluations."""
         self._since = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Log every `log_every_n_steps` iterations."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or (batch_idx + 1) % every or not trainer.loggers:
-            return
         data = data_of(trainer)
+        if not every or data.train_loader.iteration % every or not trainer.loggers:
+            return
         metrics = {
             "train/epsilon": pl_module.read_epsilon(),
             **self._clocks(trainer),
             **self._episodes(trainer, data),
         }
-        if outputs:
-            metrics["train/loss"] = float(outputs["loss"].mean())
-            metrics["train/q_value"] = float(outputs["q_value"].mean())
-            metrics["train/td_error"] = float(outputs["td_error"].abs().mean())
+        if results:
+            metrics["train/loss"] = float(torch.stack([each.loss for each in results]).mean())
+            metrics["train/q_value"] = float(torch.cat([each.q_value for each in results]).mean())
+            metrics["train/td_error"] = float(torch.cat([each.td_error for each in results]).abs().mean())
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=data.env_steps)
 

@@ -1,15 +1,17 @@
 """Ends a fit whose loss or weights are not finite, before a checkpoint is overwritten."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from lightning_dqn.callbacks import data_of
+from lightning_dqn.callbacks import UpdateCallback, data_of
+from lightning_dqn.losses import TDLoss
 
 
-class FiniteCheck(Callback):
+class FiniteCheck(UpdateCallback):
     """Checks the loss every k iterations, and all weights before an evaluation and before every checkpoint.
 
     NaN in the weights persists, so a fit ends within k iterations, and no state after the faulty update is saved. Each
@@ -27,12 +29,10 @@ class FiniteCheck(Callback):
             raise ValueError(f"every_n_iterations={every_n_iterations}: must be at least 1")
         self.every_n_iterations = every_n_iterations
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
         """Check the loss every k iterations."""
-        if (batch_idx + 1) % self.every_n_iterations == 0 and outputs:
-            loss = float(outputs["loss"].sum())
+        if results and data_of(trainer).train_loader.iteration % self.every_n_iterations == 0:
+            loss = float(torch.stack([each.loss for each in results]).sum())
             if not math.isfinite(loss):
                 _raise_not_finite(trainer, f"the loss is {loss}")
 

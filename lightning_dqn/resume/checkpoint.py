@@ -9,7 +9,7 @@ from lightning_dqn.distributed.shards import load_shard, save_shard
 from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
-from lightning_dqn.resume.loops import plain_schedules, repair_loop_progress
+from lightning_dqn.resume.loops import count_chunks, plain_schedules, repair_loop_progress
 from lightning_dqn.resume.manifest import (
     build_manifest,
     check_description,
@@ -95,9 +95,11 @@ def prepare_resume(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         checkpoint: changed in place.
         trainer: of the fit.
     """
-    if hasattr(trainer.datamodule, "reshard_state"):  # type: ignore[attr-defined]
+    data, fit_loop = trainer.datamodule, checkpoint["loops"]["fit_loop"]  # type: ignore[attr-defined]
+    if hasattr(data, "reshard_state"):
         load_shard(checkpoint, trainer)
-    repair_loop_progress(checkpoint["loops"]["fit_loop"])
+        count_chunks(fit_loop, *data.chunks_of_epoch(checkpoint[type(data).__qualname__]))
+    repair_loop_progress(fit_loop)
 
 
 def make_module(

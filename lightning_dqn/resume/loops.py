@@ -14,6 +14,29 @@ def plain_schedules(states: list[dict[str, Any]]) -> None:
         state |= {name: dict(value) for name, value in state.items() if isinstance(value, Counter)}
 
 
+def count_chunks(fit_loop: dict[str, Any], complete: int, epoch_is_over: bool) -> None:
+    """Count the chunks of the epoch anew: one that a signal cut is not complete, and their length may have changed.
+
+    Args:
+        fit_loop: Lightning's progress in a checkpoint; changed in place.
+        complete: chunks that are complete.
+        epoch_is_over: whether there are no more.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    difference = complete - batches["current"]["processed"]
+    for progress in (batches["current"], batches["total"]):
+        for name in progress:
+            progress[name] += difference
+        if not complete:
+            # an epoch without complete chunks begins like a new one
+            progress["completed"] = progress["processed"]
+    # which Lightning increments when it goes on after a complete chunk
+    begins = not complete and difference < 0
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += difference + begins
+    if difference < 0 and not epoch_is_over:
+        batches["is_last_batch"] = False
+
+
 def repair_loop_progress(fit_loop: dict[str, Any]) -> None:
     """Correct the progress of an unfinished epoch, so that a resume runs its other iterations and its evaluation.
 

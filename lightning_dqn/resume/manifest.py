@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "data.eval_episodes": "evaluation does not change training",
     "data.eval_max_steps": "evaluation does not change training",
     "data.save_memory": "decides what later checkpoints contain",
+    "data.iterations_per_chunk": "decides what Lightning does between iterations, not these",
     "data.memory_device": "decides where observations are stored, not which",
     "data.memory_folder": "decides where observations are stored, not which",
     "model.compile": "decides how the gradient is computed, not its value",

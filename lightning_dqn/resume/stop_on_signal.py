@@ -80,7 +80,7 @@ class StopOnSignal(Callback):
 
         Lightning would skip the evaluation at a resume from there, and a whole epoch at a resume from its start.
         """
-        if any(self._requests()) and not trainer.is_last_batch:
+        if any(self._requests()) and (not trainer.is_last_batch or data_of(trainer).train_loader.was_cut):
             self._handle_requests(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,9 +92,7 @@ class StopOnSignal(Callback):
         """The signal, or 0, and whether SLURM requeues the job; of several ranks, as of the last `all_gather`."""
         sync = self._sync
         assert sync is not None
-        if not sync.is_distributed:
-            return sync.received_signal, sync.requeue_asked
-        return sync.agreed_signal, sync.requeue_agreed
+        return sync.stop_signal, sync.requeue_agreed if sync.is_distributed else sync.requeue_asked
 
     def _handle_requests(self, trainer: Trainer) -> None:
         """Save for SLURM, or save and stop."""

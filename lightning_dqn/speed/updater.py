@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_dqn.distributed.sync import mean_over_ranks
+from lightning_dqn.losses import TDLoss
 from lightning_dqn.speed.compiled import Gradient, GradTransform, Loss, should_compile, try_to_compile
 from lightning_dqn.speed.flat import FlatParameters
 from lightning_dqn.speed.graphs import GraphedCall, Recorder, record_cuda_graph
@@ -79,7 +80,7 @@ class FastUpdate:
             # other optimizers look at numbers in each step, which stays apart
             self._work = GraphedCall(self._find, constants=tuple, record=record)
 
-    def __call__(self, batch: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, batch: tuple[Any, ...]) -> TDLoss:
         """Make the update; the parts of its loss without gradient."""
         results = self._work(*batch)
         # LightningOptimizer.step, but for closures and hooks that nobody asks of such an update
@@ -87,7 +88,7 @@ class FastUpdate:
         self._step()
         self._optimizer._on_after_step()
         self._end()
-        return results
+        return TDLoss(*results)
 
     def _find(self, *fields: Tensor) -> tuple[Tensor, ...]:
         """Lay the gradient where the optimizer takes it; the parts of the loss."""
