@@ -10,29 +10,15 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from lightning_dqn._compat.lightning import counted_step, is_plain_allreduce, overrides_update_hook
 from lightning_dqn.distributed.sync import mean_over_ranks
 from lightning_dqn.speed.compiled import Gradient, GradTransform, Loss, should_compile, try_to_compile
 from lightning_dqn.speed.flat import FlatParameters
 from lightning_dqn.speed.graphs import GraphedCall, Recorder, record_cuda_graph
 from lightning_dqn.speed.optimizers import FusedStep, fused_step
-
-# what callbacks and subclasses may have Lightning call in the middle of an update
-HOOKS_OF_AN_UPDATE = (
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "backward",
-    "configure_gradient_clipping",
-    "optimizer_step",
-    "optimizer_zero_grad",
-)
 
 
 class FastUpdate:
@@ -82,10 +68,7 @@ class FastUpdate:
     def __call__(self, batch: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Make the update; the parts of its loss without gradient."""
         results = self._work(*batch)
-        # LightningOptimizer.step, but for closures and hooks that nobody asks of such an update
-        self._optimizer._on_before_step()
-        self._step()
-        self._optimizer._on_after_step()
+        counted_step(self._optimizer, self._step)
         self._end()
         return results
 
@@ -114,7 +97,7 @@ def make_updater(
         compile: whether to compile the gradient; auto does so where it saves time.
     """
     trainer, loss = module.trainer, module.td_loss
-    watched = has_optimizer_hooks(trainer) or not is_plain_allreduce(trainer)
+    watched = overrides_update_hook(trainer) or not is_plain_allreduce(trainer.strategy)
     minibatch = type(batch)(*(part[0] for part in batch))
     several = trainer.world_size > 1
     gradient, compiled = None, False
@@ -142,14 +125,6 @@ def make_updater(
     )
 
 
-def is_plain_allreduce(trainer: Trainer) -> bool:
-    """Whether all that a strategy does with gradients is to take their mean over ranks, if there are several."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        return strategy._ddp_comm_hook is None and strategy._ddp_comm_state is None
-    return isinstance(strategy, SingleDeviceStrategy)
-
-
 def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor:
     """A gradient within limits, as torch's `clip_grad_value_` and then `clip_grad_norm_` make it.
 
@@ -163,17 +138,6 @@ def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor
     if norm is not None:
         gradient = gradient * (norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
     return gradient
-
-
-def has_optimizer_hooks(trainer: Trainer) -> bool:
-    """Whether a callback, or the module itself, has Lightning call it in the middle of an update."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(
-        is_overridden(hook, watcher, type_)
-        for hook in HOOKS_OF_AN_UPDATE
-        for watcher, type_ in [(trainer.lightning_module, LightningModule), *((each, Callback) for each in callbacks)]
-        if hasattr(type_, hook)
-    )
 
 
 def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batch_type: Callable[..., Any]) -> Gradient:

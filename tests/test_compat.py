@@ -1,0 +1,319 @@
+"""One test for each function of `lightning_dqn/_compat`, named after it: what fails here is what a release changed."""
+
+import inspect
+import logging
+import os
+import re
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import gymnasium as gym
+import lightning.pytorch as pl
+import pytest
+import torch
+import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors import checkpoint_connector, data_connector
+from lightning.pytorch.trainer.connectors.logger_connector import logger_connector, result
+from lightning.pytorch.utilities import data as lightning_data
+from torch.utils import _pytree
+
+import lightning_dqn._compat.gymnasium as gymnasium_compat
+import lightning_dqn._compat.lightning as lightning_compat
+import lightning_dqn._compat.wandb as wandb_compat
+
+
+class Manual(BoringModel):
+    """A linear layer under manual optimization, as `DQN` is; `step` makes the step of a batch."""
+
+    def __init__(self, step=None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.make_step = step or (lambda module: module.optimizers().step())
+
+    def training_step(self, batch, batch_idx):
+        self.make_step(self)
+
+
+def fit(module, tmp_path, **arguments):
+    """A fit of 3 batches an epoch, each epoch followed by an evaluation of 2."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(
+        **{"default_root_dir": tmp_path, "max_epochs": 1, "limit_val_batches": 2, "num_sanity_val_steps": 0}
+        | {"limit_train_batches": 3, "enable_checkpointing": False, **quiet, **arguments}
+    )
+    trainer.fit(module, BoringDataModule())
+    return trainer
+
+
+def test_counted_step(tmp_path):
+    steps = []
+    trainer = fit(
+        Manual(lambda module: lightning_compat.counted_step(module.optimizers(), lambda: steps.append(1))), tmp_path
+    )
+    assert len(steps) == trainer.global_step == 3
+
+
+@pytest.mark.parametrize("hook", lightning_compat.UPDATE_HOOKS)
+def test_overrides_update_hook(hook, tmp_path):
+    module = BoringModel()
+    trainer = pl.Trainer(logger=False, callbacks=[pl.Callback()], enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    assert not lightning_compat.overrides_update_hook(trainer)
+    for owner in (module, *trainer.callbacks):
+        if hasattr(owner, hook):
+            setattr(owner, hook, lambda *args, **kwargs: None)
+            assert lightning_compat.overrides_update_hook(trainer)
+            delattr(owner, hook)
+
+
+def test_update_hooks_are_all_that_an_update_calls():
+    of_updates = re.compile(r"backward|optimizer_step|zero_grad|configure_gradient_clipping")
+    named = {name for owner in (pl.LightningModule, pl.Callback) for name in vars(owner) if of_updates.search(name)}
+    named |= {name for name in dir(pl.core.hooks.ModelHooks) if of_updates.search(name)}
+    called_by_the_user = {"manual_backward"}
+    assert named == set(lightning_compat.UPDATE_HOOKS) | called_by_the_user
+
+
+def test_is_plain_allreduce():
+    assert lightning_compat.is_plain_allreduce(SingleDeviceStrategy())
+    assert lightning_compat.is_plain_allreduce(DDPStrategy())
+    assert not lightning_compat.is_plain_allreduce(DDPStrategy(ddp_comm_hook=lambda state, bucket: None))
+    assert not lightning_compat.is_plain_allreduce(DDPStrategy(ddp_comm_state=1))
+
+
+def test_attached_trainer():
+    module = BoringModel()
+    assert lightning_compat.attached_trainer(module) is None
+    module.trainer = trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert lightning_compat.attached_trainer(module) is trainer
+
+
+def test_current_hook(tmp_path):
+    seen = []
+    fit(Manual(lambda module: seen.append(getattr(module, lightning_compat.CURRENT_HOOK))), tmp_path)
+    assert set(seen) == {"training_step"}
+
+
+def test_collective_timeout():
+    assert lightning_compat.collective_timeout(DDPStrategy(timeout=timedelta(seconds=7))) == timedelta(seconds=7)
+    assert lightning_compat.collective_timeout(SingleDeviceStrategy()) is None
+
+
+def test_broadcast_root_dir(tmp_path, monkeypatch):
+    trainer = pl.Trainer(logger=False, default_root_dir="here", enable_checkpointing=False, accelerator="cpu")
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda path: f"rank_0/{path}")
+    lightning_compat.broadcast_root_dir(trainer)
+    assert trainer.default_root_dir == "rank_0/here"
+
+
+def test_wandb_init_args(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(wandb, "init", lambda **kwargs: given.append(kwargs))
+    logger = WandbLogger(save_dir=tmp_path, project="ours", mode="online")
+    arguments = lightning_compat.wandb_init_args(logger)
+    assert arguments["project"] == "ours"
+    del arguments["anonymous"]
+    arguments["mode"] = "offline"
+    with pytest.raises(AttributeError, match="NoneType"):
+        _ = logger.experiment
+    assert given == [arguments]
+
+
+def test_remove_callback_argument():
+    class WithTimer(LightningCLI):
+        def add_arguments_to_parser(self, parser):
+            parser.add_lightning_class_args(pl.callbacks.Timer, "timer")
+
+        def instantiate_classes(self):
+            lightning_compat.remove_callback_argument(self, "fit", "timer")
+            super().instantiate_classes()
+
+        def _run_subcommand(self, subcommand):
+            pass
+
+    options = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
+    cli = WithTimer(BoringModel, BoringDataModule, save_config_callback=None, args=["fit", *options])
+    assert not any(isinstance(callback, pl.callbacks.Timer) for callback in cli.trainer.callbacks)
+
+
+def test_silence_tips():
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    before = list(logger.filters)
+    try:
+        lightning_compat.silence_tips()
+        records = [logger.makeRecord("", 20, "", 0, text, (), None) for text in ("💡 Tip: For more", "GPU: no")]
+        assert [bool(logger.filter(record)) for record in records] == [False, True]
+    finally:
+        logger.filters[:] = before
+    assert "💡 Tip" in inspect.getsource(logger_connector)
+
+
+@pytest.mark.parametrize(
+    ("text", "module"),
+    [
+        ("`isinstance(treespec, LeafSpec)` is deprecated", _pytree),
+        ("Your `IterableDataset` has `__len__` defined", lightning_data),
+        ("does not have many workers", data_connector),
+        ("sync_dist=True", result),
+        ("You're resuming from a checkpoint that ended before the epoch ended", training_epoch_loop),
+    ],
+)
+def test_ignore_intended_warnings(text, module):
+    assert text in inspect.getsource(module)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        lightning_compat.ignore_intended_warnings()
+        warnings.warn(f"The 'train_dataloader' {text}" if text.startswith("does") else text, stacklevel=1)
+    assert not shown
+
+
+def test_ignore_checkpoint_folder_warning(tmp_path):
+    (tmp_path / "last.ckpt").touch()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        fit(Manual(), tmp_path, callbacks=[ModelCheckpoint(tmp_path)], enable_checkpointing=True)
+        count = len([each for each in shown if "is not empty" in str(each.message)])
+        lightning_compat.ignore_checkpoint_folder_warning()
+        fit(Manual(), tmp_path, callbacks=[ModelCheckpoint(tmp_path)], enable_checkpointing=True)
+    assert count == len([each for each in shown if "is not empty" in str(each.message)]) == 1
+
+
+def test_slurm_checkpoints():
+    path = checkpoint_connector._CheckpointConnector.hpc_save_path
+    source = inspect.getsource(checkpoint_connector)
+    assert callable(path)
+    assert "hpc_ckpt_{ckpt_number}.ckpt" in source
+    assert Path("hpc_ckpt_3.ckpt").match(lightning_compat.SLURM_CHECKPOINTS)
+
+
+class SavesProgress(pl.Callback):
+    """Keeps the state of the fit loop after the first batch, after the last one, and after the fit."""
+
+    def __init__(self):
+        self.first = self.last = None
+
+    def on_train_batch_end(self, trainer, *args):
+        self.first, self.last = self.first or trainer.fit_loop.state_dict(), trainer.fit_loop.state_dict()
+
+
+def test_optimizer_steps(tmp_path):
+    trainer = fit(Manual(), tmp_path)
+    assert lightning_compat.optimizer_steps(trainer.fit_loop.state_dict()) == 3
+
+
+def resumed_batches(fit_loop, tmp_path):
+    """Batches and evaluations of the first epoch that a fit makes when it resumes from a state of the fit loop."""
+    counts = {"batches": 0, "evaluations": 0}
+
+    class Resumes(pl.Callback):
+        def on_train_batch_start(self, *args):
+            counts["batches"] += 1
+
+        def on_validation_end(self, *args):
+            counts["evaluations"] += 1
+
+    module = Manual()
+    checkpoint = tmp_path / "saved.ckpt"
+    trainer = fit(module, tmp_path, max_steps=0)
+    trainer.save_checkpoint(checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
+    content["loops"]["fit_loop"] = fit_loop
+    content["epoch"], content["global_step"] = 0, lightning_compat.optimizer_steps(fit_loop)
+    torch.save(content, checkpoint)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    resumed = pl.Trainer(
+        max_epochs=1,
+        limit_train_batches=3,
+        limit_val_batches=2,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        callbacks=[Resumes()],
+        default_root_dir=tmp_path,
+        **quiet,
+    )
+    resumed.fit(module, BoringDataModule(), ckpt_path=checkpoint)
+    assert resumed.global_step == 3
+    return counts
+
+
+def test_repair_loop_progress(tmp_path):
+    ended_early = fit(Manual(), tmp_path, max_steps=1).fit_loop.state_dict()
+    lightning_compat.repair_loop_progress(ended_early)
+    assert resumed_batches(ended_early, tmp_path) == {"batches": 2, "evaluations": 1}
+
+
+def test_rescale_epoch(tmp_path):
+    saves = SavesProgress()
+    fit(Manual(), tmp_path, callbacks=[saves])
+    lightning_compat.rescale_epoch(saves.first, 2.0, 6)
+    assert saves.first["epoch_loop.batch_progress"]["current"]["processed"] == 2
+    lightning_compat.rescale_epoch(saves.last, 2.0, 6)
+    assert saves.last["epoch_loop.batch_progress"]["current"]["processed"] == 6
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_relocate_checkpoints(copied, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    saves = ModelCheckpoint(before, "best", monitor="loss")
+    saves.best_model_path = saves.kth_best_model_path = str(before / "best.ckpt")
+    saves.best_k_models, saves.best_model_score = {str(before / "best.ckpt"): torch.tensor(1.0)}, torch.tensor(1.0)
+    after.mkdir()
+    if copied:
+        (after / "best.ckpt").touch()
+    state = saves.state_dict()
+    lightning_compat.relocate_checkpoints(state, str(after), monitored=True)
+    resumed = ModelCheckpoint(after, "best", monitor="loss")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.load_state_dict(state)
+    path = str(after / "best.ckpt") if copied else ""
+    assert (resumed.best_model_path, resumed.best_model_score) == (path, 1.0 if copied else None)
+    assert list(resumed.best_k_models) == ([path] if copied else [])
+    assert state.keys() == saves.state_dict().keys()
+
+
+class Failing(gym.Env):
+    """An environment that raises in its second step, if it was told to."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+    def __init__(self, fails):
+        self.fails, self.steps = fails, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.fails and self.steps == 2:
+            raise OSError("gone")
+        return 0, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("make", [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv])
+def test_failed_env_index(make):
+    envs = make([lambda index=index: Failing(index == 1) for index in range(3)])
+    envs.reset()
+    envs.step([0, 0, 0])
+    with pytest.raises(OSError, match="gone") as raised:
+        envs.step([0, 0, 0])
+    envs.close()
+    assert gymnasium_compat.failed_env_index(raised.value) == 1
+    assert gymnasium_compat.failed_env_index(OSError()) is None
+
+
+def test_latest_run_id(tmp_path):
+    assert wandb_compat.latest_run_id(str(tmp_path)) is None
+    for number, mode in enumerate(("online", "offline")):
+        folder = Path(wandb.Settings(root_dir=str(tmp_path), run_id=f"run{number}", mode=mode).sync_dir)
+        folder.mkdir(parents=True)
+        os.utime(folder, (number, number))
+        assert wandb_compat.latest_run_id(str(tmp_path)) == f"run{number}"
