@@ -3,8 +3,10 @@
 import inspect
 import logging
 import os
+import pickle
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import gymnasium as gym
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch._inductor.config
 import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
@@ -22,10 +25,12 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector, data_connector
 from lightning.pytorch.trainer.connectors.logger_connector import logger_connector, result
 from lightning.pytorch.utilities import data as lightning_data
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils import _pytree
 
 import lightning_dqn._compat.gymnasium as gymnasium_compat
 import lightning_dqn._compat.lightning as lightning_compat
+import lightning_dqn._compat.torch as torch_compat
 import lightning_dqn._compat.wandb as wandb_compat
 
 
@@ -77,8 +82,8 @@ def test_update_hooks_are_all_that_an_update_calls():
     of_updates = re.compile(r"backward|optimizer_step|zero_grad|configure_gradient_clipping")
     named = {name for owner in (pl.LightningModule, pl.Callback) for name in vars(owner) if of_updates.search(name)}
     named |= {name for name in dir(pl.core.hooks.ModelHooks) if of_updates.search(name)}
-    called_by_the_user = {"manual_backward"}
-    assert named == set(lightning_compat.UPDATE_HOOKS) | called_by_the_user
+    others = {"manual_backward", "on_validation_model_zero_grad"}
+    assert named == set(lightning_compat.UPDATE_HOOKS) | others
 
 
 def test_is_plain_allreduce():
@@ -121,26 +126,25 @@ def test_wandb_init_args(tmp_path, monkeypatch):
     assert arguments["project"] == "ours"
     del arguments["anonymous"]
     arguments["mode"] = "offline"
-    with pytest.raises(AttributeError, match="NoneType"):
-        _ = logger.experiment
+    _ = logger.experiment
     assert given == [arguments]
 
 
 def test_remove_callback_argument():
-    class WithTimer(LightningCLI):
+    class WithSummary(LightningCLI):
         def add_arguments_to_parser(self, parser):
-            parser.add_lightning_class_args(pl.callbacks.Timer, "timer")
+            parser.add_lightning_class_args(pl.callbacks.ModelSummary, "summary")
 
         def instantiate_classes(self):
-            lightning_compat.remove_callback_argument(self, "fit", "timer")
+            lightning_compat.remove_callback_argument(self, "fit", "summary")
             super().instantiate_classes()
 
         def _run_subcommand(self, subcommand):
             pass
 
-    options = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
-    cli = WithTimer(BoringModel, BoringDataModule, save_config_callback=None, args=["fit", *options])
-    assert not any(isinstance(callback, pl.callbacks.Timer) for callback in cli.trainer.callbacks)
+    options = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_model_summary")]
+    cli = WithSummary(BoringModel, BoringDataModule, save_config_callback=None, args=["fit", *options])
+    assert not any(isinstance(callback, pl.callbacks.ModelSummary) for callback in cli.trainer.callbacks)
 
 
 def test_silence_tips():
@@ -317,3 +321,112 @@ def test_latest_run_id(tmp_path):
         folder.mkdir(parents=True)
         os.utime(folder, (number, number))
         assert wandb_compat.latest_run_id(str(tmp_path)) == f"run{number}"
+
+
+def test_factory_calls():
+    sizes = []
+    with torch_compat.FactoryCalls(lambda size: sizes.append(list(size))):
+        torch.nn.Linear(3, 2)
+        torch.zeros(4).new_empty(5)
+    assert sizes[:3] == [[2, 3], [2], [4]]
+
+
+def test_compile_function(monkeypatch):
+    real, found = torch._inductor.compile, {}
+
+    def compile_nothing(traced, example):
+        inspect.signature(real).bind(traced, example)
+        cpp = torch._inductor.config.cpp
+        found.update(isa_ok=cpp.vec_isa_ok, width=cpp.simdlen, wrapper=torch._inductor.config.cpp_wrapper)
+        return traced
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_nothing)
+    example = [torch.tensor([1.0, 2.0, 3.0])]
+    compiled = torch_compat.compile_function(lambda a: (2 * a,), example, decompositions={}, simd_width=256)
+    assert found == {"isa_ok": True, "width": 256, "wrapper": True}
+    assert compiled(*example)[0].tolist() == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.integration
+def test_compile_function_by_a_compiler():
+    example = [torch.ones(3), torch.tensor([1.0, 2.0, 3.0])]
+    state = torch.get_rng_state()
+    compiled = torch_compat.compile_function(
+        lambda a, b: (a + 2 * b, torch.rand(2)), example, decompositions={}, simd_width=None
+    )
+    assert torch.equal(state, torch.get_rng_state())
+    total, drawn = compiled(*example)
+    torch.set_rng_state(state)
+    assert total.tolist() == [3.0, 5.0, 7.0]
+    assert torch.equal(drawn, torch.rand(2))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_fused_adam_kernel(kind):
+    vectors = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for vector in vectors:
+        vector.grad = torch.tensor([1.0, -2.0, 3.0])
+    optimizer = kind(vectors[:1], lr=0.1, weight_decay=0.5, fused=True)
+    optimizer.step()
+    torch_compat.fused_adam_kernel(optimizer.param_groups[0]["decoupled_weight_decay"])(
+        [vectors[1].data],
+        [vectors[1].grad],
+        [torch.zeros(3)],
+        [torch.zeros(3)],
+        [],
+        [torch.tensor(1.0)],
+        amsgrad=False,
+        lr=0.1,
+        beta1=0.9,
+        beta2=0.999,
+        weight_decay=0.5,
+        eps=1e-8,
+        maximize=False,
+    )
+    assert torch.equal(*vectors)
+    assert set(optimizer.state[vectors[0]]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_has_step_hooks():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    assert not torch_compat.has_step_hooks(optimizer)
+    for register in (
+        optimizer.register_step_pre_hook,
+        optimizer.register_step_post_hook,
+        register_optimizer_step_pre_hook,
+        register_optimizer_step_post_hook,
+    ):
+        handle = register(lambda *_: None)
+        assert torch_compat.has_step_hooks(optimizer)
+        handle.remove()
+    assert not torch_compat.has_step_hooks(optimizer)
+
+
+def test_tensor_version():
+    tensor = torch.zeros(2)
+    before = torch_compat.tensor_version(tensor)
+    tensor.add_(1)
+    assert torch_compat.tensor_version(tensor) > before
+
+
+def test_is_gloo_error(tmp_path):
+    def make_group(rank):
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
+        return torch.distributed.ProcessGroupGloo(store, rank, 2, timedelta(seconds=30))
+
+    with ThreadPoolExecutor(2) as pool:
+        groups = list(pool.map(make_group, range(2)))
+    # the peer exits
+    del groups[1]
+    with pytest.raises(RuntimeError) as raised:
+        groups[0].allreduce([torch.ones(1)]).wait()
+    assert torch_compat.is_gloo_error(raised.value)
+    assert not torch_compat.is_gloo_error(RuntimeError("size mismatch"))
+
+
+def test_rejected_type(tmp_path):
+    torch.save({"value": Path("x")}, tmp_path / "x.pt")
+    with pytest.raises(pickle.UnpicklingError) as raised:
+        torch.load(tmp_path / "x.pt", weights_only=True)
+    assert torch_compat.rejected_type(raised.value) == f"{type(Path('x')).__module__}.{type(Path('x')).__name__}"
+    assert torch_compat.rejected_type(OSError()) is None

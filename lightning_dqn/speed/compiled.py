@@ -13,6 +13,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_dqn._compat.torch import compile_function
+
 QFunction = Callable[..., Tensor]
 Loss = Callable[[Any, QFunction, QFunction], tuple[Tensor, ...]]
 Gradient = Callable[..., tuple[Tensor, ...]]
@@ -96,7 +98,6 @@ def compile_gradient(
         loss gives. It has no guards: shapes, types and devices must not change. Where it needs random numbers, it draws
         those that the loss itself would draw.
     """
-    from torch._inductor import config  # noqa: PLC0415  a second that plain runs need not wait
 
     def gradient(vector: Tensor, target_vector: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
         def loss_of(vector: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -109,35 +110,15 @@ def compile_gradient(
             slope = change(slope)
         return slope, value, *others
 
-    def build(simd_width: int | None) -> Gradient:
-        # torch would build a library for each instruction set of the CPU to see whether the compiler knows it, which
-        # takes half of a first compilation: the CPU is taken at its word
-        settings = {"cpp_wrapper": on_cpu, "cpp.vec_isa_ok": True, "cpp.simdlen": simd_width, "fallback_random": True}
-        with config.patch(settings), _training(policy.net, target.net):
-            return _trace_and_compile(gradient, [policy.values, target.values, *batch])
-
-    # tracing the function itself leaves torch.compile's frame evaluation and guards out, a third of the time of a call;
-    # on CPU the C++ wrapper saves another fifth
+    example = [policy.values, target.values, *batch]
     on_cpu = policy.values.device.type == "cpu"
-    try:
-        return build(simd_width=None)
-    except Exception:
-        # a compiler older than the CPU; what is narrower, all know
-        return build(simd_width=256)
-
-
-def _trace_and_compile(gradient: Gradient, example: list[Any]) -> Gradient:
-    from torch._inductor import compile as inductor_compile  # noqa: PLC0415  as above
-    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
-
-    on_cpu = example[0].device.type == "cpu"
-    apart: dict[Any, Any] = {torch.ops.aten.addmm.default: _decompose_addmm} if on_cpu else {}
-    # tracing and the trial call draw random numbers; the run continues as without them
-    with torch.no_grad(), torch.random.fork_rng():
-        traced = make_fx(gradient, apart, tracing_mode="fake")(*example)
-        compiled: Gradient = inductor_compile(traced, example)
-        compiled(*example)
-    return compiled
+    decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _decompose_addmm} if on_cpu else {}
+    with _training(policy.net, target.net):
+        try:
+            return compile_function(gradient, example, decompositions=decompositions, simd_width=None)
+        except Exception:
+            # a compiler older than the CPU; all know 256 bits
+            return compile_function(gradient, example, decompositions=decompositions, simd_width=256)
 
 
 def _decompose_addmm(bias: Tensor, rows: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_dqn._compat.torch import fused_adam_kernel, has_step_hooks
+
 # optimizers that treat every entry alike, so that one long vector is the same to them as many matrices
 ELEMENTWISE = (
     torch.optim.Adadelta,
@@ -92,7 +94,7 @@ class FusedStep:
         self._optimizer = optimizer
         [self._group] = optimizer.param_groups
         [self._vector] = self._group["params"]
-        self._kernel = torch._fused_adamw_ if self._group["decoupled_weight_decay"] else torch._fused_adam_
+        self._kernel = fused_adam_kernel(self._group["decoupled_weight_decay"])
         self._counts_in_numpy = self._vector.device.type == "cpu" and not recorded
         self._rate = torch.tensor(float("nan"), device=self._vector.device) if recorded else None
         self._known_rate = float("nan")
@@ -145,10 +147,9 @@ def fused_step(optimizer: torch.optim.Optimizer, *, recorded: bool = False) -> C
         optimizer: any.
         recorded: as in `FusedStep`.
     """
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     group = optimizer.param_groups[0]
     plain = not (group.get("capturable") or group.get("differentiable") or isinstance(group.get("lr"), Tensor))
     lean = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(group["params"]) == 1
-    if hooks or not (lean and plain and group.get("fused")):
+    if has_step_hooks(optimizer) or not (lean and plain and group.get("fused")):
         return optimizer.step
     return FusedStep(optimizer, recorded=recorded)
