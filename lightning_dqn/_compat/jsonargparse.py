@@ -80,7 +80,7 @@ def one_line(message: str) -> str:
 def _leaves(message: str) -> str:
     """The lines of a tree of types that are neither its nodes nor types."""
     nodes = "Parser key|Problem with|Does not validate|Subtypes:|Errors:|Given value|Expected a path|Expected a <class"
-    lines = [
-        re.sub(r"^Type .*? callable class: |\.* Got value: .*", "", line.lstrip(" -")) for line in message.split("\n")
-    ]
-    return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(line for line in lines if line and not re.match(nodes, line)))
+    lines = [line.lstrip(" -") for line in message.splitlines()]
+    leaves = [line for line in lines if line and not re.match(nodes, line)] or lines
+    text = " ".join(re.sub(r"^Type .*? callable class: |\.* Got value: .*", "", leaf) for leaf in leaves)
+    return re.sub(r"<class '([\w.]+)'>", r"\1", text)
