@@ -1,4 +1,7 @@
-"""One test for each function of `lightning_dqn/_compat`, named after it: what fails here is what a release changed."""
+"""One test for each function of `lightning_dqn/_compat`, named after it: what fails here is what a release changed.
+
+Those of jsonargparse are in `test_compat_jsonargparse.py`.
+"""
 
 import inspect
 import logging
@@ -6,11 +9,9 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -18,7 +19,6 @@ import pytest
 import torch
 import torch._inductor.config
 import wandb
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
@@ -32,7 +32,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils import _pytree
 
 import lightning_dqn._compat.gymnasium as gymnasium_compat
-import lightning_dqn._compat.jsonargparse as jsonargparse_compat
 import lightning_dqn._compat.lightning as lightning_compat
 import lightning_dqn._compat.torch as torch_compat
 import lightning_dqn._compat.wandb as wandb_compat
@@ -50,14 +49,14 @@ class Manual(BoringModel):
         self.make_step(self)
 
 
-def fit(module, tmp_path, **arguments):
+def fit(module, tmp_path, ckpt_path=None, **arguments):
     """A fit of 3 batches an epoch, each epoch followed by an evaluation of 2."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = pl.Trainer(
         **{"default_root_dir": tmp_path, "max_epochs": 1, "limit_val_batches": 2, "num_sanity_val_steps": 0}
         | {"limit_train_batches": 3, "enable_checkpointing": False, **quiet, **arguments}
     )
-    trainer.fit(module, BoringDataModule())
+    trainer.fit(module, BoringDataModule(), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -235,18 +234,7 @@ def resumed_batches(fit_loop, tmp_path):
     content["loops"]["fit_loop"] = fit_loop
     content["epoch"], content["global_step"] = 0, lightning_compat.optimizer_steps(fit_loop)
     torch.save(content, checkpoint)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    resumed = pl.Trainer(
-        max_epochs=1,
-        limit_train_batches=3,
-        limit_val_batches=2,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        callbacks=[Resumes()],
-        default_root_dir=tmp_path,
-        **quiet,
-    )
-    resumed.fit(module, BoringDataModule(), ckpt_path=checkpoint)
+    resumed = fit(module, tmp_path, checkpoint, callbacks=[Resumes()])
     assert resumed.global_step == 3
     return counts
 
@@ -434,103 +422,3 @@ def test_rejected_type(tmp_path):
         torch.load(tmp_path / "x.pt", weights_only=True)
     assert torch_compat.rejected_type(raised.value) == f"{type(Path('x')).__module__}.{type(Path('x')).__name__}"
     assert torch_compat.rejected_type(OSError()) is None
-
-
-class Adam:
-    """An optimizer with an argument that the other has too, and one of its own."""
-
-    def __init__(self, parameters: list[int], decay: float = 0.1, eps: float = 1.0):
-        pass
-
-
-class Nadam(Adam):
-    """As its base, with other defaults."""
-
-    def __init__(self, parameters: list[int], decay: float = 0.2, kind: Literal["linear", "cosine"] = "linear"):
-        if decay < 0:
-            raise ValueError(f"decay={decay}: must be positive")
-
-
-class Agent:
-    """As `DQN`, with an optimizer as a function of parameters."""
-
-    def __init__(self, optimizer: Callable[[list[int]], Adam], size: int | None = None):
-        self.optimizer = optimizer([])
-
-
-def agent_parser():
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_subclass_arguments(Agent, "model", required=False)
-    parser.add_argument("--steps", type=int, default=1)
-    return parser
-
-
-def agent_error(*words):
-    """The message of the error of a command line, or of the construction of the model."""
-    parser = agent_parser()
-    with pytest.raises((ArgumentError, ValueError)) as raised:
-        parser.instantiate(parser.parse_args(["--model", f"{__name__}.Agent", *words]))
-    return str(raised.value)
-
-
-OPTIMIZER = "--model.optimizer"
-
-
-def test_before_class_change():
-    replaced = []
-
-    def prepare(before):
-        replaced.append(before["class_path"].rpartition(".")[2])
-        before["init_args"].__dict__.clear()
-
-    words = "--model", f"{__name__}.Agent", OPTIMIZER, f"{__name__}.Adam", f"{OPTIMIZER}.decay", "0.5"
-    words += OPTIMIZER, f"{__name__}.Nadam"
-    assert agent_parser().parse_args(words).model.init_args.optimizer.init_args.decay == 0.5
-    with jsonargparse_compat.before_class_change(prepare):
-        assert agent_parser().parse_args(words).model.init_args.optimizer.init_args.decay == 0.2
-    assert set(replaced) == {"Adam"}
-    assert agent_parser().parse_args(words).model.init_args.optimizer.init_args.decay == 0.5
-
-
-def test_option_names():
-    names = jsonargparse_compat.option_names(agent_parser())
-    assert {"steps", "model"} <= names
-    assert not any(name.endswith(".help") for name in names)
-
-
-def test_unknown_option():
-    # the class is named as it is imported
-    assert jsonargparse_compat.unknown_option(agent_error("--stepps", "3")) == ("stepps", None)
-    assert jsonargparse_compat.unknown_option(agent_error("--model.sise", "3")) == ("sise", f"{__name__}.Agent")
-    assert jsonargparse_compat.unknown_option(agent_error("--steps", "many")) is None
-
-
-def test_help_body():
-    text = agent_parser().format_help()
-    assert text.startswith("usage:")
-    assert "known subclasses:" in " ".join(text.split())
-    body = jsonargparse_compat.help_body(text)
-    assert "usage:" not in body
-    assert "known subclasses" not in " ".join(body.split())
-    assert "--steps" in body
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["--steps", "many"], "steps=many: must be of type int"),
-        (["--model.size", "many"], "model.size=many: must be of type int"),
-        ([f"{OPTIMIZER}.kind", "none"], "model.optimizer.kind=none: must be of type Literal['linear', 'cosine']"),
-        (["--model.sise", "3"], "model=CLASS.Agent: Option 'sise' is not accepted"),
-        ([f"{OPTIMIZER}.deca", "3"], "model.optimizer: Option 'deca' is not accepted"),
-        ([OPTIMIZER, "NoSuch"], "model.optimizer=NoSuch: no such class; give its whole path, module.Class"),
-        ([OPTIMIZER, "CLASS.Agent"], "model.optimizer: Expected 'CLASS.Agent' to be a subclass of Adam"),
-        ([f"{OPTIMIZER}.decay=-1"], "decay=-1.0: must be positive"),
-        (["--stepps", "3"], "Unrecognized arguments: --stepps 3"),
-    ],
-)
-def test_one_line(words, line):
-    here = [word.replace("CLASS", __name__) for word in words]
-    first = [] if here[0] == OPTIMIZER else [OPTIMIZER, f"{__name__}.Nadam"]
-    text = jsonargparse_compat.one_line(agent_error(*first, *here))
-    assert text.lower() == line.replace("CLASS", __name__).lower()
