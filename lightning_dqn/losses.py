@@ -247,4 +247,5 @@ def polyak_update(target: list[Tensor], source: list[Tensor], tau: float) -> Non
         tau: share of the way, in (0, 1]; 1 copies.
     """
     # theta- <- (1 - tau) theta- + tau theta
-    torch._foreach_lerp_(target, source, tau)
+    for moved, goal in zip(target, source, strict=True):
+        moved.lerp_(goal, tau)

@@ -19,6 +19,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_dqn._compat.lightning import attached_trainer
+from lightning_dqn._compat.torch import tensor_version
 from lightning_dqn.acting import act, as_batch, compute_q_values
 from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule, PriorityUpdate, SoftTargetUpdate, UpdateCallback
 from lightning_dqn.distributed.shards import check_plugin
@@ -205,13 +207,12 @@ class DQN(pl.LightningModule):
         """Set the probability of a random action, in [0, 1]."""
         buffer = self.epsilon.fill_(epsilon)
         # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
-        self._known_epsilon[:] = epsilon, buffer._version
+        self._known_epsilon[:] = epsilon, tensor_version(buffer)
 
     def read_epsilon(self) -> float:
         """The probability of a random action."""
-        buffer = self._buffers["epsilon"]
         known, version = self._known_epsilon
-        return known if version == buffer._version else float(buffer)  # type: ignore[union-attr, arg-type]
+        return known if version == tensor_version(self.epsilon) else float(self.epsilon)
 
     def act(
         self,
@@ -421,7 +422,7 @@ class DQN(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what identifies the run, what its agent can be made from, and what else an exact resume needs."""
         checkpoint["compiled"] = self._compiled
-        complete_checkpoint(checkpoint, self, self._trainer)
+        complete_checkpoint(checkpoint, self, attached_trainer(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check everything before anything is loaded; a fit also needs the same run, and all of its state.
@@ -430,7 +431,7 @@ class DQN(pl.LightningModule):
             MisconfigurationException: if the checkpoint is of another environment, network or run.
             CheckpointError: naming the first value that is missing or is not what it should be.
         """
-        trainer = self._trainer
+        trainer = attached_trainer(self)
         if trainer is None or trainer.state.fn != "fit":
             check_checkpoint(checkpoint, self)
             # of which nothing was checked; Lightning would load them

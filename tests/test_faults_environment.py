@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import clean_environment, quiet_trainer, run_cli
@@ -319,18 +321,12 @@ def test_case_19_the_bytes_are_those_that_the_memory_takes(space):
     assert MemorySize(1001, space, memory.sampler.bytes_per_row()).ram == sum(array.nbytes for array in arrays)
 
 
-def machine(root, meminfo_kb, cgroup="", **files):
-    """The part of /proc and /sys that says how much memory there is."""
-    for name, text in {"proc/meminfo": f"MemAvailable: {meminfo_kb} kB\n", "proc/self/cgroup": cgroup, **files}.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-def test_case_19_the_ram_is_what_the_machine_and_every_group_above_us_leave(tmp_path):
+def test_case_19_the_ram_is_what_the_machine_and_every_group_above_us_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000))
+    assert available_ram(tmp_path) == 10_000, "no control groups"
     stat = "anon 5\ninactive_file 20\n"
-    groups = {
+    files = {
+        "proc/self/cgroup": "1:name=systemd:/x\n0::/a/b\n",
         "sys/fs/cgroup/a/memory.max": "1000\n",
         "sys/fs/cgroup/a/memory.current": "300\n",
         "sys/fs/cgroup/a/memory.stat": stat,
@@ -338,16 +334,17 @@ def test_case_19_the_ram_is_what_the_machine_and_every_group_above_us_leave(tmp_
         "sys/fs/cgroup/a/b/memory.current": "200\n",
         "sys/fs/cgroup/a/b/memory.stat": stat,
     }
-    # 1000 - 300 + 20, which is less than the machine's 10 kB
-    assert available_ram(machine(tmp_path / "v2", 10, "0::/a/b\n", **groups)) == 720
-    old = {
-        "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "1000\n",
-        "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "400\n",
-        "sys/fs/cgroup/memory/a/memory.stat": "cache 7\ntotal_inactive_file 30\n",
-    }
-    assert available_ram(machine(tmp_path / "v1", 10, "4:memory:/a\n1:cpu:/a\n", **old)) == 630
-    assert available_ram(machine(tmp_path / "none", 10)) == 10 * 1024
-    assert available_ram(tmp_path / "another-system") is None
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_ram(tmp_path) == 1000 - 300 + 20
+    # a container sees its own group as the top
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    assert available_ram(tmp_path) == 10_000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("900")
+    (tmp_path / "sys/fs/cgroup/memory.current").write_text("100")
+    (tmp_path / "sys/fs/cgroup/memory.stat").write_text(stat)
+    assert available_ram(tmp_path) == 900 - 100 + 20
 
 
 @pytest.mark.integration

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
+from lightning_dqn._compat.lightning import broadcast_root_dir
 from lightning_dqn.callbacks import run_folder
 from lightning_dqn.cli.from_checkpoint import options_of
 from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
@@ -48,7 +49,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Use the folder of rank 0 on all ranks: its name contains the time, which differs between ranks."""
-        trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)  # type: ignore[attr-defined]
+        broadcast_root_dir(trainer)
         super().setup(trainer, pl_module, stage)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

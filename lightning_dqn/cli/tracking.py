@@ -11,6 +11,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_dqn._compat.lightning import wandb_init_args
+from lightning_dqn._compat.wandb import latest_run_id
+
 
 def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
     """Set the folder of a logger to that of the run, unless it was given, and choose W&B's mode.
@@ -48,10 +51,7 @@ def continue_wandb(logger: Namespace) -> None:
     args = logger.init_args
     if not logger.class_path.endswith("WandbLogger") or args.id or args.version:
         return
-    # wandb names them (offline-)run-<date>_<time>-<id>
-    earlier = sorted(Path(args.save_dir).glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime)
-    if earlier:
-        args.id = earlier[-1].name.rpartition("-")[2]
+    args.id = latest_run_id(args.save_dir)
 
 
 def wandb_unavailable() -> str:
@@ -83,15 +83,16 @@ def start_wandb(logger: WandbLogger) -> str:
     import wandb  # noqa: PLC0415
 
     # Lightning passes an argument that wandb warns of for any value
-    logger._wandb_init.pop("anonymous", None)
+    init_args = wandb_init_args(logger)
+    init_args.pop("anonymous", None)
     if os.environ.get("WANDB_SWEEP_ID"):
         # runs of a sweep are in its project, and wandb warns of any other
-        logger._wandb_init.pop("project", None)
-    if logger._wandb_init.get("mode") == "offline" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        init_args.pop("project", None)
+    if init_args.get("mode") == "offline" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return ""
     try:
         _ = logger.experiment
     except (wandb.errors.Error, OSError) as error:
-        logger._wandb_init["mode"] = "offline"
+        init_args["mode"] = "offline"
         return " ".join(str(error).split())
     return ""

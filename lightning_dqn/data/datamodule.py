@@ -1,5 +1,6 @@
 """The data side of a run behind Lightning's interface: environments, memory and evaluation episodes."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from gymnasium.wrappers import FlattenObservation
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
+from lightning_dqn._compat.lightning import collective_timeout
 from lightning_dqn.collector import EpisodeHistory, Policy
 from lightning_dqn.data.checks import MemoryDevice, check_arguments, check_learner, check_masks, check_memory
 from lightning_dqn.data.datasets import first_episode_seed, make_evaluation, make_replay, make_rollouts
@@ -169,8 +171,7 @@ class DQNDataModule(pl.LightningDataModule):
         learner: Any = self.trainer.lightning_module
         check_learner(self, on_policy=learner.on_policy, munchausen=learner.munchausen)
         policy = cast(Policy, learner.act)
-        # Lightning has it nowhere else
-        timeout = getattr(self.trainer.strategy, "_timeout", None)
+        timeout = collective_timeout(self.trainer.strategy)
         before, self.sync = self.sync, Sync(self.trainer.global_rank, self.trainer.world_size, timeout)
         seed = (
             torch.initial_seed()
@@ -336,11 +337,12 @@ class DQNDataModule(pl.LightningDataModule):
         for each in train:
             env_steps = check_int(each["env_steps"], f"{name}.env_steps")
             EpisodeHistory().load_state_dict(each["episodes"], f"{name}.episodes", env_steps)
-        iteration = (
-            check_int(states[0]["iteration"], f"{type(self).__qualname__}.iteration")
-            * len(states)
-            // self.sync.world_size
-        )
+        assert self.train_dataset is not None
+        before, now = states[0]["iteration"], len(self.train_dataset)
+        of_rank = self.num_envs * self.steps_per_iteration
+        ended = before >= math.ceil(self.epoch_env_steps / (of_rank * len(states)))
+        # as many env steps of the epoch, in iterations of another size
+        iteration = now if ended else min(round(before * len(states) / self.sync.world_size), now - 1)
         return {**states[0], "iteration": iteration, "train": reshard_state(train, self.sync, torch.initial_seed())}
 
     def chunks_of_epoch(self, state: Mapping[str, Any]) -> tuple[int, bool]:

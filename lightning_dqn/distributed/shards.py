@@ -87,7 +87,6 @@ def load_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     checkpoint[name] = data.reshard_state([checkpoint[name], *others])
     # generators of the old ranks do not match the new ones
     del checkpoint["generators"]
-    _rescale_epoch(checkpoint["loops"]["fit_loop"], then / now, len(data.train_dataset))
 
 
 def _read_shard(plugin: Any, path: str, trainer: Trainer) -> dict[str, Any]:
@@ -111,21 +110,6 @@ def _check_same_checkpoint(checkpoint: dict[str, Any], trainer: Trainer, sync: A
                 f"Rank 0 resumes from {read[0][0]}, rank {rank} from {other[0]}, which is another checkpoint: give a "
                 "path that all ranks can read"
             )
-
-
-def _rescale_epoch(fit_loop: dict[str, Any], factor: float, length: int) -> None:
-    """Rescale the iterations of an unfinished epoch, so that they stand for the same number of env steps.
-
-    Args:
-        fit_loop: Lightning's progress; changed in place.
-        factor: env steps of an old iteration over those of a new one.
-        length: iterations in an epoch now.
-    """
-    batches = fit_loop["epoch_loop.batch_progress"]
-    done = batches["current"]["processed"]
-    here = length if batches["is_last_batch"] else min(round(done * factor), length - 1)
-    for name in batches["current"]:
-        batches["current"][name] += here - done
 
 
 def _plugin(trainer: Trainer) -> Any:

@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from lightning_dqn._compat.torch import is_gloo_error
+
 
 def processes_started() -> tuple[str, int]:
     """The launcher of this process, torchrun or srun, and the number of processes it started; 1 without a launcher."""
@@ -51,8 +53,7 @@ def is_peer_lost(error: RuntimeError) -> bool:
     """Whether an error of any collective call means that a peer has exited or is unreachable."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    # gloo raises a plain RuntimeError that names its source file
-    return isinstance(error, RankLostError) or "gloo/transport/" in str(error)
+    return isinstance(error, RankLostError) or is_gloo_error(error)
 
 
 def mean_over_ranks(gradient: Tensor) -> Tensor:

@@ -1,19 +1,13 @@
 """Error messages for environments that fail: the index of the environment, its env steps and its episode step."""
 
 import math
-import traceback
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-# Gymnasium says nothing of which environment it was, but the functions that know are on the way of the error
-COUNTERS = {
-    SyncVectorEnv.step.__code__: "i",
-    SyncVectorEnv.reset.__code__: "i",
-    AsyncVectorEnv._raise_if_errors.__code__: "index",
-}
+from lightning_dqn._compat.gymnasium import failed_env_index
 
 
 class BrokenEnvironmentError(RuntimeError):
@@ -31,10 +25,7 @@ def env_error(
         env_steps: played so far.
         lengths: (N,) env steps of the episodes under way.
     """
-    index = 0 if envs.num_envs == 1 else None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code in COUNTERS:
-            index = frame.f_locals.get(COUNTERS[frame.f_code], index)
+    index = 0 if envs.num_envs == 1 else failed_env_index(error)
     where = _where(envs, index, env_steps, lengths)
     return BrokenEnvironmentError(f"{where}: raised {type(error).__name__}: {error}")
 

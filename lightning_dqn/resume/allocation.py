@@ -1,19 +1,19 @@
 """Bounds what a model that a checkpoint describes may allocate: a line in a file can ask for more than all RAM."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_dqn._compat.torch import FactoryCalls
 from lightning_dqn.resume.content import check_dict, invalid
 
 # A module holds its weights, and for a moment copies of them and those of its optimizer.
 COPIES, SPARE_BYTES, SPARE_TENSORS = 16, 2**26, 4096
 
 
-class AllocationLimit(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AllocationLimit(FactoryCalls):  # type: ignore[no-untyped-call]
     """While it is entered, new tensors may take so many bytes as a module with the weights of a checkpoint needs.
 
     Args:
@@ -24,19 +24,14 @@ class AllocationLimit(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(self._count)
         weights = [t for t in check_dict(checkpoint.get("state_dict"), "state_dict").values() if type(t) is Tensor]
         self._bytes = COPIES * sum(tensor.nbytes for tensor in weights) + SPARE_BYTES
         self._tensors = COPIES * len(weights) + SPARE_TENSORS
 
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Count what is made from nothing but a size, before it is made."""
-        if args and isinstance(args[0], (list, tuple)) and all(type(size) is int for size in args[0]):
-            # most are of 4 bytes an element
-            self._bytes -= 4 * math.prod(args[0])
-            self._tensors -= 1
-            if self._bytes < 0 or self._tensors < 0:
-                invalid("agent.model", "describes a larger network than state_dict holds the weights of")
-        return func(*args, **(kwargs or {}))
+    def _count(self, size: Sequence[int]) -> None:
+        # most are of 4 bytes an element
+        self._bytes -= 4 * math.prod(size)
+        self._tensors -= 1
+        if self._bytes < 0 or self._tensors < 0:
+            invalid("agent.model", "describes a larger network than state_dict holds the weights of")

@@ -1,15 +1,16 @@
 """Completes and checks the checkpoints of a `DQN`, and creates modules from them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_dqn._compat.lightning import count_chunks, repair_loop_progress
 from lightning_dqn.distributed.shards import load_shard, save_shard
 from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
-from lightning_dqn.resume.loops import count_chunks, plain_schedules, repair_loop_progress
 from lightning_dqn.resume.manifest import (
     build_manifest,
     check_description,
@@ -47,7 +48,9 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
     checkpoint["manifest"] = module.manifest or build_manifest(module, *parts)
     checkpoint["agent"] = describe_run(module, *parts)
     checkpoint["generators"] = module.rng_state or get_rng_state(module.device)
-    plain_schedules(checkpoint.get("lr_schedulers", []))
+    for state in checkpoint.get("lr_schedulers", []):
+        # MultiStepLR has a Counter, which torch.load(weights_only=True) rejects
+        state |= {name: dict(value) for name, value in state.items() if isinstance(value, Counter)}
     if trainer is not None:
         save_shard(checkpoint, trainer)
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import pickle
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
+from lightning_dqn._compat.torch import rejected_type
 from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
 from lightning_dqn.resume.folder import (
     PART_NAME,
@@ -264,9 +263,9 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
 
 def _reason(error: Exception) -> str:
     """Why a file was rejected; torch's own message recommends to load it with weights_only=False."""
-    unsafe = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    unsafe = rejected_type(error)
     if unsafe:
-        return f"holds {unsafe[1]}, which is no plain value, so nothing of it was loaded or executed"
+        return f"holds {unsafe}, which is no plain value, so nothing of it was loaded or executed"
     return f"damaged, or not a checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
 
 

@@ -1,7 +1,4 @@
-"""Compiles the gradient of the learner's own loss, so that an update costs little more than its matrix products.
-
-Called by `updater.make_updater`; knows no equations, only how to make given ones cheap.
-"""
+"""Compiles the gradient of any loss of the learner; called by `updater.make_updater`."""
 
 import contextlib
 import math
@@ -13,17 +10,19 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_dqn._compat.torch import compile_function
+
 QFunction = Callable[..., Tensor]
 Loss = Callable[[Any, QFunction, QFunction], tuple[Tensor, ...]]
 Gradient = Callable[..., tuple[Tensor, ...]]
 GradTransform = Callable[[Tensor], Tensor]
 
-# updates that save as much time as compiling takes, on slow machines and fast ones
+# after about so many updates the saved time exceeds that of compiling
 WORTH_COMPILING = 10_000
 
 
 class Parameters(Protocol):
-    """A network whose parameters are one vector, as `flat.FlatParameters`."""
+    """A network whose parameters are views of one vector, such as `flat.FlatParameters`."""
 
     net: nn.Module
     values: Tensor
@@ -32,11 +31,11 @@ class Parameters(Protocol):
 
 
 def should_compile(trainer: Trainer, num_updates: int) -> bool:
-    """Whether a fit makes so many updates, where compiling was measured, that it saves more time than it takes.
+    """Whether a fit on CPU makes enough updates for compiling to save more time than it takes.
 
     Args:
         trainer: of the fit.
-        num_updates: updates of one batch.
+        num_updates: updates per training batch.
     """
     by_epochs = (trainer.max_epochs or 0) * float(trainer.num_training_batches) * num_updates
     planned = [by_epochs] * ((trainer.max_epochs or -1) > 0) + [trainer.max_steps] * (trainer.max_steps > 0)
@@ -53,15 +52,15 @@ def try_to_compile(
     finish: list[GradTransform],
     watched: bool,
 ) -> Gradient | None:
-    """What `compile_gradient` gives, or nothing and a line of information where that can't be had.
+    """The result of `compile_gradient`; None, with an info message, if the gradient can't be compiled.
 
     Args:
-        loss: as there.
-        flat: policy and target parameters, if the optimizer takes them as vectors.
-        batch: as there.
+        loss: see `compile_gradient`.
+        flat: policy and target parameters, if they are stored as vectors.
+        batch: see `compile_gradient`.
         trainer: of the fit.
-        finish: as there.
-        watched: whether somebody has Lightning call it in the middle of an update.
+        finish: see `compile_gradient`.
+        watched: whether a callback or the module overrides a hook that Lightning calls during an update.
     """
     precision = str(trainer.precision)
     if flat is None:
@@ -73,7 +72,7 @@ def try_to_compile(
     else:
         try:
             return compile_gradient(loss, *flat, batch, finish)
-        except Exception as error:  # no compiler, or whatever a compiler may say: the plain path does the same
+        except Exception as error:  # no compiler, or any error of it: the plain path is equivalent
             obstacle = f"{type(error).__name__}: {error}".partition("\n")[0]
     rank_zero_info(f"The gradient is not compiled: {obstacle}. Training continues without it.")
     return None
@@ -85,18 +84,17 @@ def compile_gradient(
     """Compile the gradient of a loss with respect to the flat policy parameters.
 
     Args:
-        loss: gives the loss (), and what else is to be known, for a batch, a policy net and a target net.
-        policy: what it is differentiated by.
-        target: what is held still.
-        batch: a named tuple of tensors such as all later ones will be.
-        finish: what is done to the gradient in the end.
+        loss: returns the loss, (), and further tensors, given a batch, a policy net and a target net.
+        policy: parameters to differentiate by.
+        target: constant parameters.
+        batch: a named tuple of tensors; all later ones must have its shapes and types.
+        finish: transforms of the gradient, such as clipping.
 
     Returns:
-        A function of policy vector, target vector and the fields of a batch that gives the gradient and all that the
-        loss gives. It has no guards: shapes, types and devices must not change. Where it needs random numbers, it draws
-        those that the loss itself would draw.
+        A function of policy vector (P,), target vector (P,) and the fields of a batch that returns the gradient (P,)
+        and all results of the loss. It has no guards: shapes, types and devices must not change. It draws the same
+        random numbers as the loss itself.
     """
-    from torch._inductor import config  # noqa: PLC0415  a second that plain runs need not wait
 
     def gradient(vector: Tensor, target_vector: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
         def loss_of(vector: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -109,42 +107,22 @@ def compile_gradient(
             slope = change(slope)
         return slope, value, *others
 
-    def build(simd_width: int | None) -> Gradient:
-        # torch would build a library for each instruction set of the CPU to see whether the compiler knows it, which
-        # takes half of a first compilation: the CPU is taken at its word
-        settings = {"cpp_wrapper": on_cpu, "cpp.vec_isa_ok": True, "cpp.simdlen": simd_width, "fallback_random": True}
-        with config.patch(settings), _training(policy.net, target.net):
-            return _trace_and_compile(gradient, [policy.values, target.values, *batch])
-
-    # tracing the function itself leaves torch.compile's frame evaluation and guards out, a third of the time of a call;
-    # on CPU the C++ wrapper saves another fifth
+    example = [policy.values, target.values, *batch]
     on_cpu = policy.values.device.type == "cpu"
-    try:
-        return build(simd_width=None)
-    except Exception:
-        # a compiler older than the CPU; what is narrower, all know
-        return build(simd_width=256)
-
-
-def _trace_and_compile(gradient: Gradient, example: list[Any]) -> Gradient:
-    from torch._inductor import compile as inductor_compile  # noqa: PLC0415  as above
-    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
-
-    on_cpu = example[0].device.type == "cpu"
-    apart: dict[Any, Any] = {torch.ops.aten.addmm.default: _decompose_addmm} if on_cpu else {}
-    # tracing and the trial call draw random numbers; the run continues as without them
-    with torch.no_grad(), torch.random.fork_rng():
-        traced = make_fx(gradient, apart, tracing_mode="fake")(*example)
-        compiled: Gradient = inductor_compile(traced, example)
-        compiled(*example)
-    return compiled
+    decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _decompose_addmm} if on_cpu else {}
+    with _training(policy.net, target.net):
+        try:
+            return compile_function(gradient, example, decompositions=decompositions, simd_width=None)
+        except Exception:
+            # the compiler may not support the CPU's widest instructions; all support 256 bits
+            return compile_function(gradient, example, decompositions=decompositions, simd_width=256)
 
 
 def _decompose_addmm(bias: Tensor, rows: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    """A product and its bias as two operations, so that the bias is added in one pass with what follows, such as ReLU.
+    """`addmm` as two operations, so that Inductor fuses the bias with the following operations, such as ReLU.
 
-    On CPU torch copies the bias over the result before the product, in a pass of its own: a tenth of the gradient's
-    time. A sum would be put together again by the compiler; a difference is not.
+    On CPU `addmm` copies the bias into the result before the product, a tenth of the gradient's time. Inductor would
+    fuse a sum into `addmm` again, but not a difference.
     """
     if beta != 1 or alpha != 1:
         return NotImplemented
@@ -153,7 +131,7 @@ def _decompose_addmm(bias: Tensor, rows: Tensor, weight: Tensor, *, beta: float 
 
 @contextlib.contextmanager
 def _training(*nets: nn.Module) -> Iterator[None]:
-    """Trace with the nets in the mode of training, as the plain path would run them."""
+    """Context manager: the nets are in training mode, as in the plain path."""
     modes = [net.training for net in nets]
     for net in nets:
         net.train()

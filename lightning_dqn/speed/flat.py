@@ -1,6 +1,4 @@
-"""Parameters of a network as views of one vector, so that clipping, optimizer, soft target and gradient are one
-operation each instead of one a layer. `module.DQN` has its optimizer made here.
-"""
+"""Parameters of a network as views of one vector: clipping, optimizer step and Polyak update are one operation each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,18 +12,18 @@ from lightning_dqn.speed.optimizers import can_be_flat, prefer_fused
 
 
 class FlatParameters:
-    """The parameters of a network as views of one vector; their gradients likewise, if they have any.
+    """The parameters of a network as views of one vector, and their gradients as views of another.
 
-    The network keeps its parameters, their names and shapes; whoever writes to one writes to the other. Moving the
-    network to another device ends that, so this is made after it has moved.
+    The network keeps its parameters with their names and shapes; they share memory with the vector. Moving the network
+    to another device replaces its parameters, so move it before.
 
     Args:
-        net: a network whose parameters share one type and one device, and are all trained or all held still.
+        net: a network whose parameters have one dtype, one device and the same `requires_grad`.
 
     Attributes:
-        vector: what an optimizer takes, (number of parameters,).
-        values: the same memory, outside of autograd.
-        gradient: where backward passes lay the gradient, (number of parameters,).
+        vector: (P,) all parameters, for an optimizer.
+        values: (P,) the same memory, detached.
+        gradient: (P,) into which backward passes accumulate the gradient.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -66,7 +64,7 @@ class FlatParameters:
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
 
     def function(self, vector: Tensor) -> QFunction:
-        """The network as a function of its input alone, with its parameters taken from a vector like ours."""
+        """The network as a function of its input alone, with parameters from a vector (P,)."""
         parameters = self._split(vector)
         return lambda *inputs: torch.func.functional_call(self.net, parameters, inputs)
 
@@ -77,15 +75,16 @@ PolicyTargetParams = tuple[FlatParameters, FlatParameters]
 def make_optimizer(
     make: Callable[[Any], torch.optim.Optimizer], policy_net: nn.Module, target_net: nn.Module | None
 ) -> tuple[torch.optim.Optimizer, PolicyTargetParams | None]:
-    """An optimizer of the policy net, on one vector if that is the same to it.
+    """An optimizer of the policy net, of one vector if the updates stay the same.
 
     Args:
-        make: makes it from parameters.
-        policy_net: that is moved.
-        target_net: of the same form, if there is one.
+        make: makes the optimizer from parameters.
+        policy_net: network to train.
+        target_net: of the same shapes; None if the agent has none.
 
     Returns:
-        The optimizer, and the parameters of both nets if they now lie in vectors; without a target net, one's twice.
+        The optimizer, and the flat parameters of both nets, or None if they are not flat. Without a target net both are
+        those of the policy net.
     """
     optimizer, flat = make(policy_net.parameters()), None
     if can_be_flat(policy_net, optimizer):

@@ -1,7 +1,4 @@
-"""Repeats what moves the weights by one launch: a CUDA graph of it, recorded once and replayed from then on.
-
-Asked by `update.FastUpdate` on GPUs, where launching the kernels of a small network takes longer than they run.
-"""
+"""CUDA graphs of updates: launching the kernels of a small network one by one takes longer than running them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,25 +8,26 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
-# runs a function on tensors and remembers; gives what repeats it on the same tensors, and its results' places
+# records a function of tensors; returns a function that replays it on the same tensors, and its results
 Recorder = Callable[[Function, tuple[Tensor, ...]], tuple[Callable[[], None], tuple[Tensor, ...]]]
 
-# calls before one is recorded: in them torch and its libraries make handles, workspaces and an optimizer's state
+# calls before the recording, in which torch and its libraries create handles, workspaces and the optimizer's state
 WARM_UP_CALLS = 3
 
 
 class GraphedCall:
     """A function of tensors, recorded at its fourth call and replayed from then on.
 
-    A replay runs the same kernels at the same places: what the function reads and writes must lie in tensors that stay
-    where they are, its arguments excepted, which are copied to places of their own. A number of Python's is what it was
-    when it was recorded. Where recording fails, or such a number changes, the function runs as ever from then on, and
-    one line says so.
+    A replay runs the same kernels at the same addresses. Arguments are copied to static tensors; all other tensors that
+    the function reads or writes must stay at their addresses. Python numbers keep the value of the recording. If the
+    recording fails, or such a number changes, the function runs without a graph from then on, and an info message says
+    why.
 
     Args:
-        function: gives a tuple of tensors for tensors whose shapes, strides and types never change.
-        constants: what the function reads that is no tensor, and where its tensors lie; called before each call.
-        record: as `record_cuda_graph`.
+        function: returns a tuple of tensors, given tensors whose shapes, strides and types never change.
+        constants: returns the Python numbers that the function reads and the addresses of its tensors; called before
+            each call.
+        record: see `record_cuda_graph`.
     """
 
     def __init__(self, function: Function, *, constants: Callable[[], Any], record: Recorder) -> None:
@@ -42,7 +40,7 @@ class GraphedCall:
         self._results: tuple[Tensor, ...] = ()
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
-        """What the function gives, in tensors that the next call leaves alone."""
+        """Call the function, or replay it; returns new tensors."""
         self._calls += 1
         constants = self._constants()
         if self._disabled:
@@ -62,13 +60,13 @@ class GraphedCall:
 
     def _capture(self, arguments: tuple[Tensor, ...], constants: Any) -> None:
         """Record the function; nothing is computed yet."""
-        # with the strides that it was compiled for: stacks of frames share their memory
+        # the function was compiled for these strides; those of frame stacks overlap
         self._static_inputs = tuple(
             torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device) for a in arguments
         )
         try:
             self._replay, self._results = self._record(self._function, self._static_inputs)
-        except Exception as error:  # whatever CUDA, or a compiled kernel, has against it
+        except Exception as error:  # any error of CUDA or of a compiled kernel
             self._disable(f"{type(error).__name__}: {error}".partition("\n")[0])
         self._recorded_with = constants
 
@@ -83,21 +81,21 @@ def record_cuda_graph(
     """Record the kernels that a function launches, without running them.
 
     Args:
-        function: that waits for nothing the device does.
+        function: that does not synchronize with the device.
         arguments: on a CUDA device.
 
     Returns:
-        What launches them again, and the results, which each launch writes anew.
+        A function that launches them again, and the results, which each launch overwrites.
     """
     graph = torch.cuda.CUDAGraph()
-    # other threads, such as those of a loader, may continue to use the device
+    # other threads may use the device during the recording
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         results = function(*arguments)
     return graph.replay, results
 
 
 def _run_on_side_stream(function: Function, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Run a function on a stream of its own, as CUDA wants it before a recording; elsewhere as ever."""
+    """Run a function on a side stream, as CUDA requires before a recording; without CUDA, just run it."""
     device = arguments[0].device
     if device.type != "cuda":
         return function(*arguments)

@@ -1,7 +1,4 @@
-"""Any torch optimizer on one vector of parameters, by the cheapest calls that do what it does.
-
-Asked by `module.DQN` when it makes its optimizer, and by `update.FastUpdate` for each step.
-"""
+"""Checks of optimizers, and the step of fused Adam and AdamW on one vector without torch's wrapper."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# optimizers that treat every entry alike, so that one long vector is the same to them as many matrices
+from lightning_dqn._compat.torch import fused_adam_kernel, has_step_hooks
+
+# elementwise optimizers: their updates of one long vector are those of its parts
 ELEMENTWISE = (
     torch.optim.Adadelta,
     torch.optim.Adagrad,
@@ -29,15 +28,15 @@ ELEMENTWISE = (
 def check_optimizer(
     make: Callable[[Any], torch.optim.Optimizer], make_scheduler: Callable[[Any], Any] | None, net: nn.Module
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """Check, before training, that the optimizer and the schedule can be made and that the optimizer has an effect.
+    """Check, before training, that the optimizer and the schedule can be made and that learning rates are positive.
 
     Args:
-        make: makes it from parameters.
-        make_scheduler: makes a schedule from an optimizer, if there is one.
-        net: whose parameters it shall move.
+        make: makes the optimizer from parameters.
+        make_scheduler: makes the schedule from an optimizer; None for no schedule.
+        net: network to train.
 
     Returns:
-        One of each, to be looked at; None for no schedule.
+        The optimizer and the schedule, for inspection; None for no schedule.
 
     Raises:
         ValueError: naming the argument and its value.
@@ -61,7 +60,7 @@ def check_optimizer(
 
 
 def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether one vector is the same to an optimizer as the parameters of a network that it was made for."""
+    """Whether an optimizer of all parameters of a network can update them as one vector with the same result."""
     parameters = list(net.parameters())
     alike = len({(p.dtype, p.device, p.requires_grad) for p in parameters}) == 1
     groups = optimizer.param_groups
@@ -70,7 +69,7 @@ def can_be_flat(net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
 
 
 def prefer_fused(optimizer: torch.optim.Optimizer) -> None:
-    """Take torch's fused kernel where there is one and nobody chose another; the equations are the same."""
+    """Select torch's fused kernel, if it exists and no other was chosen; the equations are the same."""
     fusing = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
     for group in optimizer.param_groups if isinstance(optimizer, fusing) else []:
         chosen = [group.get(name) for name in ("fused", "foreach", "capturable", "differentiable")]
@@ -80,25 +79,24 @@ def prefer_fused(optimizer: torch.optim.Optimizer) -> None:
 
 
 class FusedStep:
-    """A step of fused Adam or AdamW on one vector: the kernel itself, on the optimizer's own state.
+    """A step of fused Adam or AdamW on one vector: calls the kernel on the optimizer's own state.
 
     Args:
-        optimizer: one of these; its `state_dict` is what it always is.
-        recorded: whether the step may be recorded as a CUDA graph: all that changes from step to step is then stored in
-            tensors, the learning rate too.
+        optimizer: fused Adam or AdamW of one parameter; its `state_dict` is unchanged.
+        recorded: whether the step can be recorded as a CUDA graph: the learning rate is then stored in a tensor.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, recorded: bool = False) -> None:
         self._optimizer = optimizer
         [self._group] = optimizer.param_groups
         [self._vector] = self._group["params"]
-        self._kernel = torch._fused_adamw_ if self._group["decoupled_weight_decay"] else torch._fused_adam_
+        self._kernel = fused_adam_kernel(self._group["decoupled_weight_decay"])
         self._counts_in_numpy = self._vector.device.type == "cpu" and not recorded
         self._rate = torch.tensor(float("nan"), device=self._vector.device) if recorded else None
         self._known_rate = float("nan")
 
     def constants(self) -> tuple[Any, ...]:
-        """What a step reads beside its tensors, and where these lie; the learning rate is laid into one first."""
+        """The Python numbers that a step reads and the addresses of its tensors; updates the learning rate's tensor."""
         group = self._group
         if self._rate is not None and group["lr"] != self._known_rate:
             self._known_rate = group["lr"]
@@ -107,7 +105,7 @@ class FusedStep:
         return *numbers, *(tensor.data_ptr() for tensor in self._optimizer.state[self._vector].values())
 
     def __call__(self) -> None:
-        """Move the vector by its gradient."""
+        """Update the vector by its gradient."""
         vector, group = self._vector, self._group
         state = self._optimizer.state[vector]
         if not state:
@@ -115,7 +113,7 @@ class FusedStep:
             self._optimizer.step()
             return
         if self._counts_in_numpy:
-            # a number, in numpy's hands a tenth of the cost
+            # numpy takes a tenth of torch's time to add 1
             np.add(count := state["step"].numpy(), 1, out=count)
         else:
             state["step"] += 1
@@ -137,18 +135,15 @@ class FusedStep:
 
 
 def fused_step(optimizer: torch.optim.Optimizer, *, recorded: bool = False) -> Callable[[], Any]:
-    """What `optimizer.step()` does, without its wrapper where that costs more than the arithmetic.
-
-    Fused Adam and AdamW on one vector get a `FusedStep`; all others, and those with hooks, take their own step.
+    """A `FusedStep` for fused Adam and AdamW of one vector without hooks; `optimizer.step` for all others.
 
     Args:
-        optimizer: any.
-        recorded: as in `FusedStep`.
+        optimizer: of any class.
+        recorded: see `FusedStep`.
     """
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     group = optimizer.param_groups[0]
     plain = not (group.get("capturable") or group.get("differentiable") or isinstance(group.get("lr"), Tensor))
     lean = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(group["params"]) == 1
-    if hooks or not (lean and plain and group.get("fused")):
+    if has_step_hooks(optimizer) or not (lean and plain and group.get("fused")):
         return optimizer.step
     return FusedStep(optimizer, recorded=recorded)

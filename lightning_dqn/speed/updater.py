@@ -1,8 +1,7 @@
-"""The hot path of an update: no more calls than needed. Clever, and only here.
+"""A faster equivalent of `DQN.update`, without Lightning's calls between the steps of an update.
 
-`module.DQN` owns the equations; this file makes them cheap. Parameters lie in one vector, see `flat`; where nobody
-watches the steps of an update, they follow each other without Lightning's calls between them. `optimizers` makes its
-last step cheaper still, `compilation` its first, and on a GPU `graphs` makes one launch of both.
+The equations are those of `module.DQN`. Parameters are stored in one vector, see `flat`. `compiled` speeds up the
+gradient, `optimizers` the optimizer step; on a GPU, `graphs` launches both as one CUDA graph.
 """
 
 from collections.abc import Callable
@@ -10,12 +9,10 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from lightning_dqn._compat.lightning import counted_step, is_plain_allreduce, overrides_update_hook
 from lightning_dqn.distributed.sync import mean_over_ranks
 from lightning_dqn.losses import TDLoss
 from lightning_dqn.speed.compiled import Gradient, GradTransform, Loss, should_compile, try_to_compile
@@ -23,30 +20,18 @@ from lightning_dqn.speed.flat import FlatParameters
 from lightning_dqn.speed.graphs import GraphedCall, Recorder, record_cuda_graph
 from lightning_dqn.speed.optimizers import FusedStep, fused_step
 
-# what callbacks and subclasses may have Lightning call in the middle of an update
-HOOKS_OF_AN_UPDATE = (
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "backward",
-    "configure_gradient_clipping",
-    "optimizer_step",
-    "optimizer_zero_grad",
-)
-
 
 class FastUpdate:
-    """One update of a network on one vector: gradient, optimizer, and nothing else.
+    """One update of a network whose parameters are one vector: gradient and optimizer step.
 
     Args:
-        gradient: gives gradient and the parts of the loss for two vectors and the fields of a batch.
+        gradient: returns the gradient and the parts of the loss, given both vectors and the fields of a batch.
         flat: parameters of the policy net and of the target net.
-        optimizer: of the policy net's vector, as Lightning wraps it: its counters are the update clock.
-        finish: what remains to be done to a gradient, such as clipping.
-        compiled: whether the gradient is.
+        optimizer: of the policy net's vector, wrapped by Lightning, which counts its steps in `global_step`.
+        finish: transforms of the gradient, such as clipping.
+        compiled: whether the gradient is compiled.
         end: called after each optimizer step.
-        record: what makes one launch of all the kernels of an update, if that shall be done.
+        record: records a CUDA graph; None to run without one.
     """
 
     def __init__(
@@ -77,21 +62,18 @@ class FastUpdate:
 
             self._work, self._step = GraphedCall(find_and_step, constants=step.constants, record=record), _nothing
         elif record is not None:
-            # other optimizers look at numbers in each step, which stays apart
+            # other optimizers read Python numbers in each step, which a graph would keep constant
             self._work = GraphedCall(self._find, constants=tuple, record=record)
 
     def __call__(self, batch: tuple[Any, ...]) -> TDLoss:
-        """Make the update; the parts of its loss without gradient."""
+        """Make the update, and return the parts of its loss, detached."""
         results = self._work(*batch)
-        # LightningOptimizer.step, but for closures and hooks that nobody asks of such an update
-        self._optimizer._on_before_step()
-        self._step()
-        self._optimizer._on_after_step()
+        counted_step(self._optimizer, self._step)
         self._end()
         return TDLoss(*results)
 
     def _find(self, *fields: Tensor) -> tuple[Tensor, ...]:
-        """Lay the gradient where the optimizer takes it; the parts of the loss."""
+        """Compute and store the gradient, and return the parts of the loss."""
         gradient, *results = self._gradient(self._values, self._target_values, *fields)
         for change in self._finish:
             gradient = change(gradient)
@@ -100,7 +82,7 @@ class FastUpdate:
 
 
 def _nothing() -> None:
-    """For a step that was made already."""
+    """The step where the graph contains the optimizer's."""
 
 
 def make_updater(
@@ -110,12 +92,12 @@ def make_updater(
 
     Args:
         module: the `DQN` that is trained.
-        flat: parameters of the policy net and of the target net, if the optimizer takes them as vectors.
-        batch: U minibatches of the shapes and types that all later ones have.
-        compile: whether to compile the gradient; auto does so where it saves time.
+        flat: parameters of the policy net and of the target net, if they are stored as vectors.
+        batch: U minibatches; all later ones must have their shapes and types.
+        compile: whether to compile the gradient; "auto" compiles if that saves time.
     """
     trainer, loss = module.trainer, module.td_loss
-    watched = has_optimizer_hooks(trainer) or not is_plain_allreduce(trainer)
+    watched = overrides_update_hook(trainer) or not is_plain_allreduce(trainer.strategy)
     minibatch = type(batch)(*(part[0] for part in batch))
     several = trainer.world_size > 1
     gradient, compiled = None, False
@@ -124,7 +106,7 @@ def make_updater(
         [partial(clip, value=module.clip_grad_value, norm=module.clip_grad_norm)] if clips else []
     )
     if compile is True or (compile == "auto" and should_compile(trainer, len(batch.reward))):
-        # over several ranks the gradient is clipped after its mean is taken; on one the graph can do it
+        # with several ranks the mean over ranks precedes the clipping; with one the compiled function clips
         inside = [] if several else finish
         gradient = try_to_compile(loss, flat, minibatch, trainer, finish=inside, watched=watched)
         compiled = gradient is not None
@@ -143,19 +125,11 @@ def make_updater(
     )
 
 
-def is_plain_allreduce(trainer: Trainer) -> bool:
-    """Whether all that a strategy does with gradients is to take their mean over ranks, if there are several."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        return strategy._ddp_comm_hook is None and strategy._ddp_comm_state is None
-    return isinstance(strategy, SingleDeviceStrategy)
-
-
 def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor:
-    """A gradient within limits, as torch's `clip_grad_value_` and then `clip_grad_norm_` make it.
+    """Clip a gradient, as torch's `clip_grad_value_` followed by `clip_grad_norm_`.
 
     Args:
-        gradient: of all parameters, as one vector.
+        gradient: of all parameters, (P,).
         value: largest absolute value of an entry, if any.
         norm: largest Euclidean norm, if any.
     """
@@ -166,24 +140,13 @@ def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor
     return gradient
 
 
-def has_optimizer_hooks(trainer: Trainer) -> bool:
-    """Whether a callback, or the module itself, has Lightning call it in the middle of an update."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(
-        is_overridden(hook, watcher, type_)
-        for hook in HOOKS_OF_AN_UPDATE
-        for watcher, type_ in [(trainer.lightning_module, LightningModule), *((each, Callback) for each in callbacks)]
-        if hasattr(type_, hook)
-    )
-
-
 def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batch_type: Callable[..., Any]) -> Gradient:
-    """The gradient of a loss by torch's autograd, with the signature of a compiled one.
+    """The gradient of a loss by autograd, with the signature of `compiled.compile_gradient`'s result.
 
     Args:
         loss: `DQN.td_loss`.
         flat: parameters of the policy net and of the target net.
-        batch_type: makes a batch of its fields.
+        batch_type: constructs a batch from its fields.
     """
     policy, target = flat
 
@@ -197,5 +160,5 @@ def plain_gradient(loss: Loss, flat: tuple[FlatParameters, FlatParameters], batc
 
 
 def denormals_are_flushed() -> bool:
-    """Whether this process treats numbers too small for a normal float as 0."""
+    """Whether this process treats denormal numbers as 0."""
     return not bool((torch.tensor([1e-40]) * 1).any())

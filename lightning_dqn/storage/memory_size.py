@@ -1,23 +1,20 @@
-"""Size of a replay memory, and the space available for it in RAM, on a device or in a file system.
-
-The RAM is that of this machine, or of the part of it that this process may use.
-"""
+"""Size of a replay memory, and the space available for it in RAM, on a device or in a file system."""
 
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import psutil
 import torch
 
 from lightning_dqn.storage.arrays import check_folder, stored_form
 
 # action 8, reward 4, three flags
 BYTES_OF_A_ROW = 15
-# the largest part of what is available that a memory may ask for
+# the largest fraction of the available space that a memory may take
 MAX_FRACTION = 0.8
 
 
@@ -27,8 +24,8 @@ class MemorySize:
     Args:
         capacity: transitions, over all environments.
         observation_space: space of one observation.
-        other_bytes: that its sampler, and masks, take a row.
-        frame_stack: frames in an observation, of which one is kept, and a byte that says how many came before it.
+        other_bytes: bytes per row of the sampler and of action masks.
+        frame_stack: frames in an observation, of which one is stored, with a byte for the number of frames before it.
         device: stores the observations; None for RAM.
         folder: its file system stores the observations; None for RAM.
 
@@ -37,7 +34,7 @@ class MemorySize:
         elsewhere: bytes on the device or in the file.
 
     Raises:
-        ValueError: if observations are no such stacks.
+        ValueError: if the observations are not stacks of `frame_stack` frames.
     """
 
     def __init__(
@@ -62,24 +59,29 @@ class MemorySize:
         """One line for the start of a run."""
         ram = f"{_format_bytes(self.ram)} in RAM"
         place = f"on {self._device}" if self._device is not None else f"in a file in {self._folder}"
-        both = f"{_format_bytes(self.elsewhere)} {place} and {ram}" if self.elsewhere else ram
-        return f"memory: {self.capacity:,} transitions, {both}"
+        return f"memory: {self.capacity:,} transitions, " + (
+            f"{_format_bytes(self.elsewhere)} {place} and {ram}" if self.elsewhere else ram
+        )
 
     def check(self) -> None:
-        """Check that a full memory fits: allocation is lazy, so a lack would show only as it fills.
+        """Check that a full memory fits: allocation is lazy, so a lack of space would show only as it fills.
 
         Raises:
-            ValueError: naming what it needs and what there is, or that there is no such place.
+            ValueError: naming the needed and the available bytes, or the device or folder that does not exist.
         """
         self._check_available(self.ram, available_ram(), "")
-        if self._device is not None:
-            self._check_available(self.elsewhere, _available_on(self._device), f" on {self._device}")
-        elif self._folder is not None:
+        if self._device is not None and self._device.type == "cuda":
+            if (self._device.index or 0) >= torch.cuda.device_count():
+                raise ValueError(
+                    f"data.memory_device={self._device}: no such device here; name another, or leave it out"
+                )
+            self._check_available(self.elsewhere, torch.cuda.mem_get_info(self._device)[0], f" on {self._device}")
+        elif self._device is None and self._folder is not None:
             check_folder(self._folder)
             self._check_available(self.elsewhere, shutil.disk_usage(self._folder).free, f" in {self._folder}")
 
-    def _check_available(self, needed: int, available: int | None, where: str) -> None:
-        if available is not None and needed > MAX_FRACTION * available:
+    def _check_available(self, needed: int, available: int, where: str) -> None:
+        if needed > MAX_FRACTION * available:
             raise ValueError(
                 f"data.memory_capacity={self.capacity}: needs {needed:,} bytes, more than {MAX_FRACTION:.0%} of "
                 f"the {available:,} that are available{where}; lower it, or keep observations elsewhere by "
@@ -96,66 +98,22 @@ def _format_bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _available_on(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None if the device does not report it.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
-    if device.type != "cuda":
-        return None
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"data.memory_device={device}: no such device here; name another, or leave it out")
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return free
-
-
-def available_ram(root: Path = Path("/")) -> int | None:
-    """Available RAM in bytes: MemAvailable, limited by the control groups of this process.
+def available_ram(root: Path = Path("/")) -> int:
+    """Available RAM in bytes, limited by the control groups (version 2) of this process.
 
     Args:
-        root: directory that contains `proc` and `sys`.
-
-    Returns:
-        None if the system does not report it.
+        root: directory that contains `proc/self/cgroup` and `sys/fs/cgroup`, which only Linux has.
     """
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        values = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        free = int(values["MemAvailable"].split()[0]) * 1024
-    except (OSError, LookupError, ValueError):
-        return None
-    return min([free, *_cgroup_headroom(root)])
-
-
-def _cgroup_headroom(root: Path) -> Iterator[int]:
-    """Yields the bytes left in each control group of this process, version 2 or 1."""
-    try:
-        entries = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for entry in entries:
-        _, controllers, path = entry.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        top = root / "sys/fs/cgroup" / controllers
-        limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
-        group = top / path.lstrip("/")
-        # a container may see its own group as the top
-        for folder in [group, *group.parents, top]:
-            if folder.is_relative_to(top):
-                # no limit is the word max
-                with contextlib.suppress(OSError, ValueError):
-                    yield _read(folder, limit) - _read(folder, usage) + _reclaimable(folder)
-
-
-def _read(folder: Path, name: str) -> int:
-    return int((folder / f"memory.{name}").read_text())
-
-
-def _reclaimable(folder: Path) -> int:
-    """Bytes of files that were read and that the kernel gives up before anything else."""
-    for line in (folder / "memory.stat").read_text().splitlines():
-        if line.startswith(("inactive_file ", "total_inactive_file ")):
-            return int(line.split()[1])
-    return 0
+    available: int = psutil.virtual_memory().available
+    # no such file, or the word max for no limit
+    with contextlib.suppress(OSError, StopIteration):
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        top = root / "sys/fs/cgroup"
+        own = top / next(line for line in groups if line.startswith("0::")).removeprefix("0::/")
+        for group in (own, *own.parents[: len(own.relative_to(top).parts)]):
+            with contextlib.suppress(OSError, ValueError):
+                limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+                # the kernel frees pages of files that were read before anything else
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                available = min(available, limit - used + int(stat.get("inactive_file", 0)))
+    return available
