@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lightning_dqn.callbacks import EpsilonDecay, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.callbacks import EpsilonSchedule, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.cli.checks import check_arguments, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
 from lightning_dqn.cli.errors import DQNArgumentParser, debugging, exit_with_error
@@ -97,7 +97,8 @@ class DQNCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in BEST.items()})
         parser.add_lightning_class_args(SoftTargetUpdate, "target_update")
-        parser.add_lightning_class_args(EpsilonDecay, "epsilon")
+        parser.add_lightning_class_args(EpsilonSchedule, "epsilon", subclass_mode=True, required=False)
+        parser.set_defaults({"epsilon": {"class_path": "lightning_dqn.EpsilonDecay"}})
         parser.add_lightning_class_args(PriorityUpdate, "priorities")
         parser.add_lightning_class_args(RunProgressBar, "progress_bar")
         parser.add_lightning_class_args(EpisodePlot, "plot")

@@ -13,6 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
 
@@ -44,9 +45,9 @@ class DQNArgumentParser(LightningArgumentParser):
             return text
         arguments = "".join(
             _body(_class_parser(_command(self), owner, key).format_help()).partition(":\n")[2]
-            for owner, key in ((DQN, "model"), (MLP, "model.network"))
+            for owner, key in ((DQN, "model"), (MLP, "model.network"), (EpsilonDecay, "epsilon"))
         )
-        title = "The default model, lightning_dqn.DQN (--model.optimizer.help lists the optimizer's arguments)"
+        title = "The defaults, DQN and EpsilonDecay (--model.optimizer.help lists the optimizer's arguments)"
         others = "Other models: --model C51, QRDQN, IQN or PQN (--model.help C51 lists its arguments)"
         return f"{text}\n{title}:\n{arguments}\n{others}\n"
 
@@ -59,7 +60,8 @@ class DQNArgumentParser(LightningArgumentParser):
         unknown = re.search(r"(?:unrecognized arguments: -*|option '|Option ')([\w.]+)", message)
         if unknown:
             named = re.search(r"class_path '([\w.]+)'", message)
-            text += _suggestion(parser, unknown[1], (named and locate(named[1])) or DQN)
+            name = f"epsilon.{unknown[1]}" if text.startswith("epsilon=") else unknown[1]
+            text += _suggestion(parser, name, (named and locate(named[1])) or DQN)
         sys.stderr.write(f"error: {text}\n")
         sys.exit(2)
 
@@ -83,7 +85,11 @@ def _class_parser(prog: str, owner: type, key: str) -> ArgumentParser:
 def _suggestion(parser: ArgumentParser, unknown: str, model: Any) -> str:
     """A suggestion of the most similar option of the chosen model."""
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
-    for prefix, owner in (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
+    if issubclass(model, EpsilonSchedule):
+        owners: tuple[tuple[str, type], ...] = (("epsilon", model),)
+    else:
+        owners = (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW))
+    for prefix, owner in owners:
         dests = {action.dest for action in _class_parser(_command(parser), owner, prefix)._actions}
         known |= {dest for dest in dests if not dest.endswith(".help")}
     last = unknown.rpartition(".")[2]
@@ -93,7 +99,7 @@ def _suggestion(parser: ArgumentParser, unknown: str, model: Any) -> str:
     near += difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
     near += [name for name in sorted(known) if len(last) > 2 and name.rpartition(".")[2].startswith(last)]
     near += [name for name in sorted(known) if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.8)]
-    option = "--help" if model is DQN else f"--model.help {model.__name__}"
+    option = "--help" if model in (DQN, EpsilonDecay) else f"--{owners[0][0]}.help {model.__name__}"
     return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} {option} lists all options"
 
 
@@ -123,7 +129,7 @@ def one_line(message: str) -> str:
         message = f"{key[0] if key else ''} {' or '.join(complaints)}{value}"
     message = re.sub(r"Type \S*Callable\[.*? expects a function or a callable class: ", "", message)
     message = re.sub(r"\. Got value: (?:Namespace|NestedArg)\(.*", "", message, flags=re.DOTALL)
-    message = re.sub(r"Parser key \"model\":\s+Problem with given class_path '([\w.]+)':", r"model=\1:", message)
+    message = re.sub(r"Parser key \"(model|epsilon)\":\s+Problem with given class_path '([\w.]+)':", r"\1=\2:", message)
     message = re.sub(r"<class '([\w.]+)'>|typing\.(Literal\[[^\]]*\])", lambda match: match[1] or match[2], message)
     message = " ".join(message.split())
     # a value is never meant as a file

@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_dqn.callbacks import EpsilonSchedule
 from lightning_dqn.data import DQNDataModule
 from lightning_dqn.module import DQN
 from lightning_dqn.monitoring.agent_video import AgentVideo
@@ -172,7 +173,11 @@ def config_of(
     check_class(model, DQN, "agent.model", trusted_modules)
     config: dict[str, Any] = {"model": model, "data": _data_config(agent["data"], given, trusted_modules)}
     for section in SCHEDULES:
-        if section in agent:
+        if section == "epsilon" and type(agent.get(section)) is dict and "class_path" in agent[section]:
+            if section not in given:
+                check_class(agent[section], EpsilonSchedule, f"agent.{section}", trusted_modules)
+                config[section] = agent[section]
+        elif section in agent:
             check_plain(check_dict(agent[section], f"agent.{section}"), f"agent.{section}")
             if not all(type(key) is str and key.isidentifier() for key in agent[section]):
                 invalid(f"agent.{section}", "has a key that is no name of an argument")

@@ -4,6 +4,7 @@ A resumed run must have the same manifest, but for the names in `MAY_CHANGE`; ra
 """
 
 import contextlib
+import inspect
 import math
 import os
 import platform
@@ -14,8 +15,10 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule
 from lightning_dqn.resume.arguments import (
     describe,
+    describe_class,
     describe_instance,
     describe_network,
     describe_optimizer,
@@ -65,10 +68,20 @@ def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = 
     run |= {"seed": None if seed is None else int(seed), **data.describe()}
     for callback in callbacks:
         section = getattr(callback, "manifest_section", None)
-        if section is not None and (section != "priorities" or data.is_prioritized):
+        if isinstance(callback, EpsilonSchedule) and type(callback) is not EpsilonDecay:
+            run["epsilon"] = _describe_schedule(callback)
+        elif section is not None and (section != "priorities" or data.is_prioritized):
             arguments: dict[str, Any] = callback.all_args  # type: ignore[attr-defined]
             run[section] = {name: describe(value) for name, value in arguments.items()}
     return run
+
+
+def _describe_schedule(callback: EpsilonSchedule) -> dict[str, Any]:
+    """Class and arguments of a schedule; where they are not recorded, each is kept in an attribute of its name."""
+    recorded: dict[str, Any] | None = getattr(callback, "all_args", None)
+    names = inspect.signature(type(callback)).parameters
+    given = {name: vars(callback)[name] for name in names if name in vars(callback)} if recorded is None else recorded
+    return describe_class(type(callback), given, skip=0)
 
 
 def describe_spaces(module: Any) -> dict[str, Any]:
