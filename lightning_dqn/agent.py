@@ -16,7 +16,7 @@ from lightning_dqn.module import DQN
 from lightning_dqn.resume.checkpoint import make_module
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError, check_dict, check_int
-from lightning_dqn.resume.rebuild import check_env_id, check_not_opaque, check_plain, check_sizes, make_wrappers
+from lightning_dqn.resume.rebuild import check_env_id, check_env_kwargs, make_wrappers
 from lightning_dqn.resume.spaces import decode_space
 
 
@@ -208,10 +208,7 @@ def _env_settings(
 ) -> EnvSettings:
     data = _env_arguments(description)
     if env_kwargs is None:
-        env_kwargs = {} if data["env_kwargs"] is None else check_dict(data["env_kwargs"], f"{DATA}.env_kwargs")
-        check_not_opaque(env_kwargs, f"{DATA}.env_kwargs", "env_kwargs={...}")
-        check_plain(env_kwargs, f"{DATA}.env_kwargs")
-        check_sizes(env_kwargs, f"{DATA}.env_kwargs")
+        env_kwargs = check_env_kwargs(data["env_kwargs"], f"{DATA}.env_kwargs")
     if wrappers is None:
         wrappers = make_wrappers(data["wrappers"], f"{DATA}.wrappers", trusted_modules)
     return EnvSettings(

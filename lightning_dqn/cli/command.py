@@ -25,7 +25,7 @@ from lightning_dqn.callbacks import EpsilonSchedule, PriorityUpdate, SoftTargetU
 from lightning_dqn.cli.checks import check_arguments, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
 from lightning_dqn.cli.errors import DQNArgumentParser, debugging, exit_with_error
-from lightning_dqn.cli.from_checkpoint import config_of, missing_callbacks
+from lightning_dqn.cli.from_checkpoint import config_of
 from lightning_dqn.cli.optimizers import check_class_before_arguments, reset_init_args_on_class_change
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
@@ -147,11 +147,6 @@ class DQNCLI(LightningCLI):
             config = config_of(self.checkpoint, given, trusted)
         except CheckpointError as error:
             exit_with_error(CheckpointError(f"--ckpt_path {path}: {error}"))
-        callbacks = missing_callbacks(self.checkpoint)
-        if callbacks and "trainer.callbacks" not in given and words[0] == "fit":
-            rank_zero_info(
-                f"The run had callbacks of its own, {', '.join(callbacks)}: add them by --trainer.callbacks."
-            )
         return [words[0], "--config", yaml.safe_dump(config), *words[1:]]
 
     def before_instantiate_classes(self) -> None:

@@ -20,6 +20,8 @@ ENTRY, SCHEMA = "lightning_dqn", 2
 HYPER_PARAMETERS = ("hyper_parameters", "hparams_name", "hparams_type", "datamodule_hyper_parameters")
 # counters of env steps, updates and episodes stay far below it, and so do sums of a few of them in int64
 MAX_COUNT = 2**53
+# of plain values in each other
+MAX_DEPTH = 32
 
 
 class CheckpointError(RuntimeError):
@@ -179,6 +181,33 @@ def check_counts(value: Any, name: str, *, shape: Sequence[int | None], high: in
     if counts.size and not 0 <= int(counts.min()) <= int(counts.max()) <= high:
         invalid(name, f"has values outside of [0, {high}]")
     return counts
+
+
+def check_plain(value: Any, name: str, *, classes: bool = False, depth: int = 0) -> None:
+    """None, bool, int, float, str, and lists, tuples and dicts of these.
+
+    Args:
+        value: what should be plain.
+        name: of the value in the checkpoint.
+        classes: whether it may describe classes.
+        depth: of containers around it.
+
+    Raises:
+        CheckpointError: naming the part that is something else.
+    """
+    if depth > MAX_DEPTH:
+        invalid(name[:120], "is nested too deeply")
+    if type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            check_plain(item, f"{name}[{i}]", classes=classes, depth=depth + 1)
+    elif type(value) is dict:
+        if "class_path" in value and not classes:
+            invalid(name, "is a class, which is not allowed there")
+        for key, item in value.items():
+            check_plain(key, f"{name} (a key)", classes=classes, depth=depth + 1)
+            check_plain(item, f"{name}.{key}", classes=classes, depth=depth + 1)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        invalid(name[:120], f"is a {type(value).__name__}, not a plain value")
 
 
 def check_like(value: Any, example: Any, name: str) -> None:

@@ -24,7 +24,7 @@ from lightning_dqn.resume.arguments import (
     describe_optimizer,
     public_path,
 )
-from lightning_dqn.resume.content import CheckpointError, invalid
+from lightning_dqn.resume.content import CheckpointError, check_plain, invalid
 from lightning_dqn.resume.spaces import decode_space, encode_space
 
 # names that a resumed run may change, also whole sections, with the reason
@@ -116,8 +116,10 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
     Raises:
         CheckpointError: naming the first value of the description that the manifest does not have.
     """
-    for entry, tree in (("agent", agent), ("manifest", manifest)):
-        _check_values(tree, entry)
+    check_plain(agent, "agent", classes=True)
+    check_plain(manifest, "manifest", classes=True)
+    if not all(type(name) is str for name in (*agent, *manifest)):
+        invalid("manifest", "has a key that is not a str")
     for name, value in flatten(agent):
         # the seed of the process may be set anew while a run is under way
         if name != "seed" and (name not in manifest or _normal(manifest[name]) != _normal(value)):
@@ -125,20 +127,6 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
     for name in manifest.keys() - dict(flatten(agent)).keys():
         if not name.startswith(("versions.", "model.")):
             invalid(f"agent.{name}", "is missing, but is in the manifest")
-
-
-def _check_values(tree: Any, name: str) -> None:
-    """Check that a tree has plain values only, with strings for the names of entries; a checkpoint was read before."""
-    if type(tree) is dict:
-        for key, value in tree.items():
-            if type(key) is not str and "env_kwargs" not in name:
-                invalid(name[:120], "has a key that is not a str")
-            _check_values(value, f"{name}.{key}")
-    elif type(tree) in (list, tuple):
-        for i, value in enumerate(tree):
-            _check_values(value, f"{name}[{i}]")
-    elif tree is not None and type(tree) not in (bool, int, float, str):
-        invalid(name[:120], f"is a {type(tree).__name__}, not a plain value")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
