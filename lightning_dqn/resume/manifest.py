@@ -61,7 +61,14 @@ def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = 
         `model`, `observation_space`, `action_space` and, with a data module, `data`, `env`, `seed` and a section for
         each schedule.
     """
-    run: dict[str, Any] = {"model": describe_model(module, module.init_args), **describe_spaces(module)}
+    run = _describe_all(module, data, callbacks)
+    run["model"]["init_args"] = {k: v for k, v in run["model"]["init_args"].items() if k in module.init_args}
+    return run
+
+
+def _describe_all(module: Any, data: Any, callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """As `describe_run`, with the arguments of all constructors of the module."""
+    run: dict[str, Any] = {"model": _describe_model(module), **describe_spaces(module)}
     if not hasattr(data, "describe"):
         return run
     seed = os.environ.get("PL_GLOBAL_SEED")
@@ -89,25 +96,23 @@ def describe_spaces(module: Any) -> dict[str, Any]:
     return {name: encode_space(getattr(module, name)) for name in SPACES}
 
 
-def describe_model(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_model(module: Any) -> dict[str, Any]:
     """Class path and arguments of a `DQN`, without its spaces."""
+    arguments: dict[str, Any] = module.all_args
     described = {name: describe(value) for name, value in arguments.items() if name not in SPACES}
-    if "network" in described:
-        described["network"] = describe_network(arguments["network"], module.policy_net, skip=2)
+    described["network"] = describe_network(arguments["network"], module.policy_net, skip=2)
     optimizer, scheduler = module.probe_optimizer()
-    if "optimizer" in described:
-        described["optimizer"] = describe_optimizer(optimizer)
-    if scheduler is not None and "lr_scheduler" in described:
+    described["optimizer"] = describe_optimizer(optimizer)
+    if scheduler is not None:
         described["lr_scheduler"] = describe_instance(arguments["lr_scheduler"], scheduler, skip=1)
     return {"class_path": public_path(type(module)), "init_args": described}
 
 
 def build_manifest(module: Any, data: Any = None, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
     """The flat manifest of a run, see `describe_run`: names as in a configuration, `model.optimizer.lr`."""
-    run = {**describe_run(module, data, callbacks), "model": describe_model(module, module.all_args)}
     packages = ("lightning_dqn", "lightning", "torch", "gymnasium", "numpy")
-    run["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return dict(flatten(run))
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return dict(flatten({**_describe_all(module, data, callbacks), "versions": versions}))
 
 
 def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

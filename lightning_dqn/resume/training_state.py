@@ -94,7 +94,7 @@ def check_training_state(checkpoint: Mapping[str, Any], module: Any, trainer: Tr
         invalid("optimizer_states", "does not hold the state of one optimizer")
     check_optimizer_state(states[0], optimizer, "optimizer_states[0]")
     schedules = [] if scheduler is None else [scheduler.state_dict()]
-    _check_numbers(checkpoint["lr_schedulers"], schedules, "lr_schedulers")
+    check_like(checkpoint["lr_schedulers"], schedules, "lr_schedulers", loose=True)
     check_loops(checkpoint["loops"], trainer, updates)
     check_callbacks(checkpoint["callbacks"], trainer.callbacks)  # type: ignore[attr-defined]
     check_rng_state(checkpoint["generators"], "generators")
@@ -146,7 +146,7 @@ def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: st
         for key in sorted(group.keys() - {"params"}, key=str):
             if key not in own and key != "initial_lr":
                 invalid(f"{where}.{key}", "is unknown")
-            _check_numbers(group[key], own.get(key, 0.0), f"{where}.{key}")
+            check_like(group[key], own.get(key, 0.0), f"{where}.{key}", loose=True)
             if key in own and not re.fullmatch(SCHEDULED, key) and group[key] != own[key]:
                 invalid(f"{where}.{key}", f"is {group[key]}, not {own[key]}")
         if group.get("fused") and group.get("foreach"):
@@ -244,27 +244,3 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
     for score in scores:
         if score is not None:
             check_tensor(score, f"{name}.best_k_models", shape=(), finite=False)
-
-
-def _check_numbers(value: Any, example: Any, name: str) -> None:
-    """The same structure as an example, with finite numbers; flags may be true, false or null."""
-    if isinstance(example, Mapping):
-        check_dict(value, name)
-        for key in [*example.keys(), *value.keys()]:
-            if key not in value or key not in example:
-                invalid(f"{name}.{key}", "is missing" if key not in value else "is unknown")
-            _check_numbers(value[key], example[key], f"{name}.{key}")
-    elif isinstance(example, (list, tuple)):
-        if type(value) not in (list, tuple) or len(value) != len(example):
-            invalid(name, f"is not a list of length {len(example)}")
-        for i, (item, other) in enumerate(zip(value, example, strict=True)):
-            _check_numbers(item, other, f"{name}[{i}]")
-    elif isinstance(example, Tensor):
-        check_tensor(value, name, shape=example.shape)
-    elif example is None or isinstance(example, bool):
-        if value is not None and type(value) is not bool:
-            invalid(name, "is neither true, false nor null")
-    elif isinstance(example, (int, float)):
-        check_float(value, name)
-    elif type(value) is not type(example):
-        invalid(name, f"is a {type(value).__name__}, not a {type(example).__name__}")
