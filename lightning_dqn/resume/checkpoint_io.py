@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import re
+import secrets
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,10 @@ from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_h
 from lightning_dqn.resume.folder import (
     PART_NAME,
     SHARD_NAME,
-    files_of_shards,
     local_path,
     referenced_files,
     relocate_shards,
     remove_unneeded,
-    shard_name,
     shard_paths,
     sync_folder,
     temporary,
@@ -86,7 +85,7 @@ class AtomicCheckpointIO(CheckpointIO):
             TypeError: as `save_checkpoint`.
             CheckpointError: as `save_checkpoint`.
         """
-        target = local_path(folder) / shard_name()
+        target = local_path(folder) / f"share-{secrets.token_hex(8)}.pt"
         check_serializable(content)
         self._save(content, target, [])
         return target
@@ -126,7 +125,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
-        stale = referenced_files(target) | files_of_shards(shards)
+        stale = {shard.name for shard in shards}.union(*map(referenced_files, (target, *shards)))
         try:
             relocate_shards(shards, folder)
             if tensors:
