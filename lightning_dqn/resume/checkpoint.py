@@ -1,5 +1,6 @@
 """Completes and checks the checkpoints of a `DQN`, and creates modules from them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from lightning_dqn.distributed.shards import load_shard, save_shard
 from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
-from lightning_dqn.resume.loops import plain_schedules, repair_loop_progress
+from lightning_dqn.resume.loops import repair_loop_progress
 from lightning_dqn.resume.manifest import (
     build_manifest,
     check_description,
@@ -40,14 +41,16 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
         trainer: of the run, if there is one.
     """
     parts = () if trainer is None else (trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+    # Lightning's copy of what the agent's description holds
     for name in HYPER_PARAMETERS:
-        # Lightning's copy of what the agent's description holds
         checkpoint.pop(name, None)
     checkpoint[ENTRY] = {"schema": SCHEMA}
     checkpoint["manifest"] = module.manifest or build_manifest(module, *parts)
     checkpoint["agent"] = describe_run(module, *parts)
     checkpoint["generators"] = module.rng_state or get_rng_state(module.device)
-    plain_schedules(checkpoint.get("lr_schedulers", []))
+    for state in checkpoint.get("lr_schedulers", []):
+        # MultiStepLR has a Counter
+        state |= {name: dict(value) for name, value in state.items() if isinstance(value, Counter)}
     if trainer is not None:
         save_shard(checkpoint, trainer)
 
@@ -79,9 +82,9 @@ def check_checkpoint(
     try:
         check_weights(checkpoint["state_dict"], module.state_dict())
     except CheckpointError as error:
-        problem, _, remedy = str(error).partition(": ")
         cause = network_difference(manifest, build_manifest(module))
-        raise CheckpointError(f"{problem}: {cause or remedy}") from error
+        remedy = cause or "use the model and the model.network that it was made with, or another checkpoint"
+        raise CheckpointError(f"{str(error).partition(': ')[0]}: {remedy}") from error
     if trainer is not None:
         if hasattr(data, "check_checkpoint"):
             data.check_checkpoint(checkpoint, has_memory=not module.on_policy)

@@ -1,17 +1,6 @@
 """Corrections of Lightning's state of a fit, needed for an exact resume."""
 
-from collections import Counter
 from typing import Any
-
-
-def plain_schedules(states: list[dict[str, Any]]) -> None:
-    """Convert the states of learning rate schedules to plain values: the Counter of MultiStepLR becomes a dict.
-
-    Args:
-        states: of a checkpoint; changed in place.
-    """
-    for state in states:
-        state |= {name: dict(value) for name, value in state.items() if isinstance(value, Counter)}
 
 
 def repair_loop_progress(fit_loop: dict[str, Any]) -> None:

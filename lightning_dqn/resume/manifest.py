@@ -125,11 +125,12 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
     check_plain(manifest, "manifest", classes=True)
     if not all(type(name) is str for name in (*agent, *manifest)):
         invalid("manifest", "has a key that is not a str")
-    for name, value in flatten(agent):
+    described = dict(flatten(agent))
+    for name, value in described.items():
         # the seed of the process may be set anew while a run is under way
         if name != "seed" and (name not in manifest or _normal(manifest[name]) != _normal(value)):
             invalid(f"agent.{name}", f"is {_show(value)}, and in the manifest {_show(manifest.get(name, 'nothing'))}")
-    for name in manifest.keys() - dict(flatten(agent)).keys():
+    for name in manifest.keys() - described.keys():
         if not name.startswith(("versions.", "model.")):
             invalid(f"agent.{name}", "is missing, but is in the manifest")
 

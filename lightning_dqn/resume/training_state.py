@@ -54,19 +54,10 @@ def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
     check_dict(state, "state_dict")
     for name in [*own, *state]:
         if name not in state or name not in own:
-            problem = "is missing" if name not in state else "is not in this network"
-            raise CheckpointError(
-                f"state_dict.{name} {problem}: use the model and the model.network that the checkpoint was made with"
-            )
-        tensor, expected = check_tensor(state[name], f"state_dict.{name}", finite=False), own[name]
-        if tensor.shape != expected.shape:
-            raise CheckpointError(
-                f"state_dict.{name} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(expected.shape)} "
-                "here: use the model.network that it was made with"
-            )
+            invalid(f"state_dict.{name}", "is missing" if name not in state else "is not in this network")
+        tensor, expected = check_tensor(state[name], f"state_dict.{name}", shape=own[name].shape), own[name]
         if tensor.is_floating_point() != expected.is_floating_point() or tensor.is_complex():
             invalid(f"state_dict.{name}", f"has dtype {tensor.dtype}, not {expected.dtype}")
-        check_tensor(tensor, f"state_dict.{name}")
     # versions of layers, which their own functions read
     versions = getattr(own, "_metadata", {})
     check_like(getattr(state, "_metadata", versions), versions, "state_dict._metadata")
@@ -123,13 +114,11 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: st
         if shape not in examples:
             examples[shape] = _state_example(optimizer, shape)
         example = examples[shape]
-        if example is not None and set(check_dict(values, where)) != set(example):
+        if example is not None and check_dict(values, where).keys() != example.keys():
             invalid(where, f"holds {sorted(map(str, values))}, not {sorted(example)}")
         for key, value in check_dict(values, where).items():
-            if example is None:
-                fitting = ((), shape) if isinstance(value, Tensor) else ()
-            else:
-                fitting = (example[key].shape,) if isinstance(example[key], Tensor) else ()
+            like = value if example is None else example[key]
+            fitting = () if not isinstance(like, Tensor) else ((), shape) if example is None else (like.shape,)
             _check_moment(value, fitting, f"{where}.{key}")
 
 
@@ -141,8 +130,11 @@ def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: st
     for i, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
         where = f"{name}[{i}]"
         check_dict(group, where, tuple(own))
-        _check_indices(group["params"], range(first, first + len(own["params"])), f"{where}.params")
-        first += len(own["params"])
+        indices = list(range(first, first + len(own["params"])))
+        check_like(group["params"], indices, f"{where}.params")
+        if group["params"] != indices:
+            invalid(f"{where}.params", f"does not name the {len(indices)} parameters of this network")
+        first += len(indices)
         for key in sorted(group.keys() - {"params"}, key=str):
             if key not in own and key != "initial_lr":
                 invalid(f"{where}.{key}", "is unknown")
@@ -154,11 +146,6 @@ def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: st
         check_float(group["lr"], f"{where}.lr", 0)
         for beta in group.get("betas", ()):
             check_float(beta, f"{where}.betas", 0, 1)
-
-
-def _check_indices(value: Any, expected: range, name: str) -> None:
-    if type(value) is not list or not all(type(each) is int for each in value) or value != list(expected):
-        invalid(name, f"does not name the {len(expected)} parameters of this network")
 
 
 def _check_moment(value: Any, shapes: Sequence[Sequence[int]], name: str) -> None:
@@ -231,8 +218,8 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
     folder = state["dirpath"]
     if folder is not None and type(folder) is not str:
         invalid(f"{name}.dirpath", "is not a path")
-    paths = [state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
-    for path in [*paths, *state["best_k_models"]]:
+    keys = ("best_model_path", "kth_best_model_path", "last_model_path")
+    for path in [*(state[key] for key in keys), *state["best_k_models"]]:
         if type(path) is not str or "://" in path or ".." in Path(path).parts:
             invalid(name, f"names the file {path!r}, which may be anywhere")
     # empty with save_top_k=-1
@@ -240,7 +227,6 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
         invalid(f"{name}.kth_best_model_path", "is none of best_k_models")
     if any(score is None for score in state["best_k_models"].values()):
         invalid(f"{name}.best_k_models", "has a model without a score")
-    scores = [state["best_model_score"], state["kth_value"], *state["best_k_models"].values()]
-    for score in scores:
+    for score in (state["best_model_score"], state["kth_value"], *state["best_k_models"].values()):
         if score is not None:
             check_tensor(score, f"{name}.best_k_models", shape=(), finite=False)
