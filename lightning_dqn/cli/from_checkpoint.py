@@ -102,7 +102,7 @@ def config_of(
     config |= {section: agent[section] for section in SCHEDULES if section in agent and section not in given}
     if agent["seed"] is not None:
         config["seed_everything"] = check_int(agent["seed"], "agent.seed", 0, 2**32 - 1)
-    check_inert(config)
+    _check_inert(config)
     make_factory(model, DQN, "agent.model", trusted_modules)
     for section in SCHEDULES:
         arguments = check_dict(config.get(section, {}), f"agent.{section}")
@@ -154,13 +154,10 @@ def _with_options(config: dict[str, Any], options: Any, given: Collection[str]) 
     return config
 
 
-def check_inert(config: dict[str, Any]) -> None:
+def _check_inert(config: dict[str, Any]) -> None:
     """Check that the command line, which reads configurations as YAML, takes each string for a string alone.
 
     Where any value may be given, it parses strings once more, and makes what classes they describe.
-
-    Raises:
-        CheckpointError: naming the first string that is more, or if there are too many values.
     """
     for count, (name, value) in enumerate(_scalars(config, "agent")):
         if count > MAX_VALUES:

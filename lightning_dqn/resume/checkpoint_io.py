@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
+from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header, invalid
 from lightning_dqn.resume.folder import (
     PART_NAME,
     SHARD_NAME,
@@ -22,7 +22,6 @@ from lightning_dqn.resume.folder import (
     referenced_files,
     relocate_shards,
     remove_unneeded,
-    shard_paths,
     sync_folder,
     temporary,
 )
@@ -180,7 +179,10 @@ class AtomicCheckpointIO(CheckpointIO):
         checkpoint = self.load_agent_part(target, map_location)
         entry = checkpoint[ENTRY]
         if "shares" in entry:
-            checkpoint["shares"] = shard_paths(entry.pop("shares"), target)
+            names = entry.pop("shares")
+            if type(names) is not list or not all(type(name) is str and SHARD_NAME.fullmatch(name) for name in names):
+                invalid(f"{target}: {ENTRY}.shares", "is not a list of names of shards")
+            checkpoint["shares"] = [str(target.resolve().with_name(name)) for name in names]
         if "memory" in entry:
             load_sidecar(checkpoint, entry.pop("memory"), target)
         return checkpoint

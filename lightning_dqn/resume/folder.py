@@ -11,11 +11,10 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, invalid
+from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError
 
 # equal memories of two checkpoints have one file, which is named by its hash
 MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
@@ -84,21 +83,6 @@ def _names_in(path: Path) -> set[str]:
         raise
     except Exception:  # a damaged file makes the unpickler raise almost anything
         return set()
-
-
-def shard_paths(names: Any, path: Path) -> list[str]:
-    """Paths of the shards that a checkpoint names; whether they exist is checked where they are loaded.
-
-    Args:
-        names: as saved with the checkpoint.
-        path: of the checkpoint.
-
-    Raises:
-        CheckpointError: if they are not a list of such names.
-    """
-    if type(names) is not list or not all(type(name) is str and SHARD_NAME.fullmatch(name) for name in names):
-        invalid(f"{path}: {ENTRY}.shares", "is not a list of names of shards")
-    return [str(path.resolve().with_name(name)) for name in names]
 
 
 def relocate_shards(shards: list[Path], folder: Path) -> None:

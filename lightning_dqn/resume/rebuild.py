@@ -135,7 +135,7 @@ def make_arguments(
             invalid(where[:80], "is no name of an argument")
         if key in (given or {}):
             continue
-        check_not_opaque(value, where, f"{key}=...")
+        _check_not_opaque(value, where, f"{key}=...")
         if key in CLASS_ARGUMENTS:
             made[key] = None if value is None else make_factory(value, CLASS_ARGUMENTS[key], where, trusted_modules)
             continue
@@ -167,7 +167,7 @@ def make_factory(
     for key in content.keys() - {"class_path", "init_args"}:
         invalid(f"{name}.{key}", "is unknown")
     if base is gym.Wrapper:
-        check_sizes(content["init_args"], f"{name}.init_args")
+        _check_sizes(content["init_args"], f"{name}.init_args")
     cls = resolve_class(content["class_path"], base, name, trusted_modules)
     return functools.partial(cls, **make_arguments(cls, content["init_args"], f"{name}.init_args", trusted_modules))
 
@@ -178,7 +178,7 @@ def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str]
         return []
     if not isinstance(descriptions, list):
         invalid(name, "is not a list of wrappers")
-    check_not_opaque(descriptions, name, "wrappers=[...]")
+    _check_not_opaque(descriptions, name, "wrappers=[...]")
     return [make_factory(each, gym.Wrapper, f"{name}[{i}]", trusted_modules) for i, each in enumerate(descriptions)]
 
 
@@ -190,9 +190,9 @@ def check_env_kwargs(value: Any, name: str) -> dict[str, Any]:
     """
     if value is None:
         return {}
-    check_not_opaque(value, name, "env_kwargs={...}")
+    _check_not_opaque(value, name, "env_kwargs={...}")
     check_plain(value, name)
-    check_sizes(value, name)
+    _check_sizes(value, name)
     if not all(type(key) is str and key.isidentifier() for key in value):
         invalid(name, "has a key that is no name of an argument")
     return dict(value)
@@ -214,12 +214,8 @@ def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) 
     return env_id
 
 
-def check_sizes(arguments: Any, name: str) -> None:
-    """Check that no argument of an environment or wrapper asks for arrays that exceed the memory of this machine.
-
-    Raises:
-        CheckpointError: if one does.
-    """
+def _check_sizes(arguments: Any, name: str) -> None:
+    """Check that no argument of an environment or wrapper asks for arrays that exceed the memory of this machine."""
     for key, value in check_dict(arguments, name).items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if re.search(SIZE_NAMES, str(key)) and any(type(n) in (int, float) and n > MAX_SIDE for n in numbers):
@@ -228,23 +224,14 @@ def check_sizes(arguments: Any, name: str) -> None:
             )
 
 
-def check_not_opaque(value: Any, name: str, argument: str) -> None:
-    """Check that a value has a plain form: else `plain_form` and `describe` left its digest or name in its place.
-
-    Args:
-        value: of the checkpoint.
-        name: of the value in the checkpoint.
-        argument: that the caller can pass in its place.
-
-    Raises:
-        CheckpointError: naming the first part that is a Python object.
-    """
+def _check_not_opaque(value: Any, name: str, argument: str) -> None:
+    """Check that a value holds no digest or name of a Python object; else the caller must pass `argument`."""
     if isinstance(value, dict) and value.keys() in ({"digest"}, {"opaque"}):
         (original,) = value.values()
         raise CheckpointError(f"{name} was {str(original).partition(' ')[0]}, which a file can't hold: pass {argument}")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, item in items:
-        check_not_opaque(item, name + path_step(key), argument)
+        _check_not_opaque(item, name + path_step(key), argument)
 
 
 def _type_hints(cls: type) -> dict[str, Any]:

@@ -83,24 +83,25 @@ def check_training_state(checkpoint: Mapping[str, Any], module: Any, trainer: Tr
     states = checkpoint["optimizer_states"]
     if type(states) is not list or len(states) != 1:
         invalid("optimizer_states", "does not hold the state of one optimizer")
-    check_optimizer_state(states[0], optimizer, "optimizer_states[0]")
+    _check_optimizer_state(states[0], optimizer, "optimizer_states[0]")
     schedules = [] if scheduler is None else [scheduler.state_dict()]
     check_like(checkpoint["lr_schedulers"], schedules, "lr_schedulers", loose=True)
-    check_loops(checkpoint["loops"], trainer, updates)
-    check_callbacks(checkpoint["callbacks"], trainer.callbacks)  # type: ignore[attr-defined]
+    check_dict(checkpoint["loops"], "loops", ("fit_loop",))
+    check_like(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
+    if progress["total"]["completed"] != updates:
+        invalid("loops.fit_loop", f"counts {progress['total']['completed']} updates, and global_step {updates}")
+    _check_callbacks(checkpoint["callbacks"], trainer.callbacks)  # type: ignore[attr-defined]
     check_rng_state(checkpoint["generators"], "generators")
 
 
-def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
+def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
     """Check that the tensors of an optimizer's state have the shapes of the parameters: kernels do not check them.
 
     Args:
         state: of the checkpoint.
         optimizer: one like it, with parameters of the same shapes, that has made no step.
         name: of the state in the checkpoint.
-
-    Raises:
-        CheckpointError: naming the first value that does not fit.
     """
     check_dict(state, name, ("state", "param_groups"))
     _check_groups(state["param_groups"], optimizer.param_groups, f"{name}.param_groups")
@@ -177,25 +178,8 @@ def _state_example(optimizer: torch.optim.Optimizer, shape: torch.Size) -> dict[
     return example
 
 
-def check_loops(loops: Any, trainer: Trainer, updates: int) -> None:
-    """Check that Lightning's loops can load their progress, and that it counts as many updates as the checkpoint.
-
-    Raises:
-        CheckpointError: naming the first value that does not fit.
-    """
-    check_dict(loops, "loops", ("fit_loop",))
-    check_like(loops["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
-    steps = loops["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
-    if steps != updates:
-        invalid("loops.fit_loop", f"counts {steps} updates, and global_step {updates}")
-
-
-def check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
-    """Check that the callbacks of a run can load their states.
-
-    Raises:
-        CheckpointError: naming the first value that does not fit.
-    """
+def _check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
+    """Check that the callbacks of a run can load their states."""
     check_dict(states, "callbacks")
     for callback in callbacks:
         state, name = states.get(callback.state_key), f"callbacks.{callback.state_key}"
