@@ -16,8 +16,10 @@ from lightning_dqn.module import DQN
 from lightning_dqn.resume.checkpoint import make_module
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError, check_dict, check_int
-from lightning_dqn.resume.rebuild import check_env_id, check_not_opaque, check_plain, check_sizes, make_wrappers
+from lightning_dqn.resume.rebuild import check_env_id, check_env_kwargs, make_wrappers
 from lightning_dqn.resume.spaces import decode_space
+
+DATA = "agent.data.init_args"
 
 
 class Agent:
@@ -85,7 +87,14 @@ class Agent:
                 argument that was a Python object; the message says what to pass.
             ValueError: if the environment can't be made.
         """
-        return make_env(_env_settings(self._description, self._trusted_modules, env_kwargs, wrappers), render_mode)
+        data = _env_arguments(self._description)
+        if env_kwargs is None:
+            env_kwargs = check_env_kwargs(data["env_kwargs"], f"{DATA}.env_kwargs")
+        if wrappers is None:
+            wrappers = make_wrappers(data["wrappers"], f"{DATA}.wrappers", self._trusted_modules)
+        env_id = check_env_id(data["env_id"], f"{DATA}.env_id", self._trusted_modules)
+        frame_stack = check_int(data["frame_stack"], f"{DATA}.frame_stack", 1, 256)
+        return make_env(EnvSettings(env_id, dict(env_kwargs), wrappers, frame_stack), render_mode)
 
     def _prepare(self, observation: Any) -> Any:
         """An observation as the module takes it: dicts and tuples become vectors, as in training."""
@@ -189,34 +198,9 @@ def load_agent(
     return Agent(module.to(device), checkpoint["agent"], trusted_modules)
 
 
-DATA = "agent.data.init_args"
-
-
 def _env_arguments(description: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the environment in a checkpoint."""
     if "data" not in description:
         raise CheckpointError("the checkpoint names no environment: it was trained without a DQNDataModule")
     data = check_dict(description["data"], "agent.data", ("init_args",))
     return check_dict(data["init_args"], DATA, ("env_id", "env_kwargs", "wrappers", "frame_stack"))
-
-
-def _env_settings(
-    description: Mapping[str, Any],
-    trusted_modules: Collection[str],
-    env_kwargs: Mapping[str, Any] | None,
-    wrappers: Sequence[EnvWrapper] | None,
-) -> EnvSettings:
-    data = _env_arguments(description)
-    if env_kwargs is None:
-        env_kwargs = {} if data["env_kwargs"] is None else check_dict(data["env_kwargs"], f"{DATA}.env_kwargs")
-        check_not_opaque(env_kwargs, f"{DATA}.env_kwargs", "env_kwargs={...}")
-        check_plain(env_kwargs, f"{DATA}.env_kwargs")
-        check_sizes(env_kwargs, f"{DATA}.env_kwargs")
-    if wrappers is None:
-        wrappers = make_wrappers(data["wrappers"], f"{DATA}.wrappers", trusted_modules)
-    return EnvSettings(
-        check_env_id(data["env_id"], f"{DATA}.env_id", trusted_modules),
-        dict(env_kwargs),
-        wrappers,
-        check_int(data["frame_stack"], f"{DATA}.frame_stack", 1, 256),
-    )

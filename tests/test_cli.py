@@ -391,6 +391,31 @@ def test_prioritised_replay_runs_from_the_command_line_and_again_from_its_config
         assert f"{flag}={value}: the checkpoint was made with" in line
 
 
+def test_a_schedule_of_epsilon_of_a_user_replaces_ours_and_a_resume_has_it_again(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    own = ("--epsilon", "user_module.Steps", "--epsilon.after", "150")
+    main(["fit", "--config", str(Path(__file__).parent.parent / "configs" / "cartpole.yaml"), *SMALL, *NO_LOGGER, *own])
+    (run,) = runs_in(tmp_path)
+    described = {"class_path": "user_module.Steps", "init_args": {"end": 0.25, "after": 150}}
+    assert yaml.safe_load((run / "config.yaml").read_text())["epsilon"] == described
+    last = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    assert (float(saved["state_dict"]["epsilon"]), saved["agent"]["epsilon"]) == (0.25, described)
+    assert "--trust user_module" in refusal(capfd, "fit", "--ckpt_path", str(last))
+    trusting = ("fit", "--ckpt_path", str(last), "--trust", "user_module", "--trainer.max_epochs", "2")
+    assert "epsilon.after=151" in refusal(capfd, *trusting, "--epsilon.after", "151")
+    main(list(trusting))
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    main(["fit", "--config", str(run / "config.yaml")])
+    main(["fit", *SMALL, *NO_LOGGER, "--epsilon.start", "0.5"])
+    decay = yaml.safe_load((runs_in(tmp_path)[-1] / "config.yaml").read_text())["epsilon"]
+    assert decay["class_path"] == "lightning_dqn.EpsilonDecay"
+    assert decay["init_args"] == {"start": 0.5, "end": 0.05, "decay_env_steps": 1000, "schedule": "exponential"}
+    with pytest.raises(SystemExit):
+        main(["fit", *SMALL, *NO_LOGGER, "--trainer.callbacks", "user_module.Steps"])
+    assert "two epsilon schedules" in capfd.readouterr().err
+
+
 FAMILY = {
     "C51": ("--model.v_max", "200", "--model.network.dueling", "true", "--model.network.noisy", "true"),
     "QRDQN": ("--model.num_quantiles", "8", "--model.munchausen", "true", "--model.clip_grad_norm", "10"),
@@ -547,6 +572,7 @@ def test_case_17_a_setting_of_the_sampler_out_of_its_range_is_refused(empty, cap
     [
         ("data.sampler", "PrioritisedSampler", "give its whole path, module.Class"),
         ("model", "Rainbow", "give its whole path, module.Class"),
+        ("epsilon", "Cosine", "give its whole path, module.Class"),
     ],
 )
 def test_case_18_a_class_that_is_not_found_is_named(empty, capfd, key, value, hint):

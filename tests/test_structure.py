@@ -66,7 +66,7 @@ ALLOWED = {
     "variants": {"collector", "distributed", "losses", "module", "networks", "replay", "resume", "speed", "validation"},
     # machinery
     "distributed": {"callbacks", "resume"},
-    "resume": {"callbacks", "data", "distributed", "module", "variants"},
+    "resume": {"callbacks", "distributed"},
     "speed": {"distributed", "losses"},
     # users
     "agent": {"acting", "envs", "module", "resume"},

@@ -6,6 +6,7 @@ from gymnasium import spaces
 from torch import nn
 
 from lightning_dqn import DQN
+from lightning_dqn.callbacks import EpsilonSchedule
 
 
 class Bonus(DQN):
@@ -34,6 +35,16 @@ class Net(nn.Sequential):
 def make_net(observation_space, num_actions):
     """A network as a plain function."""
     return Net(observation_space, num_actions, width=5)
+
+
+class Steps(EpsilonSchedule):
+    """A schedule of its own: 1, and `end` after some env steps."""
+
+    def __init__(self, end: float = 0.25, after: int = 100):
+        self.end, self.after = end, after
+
+    def epsilon_at(self, env_steps):
+        return self.end if env_steps >= self.after else 1.0
 
 
 class Shift(gym.Wrapper):

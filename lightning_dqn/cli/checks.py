@@ -23,15 +23,15 @@ def check_arguments(run: Namespace) -> None:
     Raises:
         ValueError: if a value is out of its range.
     """
-    for owner, key in (
-        (SoftTargetUpdate, "target_update"),
-        (EpsilonDecay, "epsilon"),
-        (PriorityUpdate, "priorities"),
-        (EpisodePlot, "plot"),
-        (AgentVideo, "video"),
-    ):
+    owners: dict[str, type] = {
+        **{"target_update": SoftTargetUpdate, "priorities": PriorityUpdate, "plot": EpisodePlot, "video": AgentVideo},
+    }
+    arguments = {key: run[key].as_dict() for key in owners}
+    if run.epsilon.class_path == "lightning_dqn.EpsilonDecay":
+        owners["epsilon"], arguments["epsilon"] = EpsilonDecay, run.epsilon.init_args.as_dict()
+    for key, owner in owners.items():
         try:
-            owner(**run[key].as_dict())
+            owner(**arguments[key])
         except ValueError as error:
             text = str(error)
             raise ValueError(text if text.startswith(f"{key}.") else f"{key}.{text}") from error

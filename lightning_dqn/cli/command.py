@@ -21,11 +21,11 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lightning_dqn.callbacks import EpsilonDecay, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.callbacks import EpsilonSchedule, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.cli.checks import check_arguments, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
 from lightning_dqn.cli.errors import DQNArgumentParser, debugging, exit_with_error
-from lightning_dqn.cli.from_checkpoint import config_of, missing_callbacks
+from lightning_dqn.cli.from_checkpoint import config_of
 from lightning_dqn.cli.optimizers import check_class_before_arguments, reset_init_args_on_class_change
 from lightning_dqn.cli.runs import (
     DEFAULT_ROOT,
@@ -97,7 +97,8 @@ class DQNCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in BEST.items()})
         parser.add_lightning_class_args(SoftTargetUpdate, "target_update")
-        parser.add_lightning_class_args(EpsilonDecay, "epsilon")
+        parser.add_lightning_class_args(EpsilonSchedule, "epsilon", subclass_mode=True, required=False)
+        parser.set_defaults({"epsilon": {"class_path": "lightning_dqn.EpsilonDecay"}})
         parser.add_lightning_class_args(PriorityUpdate, "priorities")
         parser.add_lightning_class_args(RunProgressBar, "progress_bar")
         parser.add_lightning_class_args(EpisodePlot, "plot")
@@ -146,11 +147,6 @@ class DQNCLI(LightningCLI):
             config = config_of(self.checkpoint, given, trusted)
         except CheckpointError as error:
             exit_with_error(CheckpointError(f"--ckpt_path {path}: {error}"))
-        callbacks = missing_callbacks(self.checkpoint)
-        if callbacks and "trainer.callbacks" not in given and words[0] == "fit":
-            rank_zero_info(
-                f"The run had callbacks of its own, {', '.join(callbacks)}: add them by --trainer.callbacks."
-            )
         return [words[0], "--config", yaml.safe_dump(config), *words[1:]]
 
     def before_instantiate_classes(self) -> None:

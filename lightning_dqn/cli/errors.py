@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dqn._compat.jsonargparse import help_body, one_line, option_names, unknown_option
+from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule
 from lightning_dqn.module import DQN
 from lightning_dqn.networks import MLP
 
@@ -44,9 +45,9 @@ class DQNArgumentParser(LightningArgumentParser):
             return text
         arguments = "".join(
             help_body(_class_parser(owner, key).format_help()).partition(":\n")[2]
-            for owner, key in ((DQN, "model"), (MLP, "model.network"))
+            for owner, key in ((DQN, "model"), (MLP, "model.network"), (EpsilonDecay, "epsilon"))
         )
-        title = "The default model, lightning_dqn.DQN (--model.optimizer.help lists the optimizer's arguments)"
+        title = "The defaults, DQN and EpsilonDecay (--model.optimizer.help lists the optimizer's arguments)"
         others = "Other models: --model C51, QRDQN, IQN or PQN (--model.help C51 lists its arguments)"
         return f"{text}\n{title}:\n{arguments}\n{others}\n"
 
@@ -56,8 +57,9 @@ class DQNArgumentParser(LightningArgumentParser):
             super().error(message, ex)
         hint, unknown = "", unknown_option(message)
         if unknown:
-            model: Any = (unknown[1] and locate(unknown[1])) or DQN
-            hint = _suggestion(getattr(ex, "subcommand_parser", None) or self, unknown[0], model)
+            owner: Any = (unknown[1] and locate(unknown[1])) or DQN
+            name = f"epsilon.{unknown[0]}" if issubclass(owner, EpsilonSchedule) else unknown[0]
+            hint = _suggestion(getattr(ex, "subcommand_parser", None) or self, name, owner)
         _exit_with(one_line(message), hint)
 
 
@@ -74,7 +76,10 @@ def _class_parser(owner: type, key: str) -> ArgumentParser:
 def _suggestion(parser: ArgumentParser, unknown: str, model: type) -> str:
     """A suggestion of the most similar option of the chosen model."""
     known = option_names(parser)
-    for prefix, owner in (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW)):
+    owners: tuple[tuple[str, type], ...] = (("epsilon", model),)
+    if not issubclass(model, EpsilonSchedule):
+        owners = (("model", model), ("model.network", MLP), ("model.optimizer", torch.optim.AdamW))
+    for prefix, owner in owners:
         known |= option_names(_class_parser(owner, prefix))
     # the name of a group is not an option
     names = {name: name.rpartition(".")[2] for name in sorted(known - {name.rpartition(".")[0] for name in known})}
@@ -83,7 +88,7 @@ def _suggestion(parser: ArgumentParser, unknown: str, model: type) -> str:
     near += difflib.get_close_matches(unknown, names, n=1, cutoff=0.75)
     near += [name for name, ending in names.items() if len(last) > 2 and ending.startswith(last)]
     near += [name for name, ending in names.items() if difflib.get_close_matches(last, [ending], cutoff=0.8)]
-    option = "--help" if model is DQN else f"--model.help {model.__name__}"
+    option = "--help" if model in (DQN, EpsilonDecay) else f"--{owners[0][0]}.help {model.__name__}"
     return f"; did you mean --{near[0]}?" if near else f"; {_command(parser)} {option} lists all options"
 
 

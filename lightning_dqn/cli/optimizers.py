@@ -9,14 +9,15 @@ import torch
 from lightning.pytorch import LightningModule
 
 from lightning_dqn._compat.jsonargparse import before_class_change
+from lightning_dqn.callbacks import EpsilonSchedule
 from lightning_dqn.cli.errors import exit_with_error
 
 OPTIMIZER = "--model.optimizer"
-KINDS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+KINDS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, EpsilonSchedule)
 
 
 def reset_init_args_on_class_change() -> AbstractContextManager[None]:
-    """Context manager: another optimizer, schedule or network starts with its own defaults.
+    """Context manager: another optimizer, schedule (of lr or epsilon) or network starts with its own defaults.
 
     jsonargparse keeps each argument that both classes have. So Adam would get AdamW's weight decay, which is an L2
     penalty there, and NatureCNN the hidden layers of MLP. Arguments of a network that differ from the defaults of its

@@ -41,8 +41,8 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
         trainer: of the run, if there is one.
     """
     parts = () if trainer is None else (trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+    # Lightning's copy of what the agent's description holds
     for name in HYPER_PARAMETERS:
-        # Lightning's copy of what the agent's description holds
         checkpoint.pop(name, None)
     checkpoint[ENTRY] = {"schema": SCHEMA}
     checkpoint["manifest"] = module.manifest or build_manifest(module, *parts)
@@ -82,9 +82,9 @@ def check_checkpoint(
     try:
         check_weights(checkpoint["state_dict"], module.state_dict())
     except CheckpointError as error:
-        problem, _, remedy = str(error).partition(": ")
         cause = network_difference(manifest, build_manifest(module))
-        raise CheckpointError(f"{problem}: {cause or remedy}") from error
+        remedy = cause or "use the model and the model.network that it was made with, or another checkpoint"
+        raise CheckpointError(f"{str(error).partition(': ')[0]}: {remedy}") from error
     if trainer is not None:
         if hasattr(data, "check_checkpoint"):
             data.check_checkpoint(checkpoint, has_memory=not module.on_policy)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,14 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from lightning_dqn._compat.torch import rejected_type
-from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header
+from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, check_header, invalid
 from lightning_dqn.resume.folder import (
     PART_NAME,
     SHARD_NAME,
-    files_of_shards,
     local_path,
     referenced_files,
     relocate_shards,
     remove_unneeded,
-    shard_name,
-    shard_paths,
     sync_folder,
     temporary,
 )
@@ -85,7 +83,7 @@ class AtomicCheckpointIO(CheckpointIO):
             TypeError: as `save_checkpoint`.
             CheckpointError: as `save_checkpoint`.
         """
-        target = local_path(folder) / shard_name()
+        target = local_path(folder) / f"share-{secrets.token_hex(8)}.pt"
         check_serializable(content)
         self._save(content, target, [])
         return target
@@ -125,7 +123,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
-        stale = referenced_files(target) | files_of_shards(shards)
+        stale = {shard.name for shard in shards}.union(*map(referenced_files, (target, *shards)))
         try:
             relocate_shards(shards, folder)
             if tensors:
@@ -180,7 +178,10 @@ class AtomicCheckpointIO(CheckpointIO):
         checkpoint = self.load_agent_part(target, map_location)
         entry = checkpoint[ENTRY]
         if "shares" in entry:
-            checkpoint["shares"] = shard_paths(entry.pop("shares"), target)
+            names = entry.pop("shares")
+            if type(names) is not list or not all(type(name) is str and SHARD_NAME.fullmatch(name) for name in names):
+                invalid(f"{target}: {ENTRY}.shares", "is not a list of names of shards")
+            checkpoint["shares"] = [str(target.resolve().with_name(name)) for name in names]
         if "memory" in entry:
             load_sidecar(checkpoint, entry.pop("memory"), target)
         return checkpoint

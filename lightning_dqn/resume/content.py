@@ -20,6 +20,8 @@ ENTRY, SCHEMA = "lightning_dqn", 2
 HYPER_PARAMETERS = ("hyper_parameters", "hparams_name", "hparams_type", "datamodule_hyper_parameters")
 # counters of env steps, updates and episodes stay far below it, and so do sums of a few of them in int64
 MAX_COUNT = 2**53
+# of plain values in each other
+MAX_DEPTH = 32
 
 
 class CheckpointError(RuntimeError):
@@ -108,6 +110,22 @@ def check_bool(value: Any, name: str) -> bool:
     return value
 
 
+def check_dense(value: Tensor, name: str) -> None:
+    """A tensor that is strided, materialized, and has storage for all of its elements.
+
+    An expanded tensor of a few bytes can have any size.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
+        invalid(name, "is not a dense tensor")
+    if value.is_conj() or value.is_neg():
+        invalid(name, "is a view that is yet to be computed")
+    if (value.storage_offset() + value.numel()) * value.element_size() > value.untyped_storage().nbytes():
+        invalid(name, "has fewer values than elements")
+
+
 def check_tensor(
     value: Any,
     name: str,
@@ -130,10 +148,7 @@ def check_tensor(
     """
     if type(value) not in (Tensor, nn.Parameter):
         invalid(name, f"is a {type(value).__name__}, not a tensor")
-    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
-        invalid(name, "is not a dense tensor")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        invalid(name, f"has shape {tuple(value.shape)}, but fewer numbers")
+    check_dense(value, name)
     if dtype is not None and value.dtype != dtype:
         invalid(name, f"has dtype {value.dtype}, not {dtype}")
     if shape is not None:
@@ -160,12 +175,8 @@ def check_array(value: Any, name: str, *, dtype: np.dtype[Any], shape: Sequence[
     Raises:
         CheckpointError: if it is anything else.
     """
-    dense = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_meta
-    # an expanded tensor of a few bytes can have any size
-    if dense and value.untyped_storage().nbytes() < value.numel() * value.element_size():
-        invalid(name, "has fewer values than elements")
     tensor = check_tensor(value, name, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype, shape=shape)
-    array: NDArray[Any] = tensor.detach().cpu().resolve_neg().numpy().copy(order="K")
+    array: NDArray[Any] = tensor.detach().cpu().numpy().copy(order="K")
     return array
 
 
@@ -181,8 +192,41 @@ def check_counts(value: Any, name: str, *, shape: Sequence[int | None], high: in
     return counts
 
 
-def check_like(value: Any, example: Any, name: str) -> None:
+def check_plain(value: Any, name: str, *, classes: bool = False, depth: int = 0) -> None:
+    """None, bool, int, float, str, and lists, tuples and dicts of these.
+
+    Args:
+        value: what should be plain.
+        name: of the value in the checkpoint.
+        classes: whether it may describe classes.
+        depth: of containers around it.
+
+    Raises:
+        CheckpointError: naming the part that is something else.
+    """
+    if depth > MAX_DEPTH:
+        invalid(name[:120], "is nested too deeply")
+    if type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            check_plain(item, f"{name}[{i}]", classes=classes, depth=depth + 1)
+    elif type(value) is dict:
+        if "class_path" in value and not classes:
+            invalid(name, "is a class, which is not allowed there")
+        for key, item in value.items():
+            check_plain(key, f"{name} (a key)", classes=classes, depth=depth + 1)
+            check_plain(item, f"{name}.{key}", classes=classes, depth=depth + 1)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        invalid(name[:120], f"is a {type(value).__name__}, not a plain value")
+
+
+def check_like(value: Any, example: Any, name: str, *, loose: bool = False) -> None:
     """The same structure as an example: keys, lengths, types, and of tensors dtype and shape. Numbers are not negative.
+
+    Args:
+        value: what should be like it.
+        example: of the structure.
+        name: of the value in the checkpoint.
+        loose: whether numbers may be of any type and sign, sequences lists or tuples, and flags null.
 
     Raises:
         CheckpointError: naming the first place that differs.
@@ -192,19 +236,20 @@ def check_like(value: Any, example: Any, name: str) -> None:
         for key in [*example.keys(), *value.keys()]:
             if key not in value or key not in example:
                 invalid(f"{name}.{key}", "is missing" if key not in value else "is unknown")
-            check_like(value[key], example[key], f"{name}.{key}")
+            check_like(value[key], example[key], f"{name}.{key}", loose=loose)
     elif isinstance(example, (list, tuple)):
-        if type(value) is not type(example) or len(value) != len(example):
+        if type(value) not in ((list, tuple) if loose else (type(example),)) or len(value) != len(example):
             invalid(name, f"is not a {type(example).__name__} of length {len(example)}")
         for i, (item, other) in enumerate(zip(value, example, strict=True)):
-            check_like(item, other, f"{name}[{i}]")
+            check_like(item, other, f"{name}[{i}]", loose=loose)
     elif isinstance(example, Tensor):
-        check_tensor(value, name, dtype=example.dtype, shape=example.shape)
-    elif isinstance(example, bool):
-        check_bool(value, name)
-    elif isinstance(example, int):
+        check_tensor(value, name, dtype=None if loose else example.dtype, shape=example.shape)
+    elif isinstance(example, bool) or (loose and example is None):
+        if not loose or value is not None:
+            check_bool(value, name)
+    elif isinstance(example, int) and not loose:
         check_int(value, name)
-    elif isinstance(example, float):
+    elif isinstance(example, (int, float)):
         check_float(value, name)
     elif type(value) is not type(example):
         invalid(name, f"is a {type(value).__name__}, not a {type(example).__name__}")

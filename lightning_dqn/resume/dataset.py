@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_dqn.data.replay_dataset import ReplayDataset
 from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.resume.env_state import MAX_LOGGED_ACTIONS, too_long
-from lightning_dqn.variants.rollouts import RolloutDataset
 
 
 def warn_inexact_resume(reason: str) -> None:
@@ -76,13 +74,11 @@ def reshard_state(states: Sequence[Mapping[str, Any]], sync: Sync, seed: int) ->
     return resharded
 
 
-def restore_dataset(
-    dataset: ReplayDataset | RolloutDataset, state: Mapping[str, Any], *, with_envs: bool, name: str = "train"
-) -> None:
+def restore_dataset(dataset: Any, state: Mapping[str, Any], *, with_envs: bool, name: str = "train") -> None:
     """Restore a dataset from a checkpoint, and report whether the resume is exact.
 
     Args:
-        dataset: without env steps.
+        dataset: a `ReplayDataset` or a `RolloutDataset`, without env steps.
         state: of the saved dataset.
         with_envs: whether the state of its environments can be restored.
         name: of the state in the checkpoint.
@@ -92,10 +88,12 @@ def restore_dataset(
     """
     content = {key: value for key, value in state.items() if with_envs or key != "under_way"}
     missed = dataset.load_state_dict(content, name)
+    # a dataset of rollouts has no memory
+    memory = getattr(dataset, "memory", None)
     resumed = f"Resumed at {dataset.env_steps} env steps"
-    of_all = "" if not dataset.sync.is_distributed else " in the shard of rank 0"
-    resumed += f" with {len(dataset.memory)} transitions{of_all}." if isinstance(dataset, ReplayDataset) else "."
-    if isinstance(dataset, ReplayDataset) and not {"memory", "memories"} & content.keys():
+    of_all = " in the shard of rank 0" if dataset.sync.is_distributed else ""
+    resumed += "." if memory is None else f" with {len(memory)} transitions{of_all}."
+    if memory is not None and not {"memory", "memories"} & content.keys():
         resumed += (
             f" The checkpoint has no memory (save_memory=False): updates continue after a warm-up of "
             f"{dataset.warmup_env_steps} env steps, and environments start new episodes."

@@ -11,12 +11,12 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError, invalid
+from lightning_dqn.resume.content import ENTRY, SCHEMA, CheckpointError
 
+# equal memories of two checkpoints have one file, which is named by its hash
 MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
 SHARD_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
 PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARD_NAME.pattern}")
@@ -40,16 +40,6 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 def temporary(folder: Path) -> Path:
     """A unique path of a temporary file that `remove_stale_files` recognizes."""
     return folder / f".saving-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}.tmp"
-
-
-def memory_name(sha256: str) -> str:
-    """File name of the memory with this hash: equal memories of two checkpoints have one file."""
-    return f"memory-{sha256[:16]}.safetensors"
-
-
-def shard_name() -> str:
-    """A unique file name of a shard."""
-    return f"share-{secrets.token_hex(8)}.pt"
 
 
 def sync_folder(folder: Path) -> None:
@@ -93,26 +83,6 @@ def _names_in(path: Path) -> set[str]:
         raise
     except Exception:  # a damaged file makes the unpickler raise almost anything
         return set()
-
-
-def shard_paths(names: Any, path: Path) -> list[str]:
-    """Paths of the shards that a checkpoint names; whether they exist is checked where they are loaded.
-
-    Args:
-        names: as saved with the checkpoint.
-        path: of the checkpoint.
-
-    Raises:
-        CheckpointError: if they are not a list of such names.
-    """
-    if type(names) is not list or not all(type(name) is str and SHARD_NAME.fullmatch(name) for name in names):
-        invalid(f"{path}: {ENTRY}.shares", "is not a list of names of shards")
-    return [str(path.resolve().with_name(name)) for name in names]
-
-
-def files_of_shards(shards: list[Path]) -> set[str]:
-    """Names of shards and of the files that they refer to."""
-    return {shard.name for shard in shards}.union(*(referenced_files(shard) for shard in shards))
 
 
 def relocate_shards(shards: list[Path], folder: Path) -> None:

@@ -4,6 +4,7 @@ A resumed run must have the same manifest, but for the names in `MAY_CHANGE`; ra
 """
 
 import contextlib
+import inspect
 import math
 import os
 import platform
@@ -14,14 +15,16 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule
 from lightning_dqn.resume.arguments import (
     describe,
+    describe_class,
     describe_instance,
     describe_network,
     describe_optimizer,
     public_path,
 )
-from lightning_dqn.resume.content import CheckpointError, invalid
+from lightning_dqn.resume.content import CheckpointError, check_plain, invalid
 from lightning_dqn.resume.spaces import decode_space, encode_space
 
 # names that a resumed run may change, also whole sections, with the reason
@@ -59,17 +62,34 @@ def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = 
         `model`, `observation_space`, `action_space` and, with a data module, `data`, `env`, `seed` and a section for
         each schedule.
     """
-    run: dict[str, Any] = {"model": describe_model(module, module.init_args), **describe_spaces(module)}
+    run = _describe_all(module, data, callbacks)
+    run["model"]["init_args"] = {k: v for k, v in run["model"]["init_args"].items() if k in module.init_args}
+    return run
+
+
+def _describe_all(module: Any, data: Any, callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """As `describe_run`, with the arguments of all constructors of the module."""
+    run: dict[str, Any] = {"model": _describe_model(module), **describe_spaces(module)}
     if not hasattr(data, "describe"):
         return run
     seed = os.environ.get("PL_GLOBAL_SEED")
     run |= {"seed": None if seed is None else int(seed), **data.describe()}
     for callback in callbacks:
         section = getattr(callback, "manifest_section", None)
-        if section is not None and (section != "priorities" or data.is_prioritized):
+        if isinstance(callback, EpsilonSchedule) and type(callback) is not EpsilonDecay:
+            run["epsilon"] = _describe_schedule(callback)
+        elif section is not None and (section != "priorities" or data.is_prioritized):
             arguments: dict[str, Any] = callback.all_args  # type: ignore[attr-defined]
             run[section] = {name: describe(value) for name, value in arguments.items()}
     return run
+
+
+def _describe_schedule(callback: EpsilonSchedule) -> dict[str, Any]:
+    """Class and arguments of a schedule; where they are not recorded, each is kept in an attribute of its name."""
+    recorded: dict[str, Any] | None = getattr(callback, "all_args", None)
+    names = inspect.signature(type(callback)).parameters
+    given = {name: vars(callback)[name] for name in names if name in vars(callback)} if recorded is None else recorded
+    return describe_class(type(callback), given, skip=0)
 
 
 def describe_spaces(module: Any) -> dict[str, Any]:
@@ -77,25 +97,23 @@ def describe_spaces(module: Any) -> dict[str, Any]:
     return {name: encode_space(getattr(module, name)) for name in SPACES}
 
 
-def describe_model(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_model(module: Any) -> dict[str, Any]:
     """Class path and arguments of a `DQN`, without its spaces."""
+    arguments: dict[str, Any] = module.all_args
     described = {name: describe(value) for name, value in arguments.items() if name not in SPACES}
-    if "network" in described:
-        described["network"] = describe_network(arguments["network"], module.policy_net, skip=2)
+    described["network"] = describe_network(arguments["network"], module.policy_net, skip=2)
     optimizer, scheduler = module.probe_optimizer()
-    if "optimizer" in described:
-        described["optimizer"] = describe_optimizer(optimizer)
-    if scheduler is not None and "lr_scheduler" in described:
+    described["optimizer"] = describe_optimizer(optimizer)
+    if scheduler is not None:
         described["lr_scheduler"] = describe_instance(arguments["lr_scheduler"], scheduler, skip=1)
     return {"class_path": public_path(type(module)), "init_args": described}
 
 
 def build_manifest(module: Any, data: Any = None, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
     """The flat manifest of a run, see `describe_run`: names as in a configuration, `model.optimizer.lr`."""
-    run = {**describe_run(module, data, callbacks), "model": describe_model(module, module.all_args)}
     packages = ("lightning_dqn", "lightning", "torch", "gymnasium", "numpy")
-    run["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return dict(flatten(run))
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return dict(flatten({**_describe_all(module, data, callbacks), "versions": versions}))
 
 
 def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
@@ -104,29 +122,18 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
     Raises:
         CheckpointError: naming the first value of the description that the manifest does not have.
     """
-    for entry, tree in (("agent", agent), ("manifest", manifest)):
-        _check_values(tree, entry)
-    for name, value in flatten(agent):
+    check_plain(agent, "agent", classes=True)
+    check_plain(manifest, "manifest", classes=True)
+    if not all(type(name) is str for name in (*agent, *manifest)):
+        invalid("manifest", "has a key that is not a str")
+    described = dict(flatten(agent))
+    for name, value in described.items():
         # the seed of the process may be set anew while a run is under way
         if name != "seed" and (name not in manifest or _normal(manifest[name]) != _normal(value)):
             invalid(f"agent.{name}", f"is {_show(value)}, and in the manifest {_show(manifest.get(name, 'nothing'))}")
-    for name in manifest.keys() - dict(flatten(agent)).keys():
+    for name in manifest.keys() - described.keys():
         if not name.startswith(("versions.", "model.")):
             invalid(f"agent.{name}", "is missing, but is in the manifest")
-
-
-def _check_values(tree: Any, name: str) -> None:
-    """Check that a tree has plain values only, with strings for the names of entries; a checkpoint was read before."""
-    if type(tree) is dict:
-        for key, value in tree.items():
-            if type(key) is not str and "env_kwargs" not in name:
-                invalid(name[:120], "has a key that is not a str")
-            _check_values(value, f"{name}.{key}")
-    elif type(tree) in (list, tuple):
-        for i, value in enumerate(tree):
-            _check_values(value, f"{name}[{i}]")
-    elif tree is not None and type(tree) not in (bool, int, float, str):
-        invalid(name[:120], f"is a {type(tree).__name__}, not a plain value")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -41,7 +41,7 @@ def check_memory_state(state: Any, own: Mapping[str, Any], name: str = "memory",
         invalid(f"{name}.rows.age", f"is more than the frames of a stack of {state['frame_stack']}")
     num_envs = own["after_end"].shape[0]
     check_tensor(state["after_end"], f"{name}.after_end", dtype=torch.bool, shape=(num_envs,))
-    eligible = eligible_rows(state)
+    eligible = _eligible_rows(state)
     drawable = check_tensor(state["drawable"], f"{name}.drawable", dtype=torch.int64, shape=(slots,)).numpy()
     if not np.array_equal(drawable, np.bincount(eligible // num_envs, minlength=slots)):
         invalid(f"{name}.drawable", "does not agree with the rows")
@@ -62,7 +62,7 @@ def check_actions(state: Mapping[str, Any], space: Any, name: str) -> None:
         invalid(f"{name}.rows.action", f"holds actions outside {space}")
 
 
-def eligible_rows(state: Mapping[str, Any]) -> NDArray[np.int64]:
+def _eligible_rows(state: Mapping[str, Any]) -> NDArray[np.int64]:
     """The rows of a memory that can be drawn, oldest first, from its positions and flags alone; see `ReplayMemory`."""
     steps, slots = state["steps"], state["slots"]
     # the newest n_step - 1 steps wait for their rewards, the oldest frame_stack - 1 slots hold frames only

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import hashlib
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import PurePath
 from typing import Any
@@ -30,18 +29,7 @@ def plain_form(value: Any) -> Any:
     Args:
         value: of any type; not changed.
     """
-    return _plain(value, "", (), _as_digest)
-
-
-def without_plain_form(value: Any) -> list[str]:
-    """Paths of what `plain_form` replaces by a digest, such as `prices` or `levels[0].map`.
-
-    Args:
-        value: of any type.
-    """
-    paths: list[str] = []
-    _plain(value, "", (), lambda _, path, __: paths.append(path.removeprefix(".")))
-    return paths
+    return _plain(value, ())
 
 
 def path_step(key: Any) -> str:
@@ -49,28 +37,29 @@ def path_step(key: Any) -> str:
     return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
 
 
-def _plain(value: Any, path: str, above: tuple[int, ...], replace: Callable[[Any, str, tuple[int, ...]], Any]) -> Any:
-    """A value with all that has no plain form replaced.
-
-    Args:
-        value: of any type.
-        path: of the value.
-        above: ids of the containers that it is in.
-        replace: called with what has no plain form, its path, and the ids of the containers that it is in.
-    """
+def _plain(value: Any, above: tuple[int, ...]) -> Any:
+    """The plain form of a value that is in the containers with the ids `above`."""
     value = value.item() if isinstance(value, np.generic) else value
-    if value is None or isinstance(value, (float, str)) or (isinstance(value, int) and value.bit_length() <= INT_BITS):
+    if _is_scalar(value):
         return _of_base_class(value)
     within = (*above, id(value))
     if isinstance(value, (list, tuple)) and id(value) not in above:
-        items = [_plain(item, f"{path}[{i}]", within, replace) for i, item in enumerate(value)]
+        items = [_plain(item, within) for item in value]
         return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, dict) and id(value) not in above and not any(without_plain_form(key) for key in value):
-        return {
-            _plain(key, "", (), replace): _plain(item, path + path_step(key), within, replace)
-            for key, item in value.items()
-        }
-    return replace(value, path, above)
+    if isinstance(value, dict) and id(value) not in above and all(map(_is_plain_key, value)):
+        return {_plain(key, ()): _plain(item, within) for key, item in value.items()}
+    return _as_digest(value, above)
+
+
+def _is_scalar(value: Any) -> bool:
+    short = isinstance(value, int) and value.bit_length() <= INT_BITS
+    return value is None or isinstance(value, (float, str)) or short
+
+
+def _is_plain_key(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(map(_is_plain_key, key))
+    return _is_scalar(key.item() if isinstance(key, np.generic) else key)
 
 
 def _of_base_class(value: Any) -> Any:
@@ -82,7 +71,7 @@ def _of_base_class(value: Any) -> Any:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _as_digest(value: Any, _: str, above: tuple[int, ...]) -> dict[str, str]:
+def _as_digest(value: Any, above: tuple[int, ...]) -> dict[str, str]:
     """The digest of what a value shows that is the same in every process, at least of its type's name."""
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     found = hashlib.sha256(name.encode())
@@ -116,7 +105,7 @@ def _add_array(found: Any, array: Any, above: tuple[int, ...]) -> None:
     """Hash an array in C order by chunks, of which those that are not contiguous are copied."""
     found.update(f"{array.dtype!r} {array.shape}".encode())
     if array.dtype.hasobject:
-        found.update(repr(_plain(array.tolist(), "", above, _as_digest)).encode())
+        found.update(repr(_plain(array.tolist(), above)).encode())
         return
     for chunk in np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], order="C", buffersize=CHUNK_ITEMS):
         found.update(np.ascontiguousarray(chunk).view(np.uint8))

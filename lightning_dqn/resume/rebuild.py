@@ -16,7 +16,7 @@ import gymnasium as gym
 import torch
 from torch import nn
 
-from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
+from lightning_dqn.resume.content import CheckpointError, check_dict, check_plain, invalid
 from lightning_dqn.resume.plain_form import path_step
 
 
@@ -41,7 +41,6 @@ CLASS_ARGUMENTS: dict[str, type] = {
     "sampler": _Sampler,
 }
 NOT_FROM_FILE = (gym.wrappers.RecordVideo, gym.wrappers.HumanRendering)
-MAX_DEPTH = 16
 # of a list of layers, milestones or sizes
 MAX_ITEMS = 1000
 # names of arguments that say how large an array is, and the largest that a file may ask for
@@ -49,23 +48,18 @@ SIZE_NAMES, MAX_SIDE = "size|shape|stack|width|height|threads|repeat", 4096
 PLAIN_TYPES = (Any, None, type(None), bool, int, float, str, list, tuple, dict)
 
 
-def is_trusted(module: str, trusted_modules: Collection[str]) -> bool:
+def _is_trusted(module: str, trusted_modules: Collection[str]) -> bool:
     """Whether a module, or a package that contains it, may be imported because a file names it."""
     return any(module == name or module.startswith(f"{name}.") for name in (*ALLOWED_MODULES, *trusted_modules))
 
 
-def check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> None:
-    """Check that a module may be imported.
-
-    Args:
-        module: that a file names.
-        name: of the value in the checkpoint that names it.
-        trusted_modules: further modules that the caller trusts.
+def _check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> None:
+    """Check that a module that a file names under `name` may be imported.
 
     Raises:
         CheckpointError: with the option that allows it.
     """
-    if not is_trusted(module, trusted_modules):
+    if not _is_trusted(module, trusted_modules):
         root = module.partition(".")[0]
         raise CheckpointError(
             f"{name} in the checkpoint is of the module {module}, which is imported only if you trust it: "
@@ -79,7 +73,7 @@ def modules_to_trust(description: Any) -> set[str]:
     if isinstance(description, dict):
         for key, value in description.items():
             module = value.rpartition("." if key == "class_path" else ":")[0] if isinstance(value, str) else ""
-            if key in ("class_path", "env_id") and module and not is_trusted(module, ()):
+            if key in ("class_path", "env_id") and module and not _is_trusted(module, ()):
                 found.add(module.partition(".")[0])
             found |= modules_to_trust(value)
     elif isinstance(description, list):
@@ -103,7 +97,7 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
         # importing a `__main__` module would run it
         invalid(name, "is not the import path of a class")
     module, _, attribute = class_path.rpartition(".")
-    check_trusted(module, name, trusted_modules)
+    _check_trusted(module, name, trusted_modules)
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except (ImportError, gym.error.Error) as error:
@@ -115,51 +109,50 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
     if issubclass(found, NOT_FROM_FILE):
         invalid(name, f"is {class_path}, which writes files or opens windows")
     # a trusted module may re-export classes of other modules
-    check_trusted(found.__module__, name, trusted_modules)
+    _check_trusted(found.__module__, name, trusted_modules)
     return found
 
 
-def check_arguments(cls: type, arguments: Any, name: str, trusted_modules: Collection[str] = ()) -> dict[str, Any]:
-    """Arguments of a class as plain values, except those that are described classes themselves.
+def make_arguments(
+    cls: type, arguments: Any, name: str, trusted_modules: Collection[str] = (), given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Checked arguments of a class: plain values, and factories of the classes that are described among them.
 
     Args:
         cls: the class.
         arguments: as the checkpoint has them.
         name: of the arguments in the checkpoint.
         trusted_modules: further modules that may be imported.
-
-    Returns:
-        The same arguments; descriptions of classes are checked, but still descriptions.
+        given: arguments of the caller in place of those of the checkpoint.
 
     Raises:
         CheckpointError: naming an argument that has no plain form and must be given again, or that is not allowed.
     """
-    hints = _type_hints(cls)
+    made, hints = dict(given or {}), _type_hints(cls)
     for key, value in check_dict(arguments, name).items():
         where = f"{name}.{key}"
         if type(key) is not str or not key.isidentifier():
             invalid(where[:80], "is no name of an argument")
-        check_not_opaque(value, where, f"{key}=...")
-        if isinstance(value, dict) and "class_path" in value:
-            if key not in CLASS_ARGUMENTS:
-                invalid(where, "is a class, which is not allowed there")
-            check_class(value, CLASS_ARGUMENTS[key], where, trusted_modules)
-        elif key in CLASS_ARGUMENTS and value is not None:
-            invalid(where, "is not a class with its arguments")
-        elif value is not None and _takes_code(hints.get(key)):
+        if key in (given or {}):
+            continue
+        _check_not_opaque(value, where, f"{key}=...")
+        if key in CLASS_ARGUMENTS:
+            made[key] = None if value is None else make_factory(value, CLASS_ARGUMENTS[key], where, trusted_modules)
+            continue
+        if value is not None and _takes_code(hints.get(key)):
             invalid(where, "is a function, which no file may name")
-        elif isinstance(value, (list, tuple)) and len(value) > MAX_ITEMS:
+        if isinstance(value, (list, tuple)) and len(value) > MAX_ITEMS:
             invalid(where, f"has {len(value):,} items, over {MAX_ITEMS:,}")
-        else:
-            check_plain(value, where)
-            _check_strings(value, hints.get(key, Any), where)
-    return dict(arguments)
+        check_plain(value, where)
+        _check_strings(value, hints.get(key, Any), where)
+        made[key] = value
+    return made
 
 
-def check_class(
+def make_factory(
     description: Any, base: type, name: str, trusted_modules: Collection[str] = ()
-) -> tuple[type, dict[str, Any]]:
-    """A described class and its arguments, both checked.
+) -> functools.partial[Any]:
+    """A factory of a described class, after the class and its arguments were checked.
 
     Args:
         description: `{"class_path": ..., "init_args": {...}}` from a file.
@@ -168,49 +161,15 @@ def check_class(
         trusted_modules: further modules that may be imported.
 
     Raises:
-        CheckpointError: as `resolve_class` and `check_arguments`.
+        CheckpointError: as `resolve_class` and `make_arguments`.
     """
     content = check_dict(description, name, ("class_path", "init_args"))
-    if base is gym.Wrapper:
-        check_sizes(content["init_args"], f"{name}.init_args")
     for key in content.keys() - {"class_path", "init_args"}:
         invalid(f"{name}.{key}", "is unknown")
+    if base is gym.Wrapper:
+        _check_sizes(content["init_args"], f"{name}.init_args")
     cls = resolve_class(content["class_path"], base, name, trusted_modules)
-    return cls, check_arguments(cls, content["init_args"], name, trusted_modules)
-
-
-def make_factory(
-    description: Any, base: type, name: str, trusted_modules: Collection[str] = ()
-) -> Callable[..., Any] | None:
-    """A factory of a described class; None for no description."""
-    if description is None:
-        return None
-    cls, arguments = check_class(description, base, name, trusted_modules)
-    return functools.partial(cls, **arguments)
-
-
-def make_arguments(
-    cls: type, arguments: Any, name: str, trusted_modules: Collection[str] = (), given: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Arguments of a class as Python objects: described classes become factories.
-
-    Args:
-        cls: the class.
-        arguments: as the checkpoint has them.
-        name: of the arguments in the checkpoint.
-        trusted_modules: further modules that may be imported.
-        given: arguments that the caller gives, which replace those of the checkpoint.
-
-    Raises:
-        CheckpointError: as `check_arguments`.
-    """
-    given = given or {}
-    content = check_dict(arguments, name)
-    own = {key: value for key, value in content.items() if key not in given}
-    for key, value in check_arguments(cls, own, name, trusted_modules).items():
-        if key in CLASS_ARGUMENTS:
-            own[key] = make_factory(value, CLASS_ARGUMENTS[key], f"{name}.{key}", trusted_modules)
-    return {**own, **given}
+    return functools.partial(cls, **make_arguments(cls, content["init_args"], f"{name}.init_args", trusted_modules))
 
 
 def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str] = ()) -> list[Callable[..., Any]]:
@@ -219,9 +178,24 @@ def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str]
         return []
     if not isinstance(descriptions, list):
         invalid(name, "is not a list of wrappers")
-    check_not_opaque(descriptions, name, "wrappers=[...]")
-    made = [make_factory(each, gym.Wrapper, f"{name}[{i}]", trusted_modules) for i, each in enumerate(descriptions)]
-    return [each for each in made if each is not None]
+    _check_not_opaque(descriptions, name, "wrappers=[...]")
+    return [make_factory(each, gym.Wrapper, f"{name}[{i}]", trusted_modules) for i, each in enumerate(descriptions)]
+
+
+def check_env_kwargs(value: Any, name: str) -> dict[str, Any]:
+    """Plain arguments of an environment; none for null.
+
+    Raises:
+        CheckpointError: naming an argument that has no plain form, or asks for too much memory.
+    """
+    if value is None:
+        return {}
+    _check_not_opaque(value, name, "env_kwargs={...}")
+    check_plain(value, name)
+    _check_sizes(value, name)
+    if not all(type(key) is str and key.isidentifier() for key in value):
+        invalid(name, "has a key that is no name of an argument")
+    return dict(value)
 
 
 def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) -> str:
@@ -236,37 +210,12 @@ def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) 
         invalid(name, f"is {env_id}, which imports whatever its arguments name")
     module = env_id.rpartition(":")[0]
     if module:
-        check_trusted(module, name, trusted_modules)
+        _check_trusted(module, name, trusted_modules)
     return env_id
 
 
-def check_plain(value: Any, name: str, depth: int = 0) -> None:
-    """Check that a value consists of None, bool, int, float, str, lists, tuples and dicts that describe no class.
-
-    Raises:
-        CheckpointError: naming the part that is something else.
-    """
-    if depth > MAX_DEPTH:
-        invalid(name, "is nested too deeply")
-    if type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            check_plain(item, f"{name}[{i}]", depth + 1)
-    elif type(value) is dict:
-        if "class_path" in value:
-            invalid(name, "is a class, which is not allowed there")
-        for key, item in value.items():
-            check_plain(key, f"{name} (a key)", depth + 1)
-            check_plain(item, f"{name}.{key}", depth + 1)
-    elif value is not None and type(value) not in (bool, int, float, str):
-        invalid(name, f"is a {type(value).__name__}, not a plain value")
-
-
-def check_sizes(arguments: Any, name: str) -> None:
-    """Check that no argument of an environment or wrapper asks for arrays that exceed the memory of this machine.
-
-    Raises:
-        CheckpointError: if one does.
-    """
+def _check_sizes(arguments: Any, name: str) -> None:
+    """Check that no argument of an environment or wrapper asks for arrays that exceed the memory of this machine."""
     for key, value in check_dict(arguments, name).items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if re.search(SIZE_NAMES, str(key)) and any(type(n) in (int, float) and n > MAX_SIDE for n in numbers):
@@ -275,23 +224,14 @@ def check_sizes(arguments: Any, name: str) -> None:
             )
 
 
-def check_not_opaque(value: Any, name: str, argument: str) -> None:
-    """Check that a value has a plain form: else `plain_form` and `describe` left its digest or name in its place.
-
-    Args:
-        value: of the checkpoint.
-        name: of the value in the checkpoint.
-        argument: that the caller can pass in its place.
-
-    Raises:
-        CheckpointError: naming the first part that is a Python object.
-    """
+def _check_not_opaque(value: Any, name: str, argument: str) -> None:
+    """Check that a value holds no digest or name of a Python object; else the caller must pass `argument`."""
     if isinstance(value, dict) and value.keys() in ({"digest"}, {"opaque"}):
         (original,) = value.values()
         raise CheckpointError(f"{name} was {str(original).partition(' ')[0]}, which a file can't hold: pass {argument}")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, item in items:
-        check_not_opaque(item, name + path_step(key), argument)
+        _check_not_opaque(item, name + path_step(key), argument)
 
 
 def _type_hints(cls: type) -> dict[str, Any]:
@@ -305,16 +245,11 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 def _takes_code(hint: Any) -> bool:
     """Whether an annotation allows a function or a class."""
-    text = hint if isinstance(hint, str) else str(hint)
-    return hint is type or "Callable" in text or "type[" in text.lower()
+    return hint is type or "Callable" in str(hint) or "type[" in str(hint).lower()
 
 
 def _check_strings(value: Any, hint: Any, name: str) -> None:
-    """Check that strings are only where the constructor takes them: elsewhere jsonargparse imports what they name.
-
-    Raises:
-        CheckpointError: if it has.
-    """
+    """Check that strings are only where the constructor takes them: elsewhere jsonargparse imports what they name."""
     atoms = list(_atoms(hint))
     literal = [word for each in atoms if typing.get_origin(each) is typing.Literal for word in typing.get_args(each)]
     known = all(each in PLAIN_TYPES or typing.get_origin(each) is typing.Literal for each in atoms)

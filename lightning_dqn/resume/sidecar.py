@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
-from lightning_dqn.resume.folder import MEMORY_NAME, memory_name
+from lightning_dqn.resume.folder import MEMORY_NAME
 
 # of the rows in the state of a data module
 ROWS = ("train", "memory", "rows")
@@ -108,7 +108,7 @@ def write_sidecar(tensors: Mapping[str, Tensor], path: Path) -> dict[str, str]:
         file.flush()
         os.fsync(file.fileno())
         digest = sha256.result()
-    return {"file": memory_name(digest), "sha256": digest}
+    return {"file": f"memory-{digest[:16]}.safetensors", "sha256": digest}
 
 
 def _sha256(parts: Sequence[memoryview | bytes]) -> str:

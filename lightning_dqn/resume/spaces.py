@@ -1,6 +1,7 @@
 """Gymnasium spaces as plain values and back, so that a checkpoint tells what its agent observes and does."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,13 +14,7 @@ from lightning_dqn.resume.content import check_dict, check_int, invalid
 
 # a larger space is more than any agent of this package can observe
 MAX_SIZE = 2**24
-DTYPES = (
-    "bool",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    "float16",
-    "float32",
-    "float64",
-)
+DTYPES = "bool|u?int(8|16|32|64)|float(16|32|64)"
 
 
 def encode_space(space: gym.Space[Any]) -> dict[str, Any]:  # noqa: PLR0911  one for each kind
@@ -73,7 +68,7 @@ def _decode(  # noqa: PLR0911  one for each kind
 ) -> gym.Space[Any]:
     if kind == "Box":
         shape, dtype = _shape(value["shape"], f"{name}.shape"), value["dtype"]
-        if dtype not in DTYPES:
+        if type(dtype) is not str or not re.fullmatch(DTYPES, dtype):
             invalid(f"{name}.dtype", f"is {dtype!r}")
         low, high = (_expand(value[bound], shape, np.dtype(dtype), f"{name}.{bound}") for bound in ("low", "high"))
         return spaces.Box(low, high, shape, np.dtype(dtype).type)

@@ -54,19 +54,10 @@ def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
     check_dict(state, "state_dict")
     for name in [*own, *state]:
         if name not in state or name not in own:
-            problem = "is missing" if name not in state else "is not in this network"
-            raise CheckpointError(
-                f"state_dict.{name} {problem}: use the model and the model.network that the checkpoint was made with"
-            )
-        tensor, expected = check_tensor(state[name], f"state_dict.{name}", finite=False), own[name]
-        if tensor.shape != expected.shape:
-            raise CheckpointError(
-                f"state_dict.{name} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(expected.shape)} "
-                "here: use the model.network that it was made with"
-            )
+            invalid(f"state_dict.{name}", "is missing" if name not in state else "is not in this network")
+        tensor, expected = check_tensor(state[name], f"state_dict.{name}", shape=own[name].shape), own[name]
         if tensor.is_floating_point() != expected.is_floating_point() or tensor.is_complex():
             invalid(f"state_dict.{name}", f"has dtype {tensor.dtype}, not {expected.dtype}")
-        check_tensor(tensor, f"state_dict.{name}")
     # versions of layers, which their own functions read
     versions = getattr(own, "_metadata", {})
     check_like(getattr(state, "_metadata", versions), versions, "state_dict._metadata")
@@ -92,24 +83,25 @@ def check_training_state(checkpoint: Mapping[str, Any], module: Any, trainer: Tr
     states = checkpoint["optimizer_states"]
     if type(states) is not list or len(states) != 1:
         invalid("optimizer_states", "does not hold the state of one optimizer")
-    check_optimizer_state(states[0], optimizer, "optimizer_states[0]")
+    _check_optimizer_state(states[0], optimizer, "optimizer_states[0]")
     schedules = [] if scheduler is None else [scheduler.state_dict()]
-    _check_numbers(checkpoint["lr_schedulers"], schedules, "lr_schedulers")
-    check_loops(checkpoint["loops"], trainer, updates)
-    check_callbacks(checkpoint["callbacks"], trainer.callbacks)  # type: ignore[attr-defined]
+    check_like(checkpoint["lr_schedulers"], schedules, "lr_schedulers", loose=True)
+    check_dict(checkpoint["loops"], "loops", ("fit_loop",))
+    check_like(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
+    if progress["total"]["completed"] != updates:
+        invalid("loops.fit_loop", f"counts {progress['total']['completed']} updates, and global_step {updates}")
+    _check_callbacks(checkpoint["callbacks"], trainer.callbacks)  # type: ignore[attr-defined]
     check_rng_state(checkpoint["generators"], "generators")
 
 
-def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
+def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
     """Check that the tensors of an optimizer's state have the shapes of the parameters: kernels do not check them.
 
     Args:
         state: of the checkpoint.
         optimizer: one like it, with parameters of the same shapes, that has made no step.
         name: of the state in the checkpoint.
-
-    Raises:
-        CheckpointError: naming the first value that does not fit.
     """
     check_dict(state, name, ("state", "param_groups"))
     _check_groups(state["param_groups"], optimizer.param_groups, f"{name}.param_groups")
@@ -123,13 +115,11 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: st
         if shape not in examples:
             examples[shape] = _state_example(optimizer, shape)
         example = examples[shape]
-        if example is not None and set(check_dict(values, where)) != set(example):
+        if example is not None and check_dict(values, where).keys() != example.keys():
             invalid(where, f"holds {sorted(map(str, values))}, not {sorted(example)}")
         for key, value in check_dict(values, where).items():
-            if example is None:
-                fitting = ((), shape) if isinstance(value, Tensor) else ()
-            else:
-                fitting = (example[key].shape,) if isinstance(example[key], Tensor) else ()
+            like = value if example is None else example[key]
+            fitting = () if not isinstance(like, Tensor) else ((), shape) if example is None else (like.shape,)
             _check_moment(value, fitting, f"{where}.{key}")
 
 
@@ -141,12 +131,15 @@ def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: st
     for i, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
         where = f"{name}[{i}]"
         check_dict(group, where, tuple(own))
-        _check_indices(group["params"], range(first, first + len(own["params"])), f"{where}.params")
-        first += len(own["params"])
+        indices = list(range(first, first + len(own["params"])))
+        check_like(group["params"], indices, f"{where}.params")
+        if group["params"] != indices:
+            invalid(f"{where}.params", f"does not name the {len(indices)} parameters of this network")
+        first += len(indices)
         for key in sorted(group.keys() - {"params"}, key=str):
             if key not in own and key != "initial_lr":
                 invalid(f"{where}.{key}", "is unknown")
-            _check_numbers(group[key], own.get(key, 0.0), f"{where}.{key}")
+            check_like(group[key], own.get(key, 0.0), f"{where}.{key}", loose=True)
             if key in own and not re.fullmatch(SCHEDULED, key) and group[key] != own[key]:
                 invalid(f"{where}.{key}", f"is {group[key]}, not {own[key]}")
         if group.get("fused") and group.get("foreach"):
@@ -154,11 +147,6 @@ def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: st
         check_float(group["lr"], f"{where}.lr", 0)
         for beta in group.get("betas", ()):
             check_float(beta, f"{where}.betas", 0, 1)
-
-
-def _check_indices(value: Any, expected: range, name: str) -> None:
-    if type(value) is not list or not all(type(each) is int for each in value) or value != list(expected):
-        invalid(name, f"does not name the {len(expected)} parameters of this network")
 
 
 def _check_moment(value: Any, shapes: Sequence[Sequence[int]], name: str) -> None:
@@ -190,25 +178,8 @@ def _state_example(optimizer: torch.optim.Optimizer, shape: torch.Size) -> dict[
     return example
 
 
-def check_loops(loops: Any, trainer: Trainer, updates: int) -> None:
-    """Check that Lightning's loops can load their progress, and that it counts as many updates as the checkpoint.
-
-    Raises:
-        CheckpointError: naming the first value that does not fit.
-    """
-    check_dict(loops, "loops", ("fit_loop",))
-    check_like(loops["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
-    steps = loops["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
-    if steps != updates:
-        invalid("loops.fit_loop", f"counts {steps} updates, and global_step {updates}")
-
-
-def check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
-    """Check that the callbacks of a run can load their states.
-
-    Raises:
-        CheckpointError: naming the first value that does not fit.
-    """
+def _check_callbacks(states: Any, callbacks: Iterable[Callback]) -> None:
+    """Check that the callbacks of a run can load their states."""
     check_dict(states, "callbacks")
     for callback in callbacks:
         state, name = states.get(callback.state_key), f"callbacks.{callback.state_key}"
@@ -231,8 +202,8 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
     folder = state["dirpath"]
     if folder is not None and type(folder) is not str:
         invalid(f"{name}.dirpath", "is not a path")
-    paths = [state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
-    for path in [*paths, *state["best_k_models"]]:
+    keys = ("best_model_path", "kth_best_model_path", "last_model_path")
+    for path in [*(state[key] for key in keys), *state["best_k_models"]]:
         if type(path) is not str or "://" in path or ".." in Path(path).parts:
             invalid(name, f"names the file {path!r}, which may be anywhere")
     # empty with save_top_k=-1
@@ -240,31 +211,6 @@ def _check_checkpoint_paths(state: Mapping[str, Any], name: str) -> None:
         invalid(f"{name}.kth_best_model_path", "is none of best_k_models")
     if any(score is None for score in state["best_k_models"].values()):
         invalid(f"{name}.best_k_models", "has a model without a score")
-    scores = [state["best_model_score"], state["kth_value"], *state["best_k_models"].values()]
-    for score in scores:
+    for score in (state["best_model_score"], state["kth_value"], *state["best_k_models"].values()):
         if score is not None:
             check_tensor(score, f"{name}.best_k_models", shape=(), finite=False)
-
-
-def _check_numbers(value: Any, example: Any, name: str) -> None:
-    """The same structure as an example, with finite numbers; flags may be true, false or null."""
-    if isinstance(example, Mapping):
-        check_dict(value, name)
-        for key in [*example.keys(), *value.keys()]:
-            if key not in value or key not in example:
-                invalid(f"{name}.{key}", "is missing" if key not in value else "is unknown")
-            _check_numbers(value[key], example[key], f"{name}.{key}")
-    elif isinstance(example, (list, tuple)):
-        if type(value) not in (list, tuple) or len(value) != len(example):
-            invalid(name, f"is not a list of length {len(example)}")
-        for i, (item, other) in enumerate(zip(value, example, strict=True)):
-            _check_numbers(item, other, f"{name}[{i}]")
-    elif isinstance(example, Tensor):
-        check_tensor(value, name, shape=example.shape)
-    elif example is None or isinstance(example, bool):
-        if value is not None and type(value) is not bool:
-            invalid(name, "is neither true, false nor null")
-    elif isinstance(example, (int, float)):
-        check_float(value, name)
-    elif type(value) is not type(example):
-        invalid(name, f"is a {type(value).__name__}, not a {type(example).__name__}")
