@@ -450,7 +450,7 @@ def test_bytes_reach_the_network_as_they_are_however_they_lie_in_memory(spoil):
 
 
 def test_an_mlp_that_is_given_bytes_of_an_image_says_who_could_see_it():
-    with pytest.raises(TypeError, match=r"an MLP can't see; use .*NatureCNN, or MinAtarCNN"):
+    with pytest.raises(TypeError, match=r"is an image, .*: use NatureCNN, or MinAtarCNN"):
         MLP(pixels(4, 84, 84), 2)
 
 
