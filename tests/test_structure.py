@@ -57,12 +57,13 @@ ALLOWED = {
     # families
     "acting": {"module", "networks"},
     "evaluation": set(),
-    "envs": {"resume"},
+    "envs": {"_compat", "resume"},
     "networks": {"resume"},
     "sampling": {"replay"},
     "storage": set(),
     "variants": {"collector", "distributed", "losses", "module", "networks", "replay", "resume", "speed", "validation"},
     # machinery
+    "_compat": set(),
     "distributed": {"callbacks", "resume"},
     "resume": {"callbacks", "data", "distributed", "module", "variants"},
     "speed": {"distributed", "losses"},

@@ -1,0 +1,1 @@
+"""Functions that depend on internals of other packages, each with a test."""
