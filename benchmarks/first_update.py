@@ -1,4 +1,4 @@
-"""The callback that ends a run at its first update, for processes timed from their start."""
+"""A callback that ends a run after its first update, for measurements of the startup time."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 
 class FirstUpdateClock(pl.Callback):
-    """Notes when the first update is done, in seconds since the epoch, and ends the run."""
+    """Records the time of the first update, in seconds since the Unix epoch, and ends the run."""
 
     done_at: ClassVar[float] = 0.0
     modules: ClassVar[frozenset[str]] = frozenset()
@@ -16,7 +16,7 @@ class FirstUpdateClock(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Stop after the first iteration that learnt."""
+        """Stop after the first iteration with an update."""
         if trainer.global_step and not trainer.should_stop:
             FirstUpdateClock.done_at = time.time()
             FirstUpdateClock.modules = frozenset(sys.modules)
