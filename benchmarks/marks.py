@@ -60,7 +60,9 @@ class RateMarks:
             start_value: max_a Q(0, a) after the run, about 0 if the loop does not learn.
         """
         if not start_value > LEARNT_VALUE:
-            raise RuntimeError(f"it has not learnt: the value of the start is {start_value:.3g} at the end")
+            raise RuntimeError(
+                f"the loop did not learn: the value of the initial state is {start_value:.3g} after the run"
+            )
         return self.rates({"start_value": start_value})
 
     def rates(self, notes: dict[str, Any]) -> Result:

@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="soak_") as scratch:
         whole = Path(scratch) / "whole"
         if _play(whole, None, None) != 0:
-            raise RuntimeError("the run that nobody stops failed")
+            raise RuntimeError("the uninterrupted run failed")
         wanted = _weights(_last(whole))
         half = start + 30 * given.minutes
         exact, stops = [], Counter[str]()

@@ -19,5 +19,5 @@ def moved(before: Tensor, after: Tensor) -> float:
     """
     distance = float((after - before).abs().mean())
     if not distance > LEAST_MOVED:
-        raise RuntimeError(f"it has not learnt: in the mean a weight has moved by {distance:.3g}")
+        raise RuntimeError(f"the loop did not learn: the mean change of a weight is {distance:.3g}")
     return distance
