@@ -1,1 +1,1 @@
-"""Measures lightning_dqn beside its peers on the same work; `python -m benchmarks` runs it."""
+"""Benchmarks of lightning_dqn and other libraries on the same workloads; run `python -m benchmarks`."""

@@ -1,8 +1,8 @@
 """`python -m benchmarks`: runs the measurements, prints their tables, and writes benchmarks/results/<name>.json.
 
-Every figure comes from a process of its own, pinned to one core with one thread unless its title says otherwise; the
-systems take turns. Run it from the repository with `pip install -e ".[bench]"`, on a machine that does nothing else.
-Peers that aren't installed are left out.
+Every figure comes from a separate process, pinned to one core with one thread unless its title states otherwise; the
+systems alternate. Run it from the repository after `pip install -e ".[bench]"`, on an idle machine. Libraries that are
+not installed are skipped.
 """
 
 import argparse
@@ -22,10 +22,12 @@ def arguments() -> argparse.Namespace:
     names = [measurement.name for measurement in MEASUREMENTS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="lightning_dqn beside its peers.")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--rounds", type=int, default=3, help="processes a system; its seed is the round (3)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="over which rates are taken, after warm-up (10)")
-    parser.add_argument("--core", type=int, help="the CPU to use (the last one); -1 for all")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of networks, ours and SB3's (cpu)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per system, with the round as seed (3)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="duration of a rate measurement after warm-up, in s (10)"
+    )
+    parser.add_argument("--core", type=int, help="CPU to use (the last one); -1 for all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the networks (cpu)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     given = parser.parse_args()
     if given.rounds < 1 or given.seconds <= 0:
@@ -39,7 +41,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run what was asked for, a table at a time."""
+    """Run the chosen measurements and print a table for each."""
     given = arguments()
     with tempfile.TemporaryDirectory(prefix="benchmarks_", ignore_cleanup_errors=True) as scratch:
         common = Job(seconds=given.seconds, device=given.device, core=given.core, scratch=scratch)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.curves OUT.png RUN ...`: training returns of runs over env steps, from their metrics.csv."""
+"""`python -m benchmarks.curves OUT.png RUN ...`: plots training returns of runs over env steps, from metrics.csv."""
 
 import argparse
 import csv
@@ -10,10 +10,10 @@ PANEL = (5.6, 3.6)
 
 
 def read_returns(run: Path) -> tuple[list[float], list[float]]:
-    """Env steps, and the mean return of the last 100 training episodes there.
+    """Env steps, and the mean return of the last 100 training episodes at each.
 
     Args:
-        run: folder of a run that was logged by CSVLogger.
+        run: folder of a run with a CSVLogger.
     """
     [path] = run.glob("**/metrics.csv")
     with path.open() as file:
@@ -22,9 +22,9 @@ def read_returns(run: Path) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    """Draw a panel a run, named by its environment: the folder that the run lies in."""
+    """Draw a panel per run, named after its environment, the parent folder of the run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description="Draws training returns of runs.")
-    parser.add_argument("out", type=Path, help="the PNG to write")
+    parser.add_argument("out", type=Path, help="PNG file to write")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, runs/<environment>/<time>")
     given = parser.parse_args()
     figure = Figure(figsize=(PANEL[0] * len(given.runs), PANEL[1]), layout="constrained")

@@ -1,4 +1,4 @@
-"""The callback that ends a run at its first update, for processes timed from their start."""
+"""A callback that ends a run after its first update, for measurements of the startup time."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from lightning_dqn.callbacks import UpdateCallback
 
 
 class FirstUpdateClock(UpdateCallback):
-    """Notes when the first update is done, in seconds since the epoch, and ends the run."""
+    """Records the time of the first update, in seconds since the Unix epoch, and ends the run."""
 
     done_at: ClassVar[float] = 0.0
     modules: ClassVar[frozenset[str]] = frozenset()

@@ -1,4 +1,4 @@
-"""What no torch loop can go below: an update's matrix products alone, and a bare update without game or memory."""
+"""Upper bounds of a torch loop: the matrix products of an update, and an update without game and memory."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ BATCHES = 64
 
 
 def products(job: Job) -> Result:
-    """Updates/s if an update were its 11 matrix products, written into memory that is there already."""
+    """Updates/s of only the 11 matrix products of an update, with preallocated outputs."""
     torch.manual_seed(job.seed)
     jobs = _products(TEXTBOOK.batch_size)
 
@@ -41,7 +41,7 @@ def _products(batch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def bare_update(job: Job) -> Result:
-    """Updates/s of eager torch with fused AdamW and nothing else: no game, no memory, no Lightning, no clipping."""
+    """Updates/s of eager torch with fused AdamW only: no game, memory, Lightning or clipping."""
     torch.manual_seed(job.seed)
     policy_net, target_net = _network(), _network()
     target_net.load_state_dict(policy_net.state_dict())
@@ -73,7 +73,7 @@ def _network() -> nn.Sequential:
 
 
 def _batches() -> list[tuple[Tensor, ...]]:
-    """Random minibatches, drawn beforehand."""
+    """Random minibatches, made in advance."""
     size = TEXTBOOK.batch_size
     return [
         (
@@ -88,7 +88,7 @@ def _batches() -> list[tuple[Tensor, ...]]:
 
 
 def _rate(update: Callable[[], None], seconds: float) -> Result:
-    """Calls a second, after some that warm up."""
+    """Calls per second after a warm-up."""
     for _ in range(200):
         update()
     count, start = 0, time.perf_counter()

@@ -1,6 +1,6 @@
-"""The yardstick of speed: the textbook work as one XLA computation, game, memory, acting and learning under `lax.scan`.
+"""The reference for speed: the textbook workload as one XLA computation, with all of an iteration in `lax.scan`.
 
-Legend: N environments, U = N updates an iteration, B batch.
+Legend: N environments, U = N updates per iteration, B batch.
 """
 
 import time
@@ -17,13 +17,13 @@ from benchmarks.settings import ADAM_BETAS, ADAM_EPS, ADAMW_DECAY, TEXTBOOK, TEX
 Params = tuple[tuple[Array, Array], ...]
 # columns of a row of the memory: observation, action, reward, terminated, next observation
 ROW_WIDTH = 11
-# the game: cart and pole in SI units, Euler steps
+# CartPole in SI units, with Euler steps
 GRAVITY, CART, POLE, HALF_LENGTH, FORCE, STEP = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
 MAX_POSITION, MAX_ANGLE, MAX_STEPS = 2.4, 0.20943951, 500
 
 
 class Learner(NamedTuple):
-    """Both networks and the optimizer's moments; `updates` is () float32."""
+    """Both networks and the moments of the optimizer; `updates` is () float32."""
 
     policy: Params
     target: Params
@@ -34,16 +34,16 @@ class Learner(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Everything that one iteration hands to the next.
+    """The state of the loop.
 
     Attributes:
         learner: networks and optimizer.
         memory: (capacity, ROW_WIDTH) float32.
         steps: () int32 iterations so far.
         observation: (N, 4) float32.
-        lengths: (N,) int32 steps of the episodes under way.
+        lengths: (N,) int32 steps of the current episodes.
         episodes: () int32 episodes that ended.
-        key: of everything random.
+        key: random key of the loop.
     """
 
     learner: Learner
@@ -105,7 +105,7 @@ def update(learner: Learner, rows: Array) -> Learner:
 
 
 def play(loop: Loop, num_envs: int) -> Loop:
-    """Act in every environment once, store N rows, and start anew what has ended."""
+    """Step every environment once, store N rows, and reset environments whose episode has ended."""
     key, chance_key, action_key, start_key = jax.random.split(loop.key, 4)
     passed = loop.steps * num_envs / TEXTBOOK.epsilon_decay
     epsilon = TEXTBOOK.epsilon_end + (TEXTBOOK.epsilon_start - TEXTBOOK.epsilon_end) * jnp.exp(-passed)
@@ -139,7 +139,7 @@ def learn(loop: Loop, num_envs: int) -> Loop:
 
 @partial(jax.jit, static_argnames=("num_envs", "iterations", "learns"), donate_argnums=0)
 def run(loop: Loop, num_envs: int, iterations: int, learns: bool) -> Loop:
-    """So many iterations in one computation."""
+    """Several iterations in one computation."""
 
     def iteration(loop: Loop, _: None) -> tuple[Loop, None]:
         played = play(loop, num_envs)
@@ -154,7 +154,7 @@ def starts(key: Array, num_envs: int) -> Array:
 
 
 def begin(seed: int, num_envs: int) -> Loop:
-    """The state before the first step; weights as torch draws those of its linear layers."""
+    """The initial state, with weights initialized like torch's linear layers."""
     key, start_key, *keys = jax.random.split(jax.random.key(seed, impl="rbg"), 2 + 2 * len(TEXTBOOK_LAYERS))
     policy = []
     for i, (inputs, outputs) in enumerate(TEXTBOOK_LAYERS):
@@ -162,7 +162,7 @@ def begin(seed: int, num_envs: int) -> Loop:
         weight = jax.random.uniform(keys[2 * i], (inputs, outputs), minval=-bound, maxval=bound)
         policy.append((weight, jax.random.uniform(keys[2 * i + 1], (outputs,), minval=-bound, maxval=bound)))
     params = tuple(policy)
-    # each moment is a buffer of its own, as all of them are donated
+    # separate buffers for the moments, since all are donated
     mean, square, largest = (jax.tree.map(jnp.zeros_like, params) for _ in range(3))
     return Loop(
         learner=Learner(params, jax.tree.map(jnp.copy, params), mean, square, largest, jnp.zeros(())),
@@ -176,14 +176,14 @@ def begin(seed: int, num_envs: int) -> Loop:
 
 
 def rates(job: Job) -> Result:
-    """Env steps/s and updates/s of the textbook work with N environments and N updates an iteration."""
+    """Env steps/s and updates/s of the textbook work with N environments and N updates per iteration."""
     loop = run(begin(job.seed, job.num_envs), job.num_envs, -(-TEXTBOOK.learning_starts // job.num_envs), False)
     before, marks = int(loop.steps), RateMarks(job.seconds)
     chunk = max(1, 512 // job.num_envs)
     over = False
     while not over:
         loop = run(loop, job.num_envs, chunk, True)
-        # reading a value waits for it
+        # reading a value synchronizes
         steps = int(loop.steps)
         over = marks.over(steps * job.num_envs, (steps - before) * job.num_envs)
     result = marks.result(float(q_values(loop.learner.policy, jnp.zeros((1, 4))).max()))
@@ -192,8 +192,8 @@ def rates(job: Job) -> Result:
 
 
 def startup(job: Job) -> Result:
-    """Seconds from the start of the process to the end of the first update, with its compilation."""
+    """Seconds from the start of the process to the end of the first update, including compilation."""
     loop = run(begin(job.seed, job.num_envs), job.num_envs, -(-TEXTBOOK.learning_starts // job.num_envs), False)
-    # reading a value waits for it
+    # reading a value synchronizes
     float(run(loop, job.num_envs, 1, True).learner.updates)
     return {"figures": {"startup_s": time.time() - job.launched_at}, "notes": {}}

@@ -1,4 +1,4 @@
-"""Starts one process a job, one at a time, with one thread and one core, and collects what they answer."""
+"""Runs jobs in separate processes, one at a time, with one thread and one core, and collects their results."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ STDERR_LINES = 20
 
 @dataclass
 class Outcome:
-    """What a system's processes answered.
+    """The results of a system's processes.
 
     Attributes:
-        figures: key to one value a round: inf for what was never reached, None for what was not measured.
-        notes: one dictionary a round.
+        figures: one value per round by key; inf for a goal that was not reached, None if not measured.
+        notes: one dictionary per round.
         failures: round, reason and last lines of stderr of each failed process.
-        absent: why there is nothing to measure; empty if there is.
+        absent: reason if the system can't be measured, else empty.
     """
 
     figures: dict[str, list[float | None]]
@@ -37,7 +37,7 @@ class Outcome:
 
 
 def environment(device: str) -> dict[str, str]:
-    """The environment variables of a job: one thread everywhere, and nothing sent to the network."""
+    """The environment variables of a job: one thread per library, and no network access."""
     one_thread = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
     variables = os.environ | {f"{library}_NUM_THREADS": "1" for library in one_thread}
     variables |= {
@@ -53,15 +53,15 @@ def environment(device: str) -> dict[str, str]:
 
 
 def measure(measurement: Measurement, common: Job, rounds: int) -> dict[str, Outcome]:
-    """Let all systems take turns, round by round.
+    """Measure all systems, round by round.
 
     Args:
-        measurement: what to run.
+        measurement: the measurement.
         common: seconds, device, core and scratch folder of all jobs.
-        rounds: processes a system; the round is the seed.
+        rounds: processes per system; the round is the seed.
 
     Returns:
-        One outcome a system, by its name.
+        One outcome per system, by name.
     """
     outcomes = {s.name: Outcome({key: [] for key in measurement.figures}) for s in measurement.systems}
     for turn in range(rounds):
@@ -82,13 +82,13 @@ def measure(measurement: Measurement, common: Job, rounds: int) -> dict[str, Out
 def answers(
     entry: str, jobs: list[Job], timeout: float, places: list[dict[str, str]] | None = None
 ) -> list[dict[str, Any]]:
-    """Run one process a job, side by side, to their end, or end them.
+    """Run one process per job in parallel until all have ended or the time is up.
 
     Args:
-        entry: module and function that run the jobs.
-        jobs: each with a scratch folder of its own.
-        timeout: seconds that they may take.
-        places: further environment variables of each, such as its place among ranks.
+        entry: module and function of the jobs.
+        jobs: jobs with separate scratch folders.
+        timeout: time limit in s.
+        places: additional environment variables of each job, such as its rank.
     """
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -115,7 +115,7 @@ def _start(entry: str, job: Job, place: dict[str, str]) -> subprocess.Popen[byte
 
 
 def _wait(process: subprocess.Popen[bytes], end: float, timeout: float) -> str:
-    """How a process came to its end, or that it did not."""
+    """Wait for a process; returns how it ended."""
     try:
         return f"exit code {process.wait(max(0.0, end - time.monotonic()))}"
     except subprocess.TimeoutExpired:
@@ -123,7 +123,7 @@ def _wait(process: subprocess.Popen[bytes], end: float, timeout: float) -> str:
 
 
 def _read(scratch: Path, reason: str) -> dict[str, Any]:
-    """What a process has left in its scratch folder."""
+    """Read the result of a process from its scratch folder."""
     with contextlib.suppress(OSError, json.JSONDecodeError):
         answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text())
         return answer
@@ -132,14 +132,14 @@ def _read(scratch: Path, reason: str) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process, and what it has left behind in its session."""
+    """End the process and its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _enter(outcome: Outcome, answer: dict[str, Any], turn: int) -> None:
-    """Keep one process's answer."""
+    """Add the result of one process."""
     if "absent" in answer:
         outcome.absent = answer["absent"]
         return
@@ -151,7 +151,7 @@ def _enter(outcome: Outcome, answer: dict[str, Any], turn: int) -> None:
 
 
 def _brief(answer: dict[str, Any]) -> str:
-    """An answer in a line."""
+    """A result in one line."""
     if "figures" not in answer:
         return str(answer.get("absent") or answer["failed"])
     figures = answer["figures"].items()
@@ -159,6 +159,6 @@ def _brief(answer: dict[str, Any]) -> str:
 
 
 def progress(line: str) -> None:
-    """Say how far it is, beside what is printed as the result."""
+    """Print progress to stderr."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Callbacks that time this package's runs from inside Lightning's loop, and the learner that times its own step."""
+"""Callbacks that time runs of this package, and a model that times its training step."""
 
 import math
 import time
@@ -16,22 +16,22 @@ from lightning_dqn.replay import AnyTransition
 
 
 class TimedDQN(DQN):
-    """The module, with the time at which the updates of an iteration began, to tell them from all that is around."""
+    """A DQN that records when the updates of an iteration begin."""
 
     began: ClassVar[float] = 0.0
 
     def prepare_batch(self, batch: AnyTransition) -> AnyTransition:
-        """As `DQN.prepare_batch`, with which the updates of an iteration begin."""
-        # an attribute of the class: Module.__setattr__ would cost as much as what is measured
+        """As `DQN.prepare_batch`, which precedes the updates of an iteration."""
+        # a class attribute, since Module.__setattr__ takes as long as the measured code
         TimedDQN.began = time.perf_counter()
         return super().prepare_batch(batch)
 
 
 class RateClock(UpdateCallback):
-    """Takes the counters after every iteration and ends the run when the time is over.
+    """Reads the counters after every iteration and ends the run when the time is over.
 
     Args:
-        marks: where the counters go.
+        marks: receives the counters.
     """
 
     def __init__(self, marks: RateMarks) -> None:
@@ -39,7 +39,7 @@ class RateClock(UpdateCallback):
         self._seconds = 0.0
 
     def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
-        """Stop, if it is time."""
+        """Stop if the time is over."""
         if results and self.marks.running:
             self._seconds += time.perf_counter() - TimedDQN.began
         if self.marks.over(trainer.datamodule.env_steps, trainer.global_step):  # type: ignore[attr-defined]
@@ -51,11 +51,11 @@ class RateClock(UpdateCallback):
 
 
 class SolveClock(UpdateCallback):
-    """Evaluates between iterations, with the clock of training stopped; so it is for Lightning's own evaluations.
+    """Evaluates between iterations; training time excludes these and Lightning's evaluations.
 
     Args:
-        record: where the evaluations go.
-        max_env_steps: after which the run ends; 0 leaves that to the settings, or to three good evaluations in a row.
+        record: receives the evaluations.
+        max_env_steps: end of the run; with 0 it ends by its settings, or after three consecutive good evaluations.
     """
 
     def __init__(self, record: SolveRecord, max_env_steps: int) -> None:
@@ -63,16 +63,16 @@ class SolveClock(UpdateCallback):
         self.max_env_steps = max_env_steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The clock runs from about the first thing that `fit` does.
+        """Start the clock at the beginning of `fit`.
 
-        A stopping rule of the settings' own would hide whether the solution holds: it goes.
+        Removes early stopping, which would hide whether the solution is stable.
         """
         self.record.start()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [each for each in callbacks if not isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
 
     def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
-        """Evaluate, if it is time, and end the run at its length."""
+        """Evaluate if due, and end the run at its length."""
         env_steps = trainer.datamodule.env_steps  # type: ignore[attr-defined]
         self.record.visit(env_steps, pl_module.act)  # type: ignore[arg-type]
         long_enough = env_steps >= self.max_env_steps if self.max_env_steps else self.record.solved(3)[0] < math.inf
@@ -80,24 +80,24 @@ class SolveClock(UpdateCallback):
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluation is no training."""
+        """Stop the clock."""
         self.record.pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training goes on."""
+        """Continue the clock."""
         self.record.resume()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock before anything is torn down."""
+        """Stop the clock before teardown."""
         self.record.stop(trainer.datamodule.env_steps)  # type: ignore[attr-defined]
 
 
 class ConfigSolveClock(SolveClock):
-    """The same for runs made by the command line, which can name a class but hand over no object.
+    """`SolveClock` for the command line, with plain values as arguments.
 
     Args:
-        seed: of the evaluation episodes.
-        every: env steps from one evaluation to the next.
+        seed: seed of the evaluation episodes.
+        every: env steps between two evaluations.
     """
 
     made: ClassVar["ConfigSolveClock"]

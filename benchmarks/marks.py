@@ -1,4 +1,4 @@
-"""Clocks that a system's own callbacks hand their counters to: speed between two marks, and the way to a solution."""
+"""Clocks that callbacks pass their counters to: rates between two marks, and time to a solution."""
 
 import math
 import time
@@ -16,12 +16,12 @@ GreedyPolicy = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class RateMarks:
-    """Env steps and updates a second, from the end of the warm-up until the time is over.
+    """Env steps and updates per second, from the end of the warm-up until the time is over.
 
     Args:
-        seconds: between the marks.
-        finish: waits for work that the device was given; called at the marks only.
-        warmup_env_steps: before the first mark.
+        seconds: time between the marks, in s.
+        finish: synchronizes with the device; called at the marks only.
+        warmup_env_steps: env steps before the first mark.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RateMarks:
         self._last: tuple[float, int, int] | None = None
 
     def over(self, env_steps: int, updates: int) -> bool:
-        """Take the counters at the end of an iteration; whether the measurement is over."""
+        """Read the counters at the end of an iteration; returns whether the measurement is over."""
         if self._first is None:
             if env_steps >= self._warmup_env_steps:
                 self._finish()
@@ -50,24 +50,26 @@ class RateMarks:
 
     @property
     def running(self) -> bool:
-        """Whether it is between the marks."""
+        """Whether the first mark has passed and the second has not."""
         return self._first is not None and self._last is None
 
     def result(self, start_value: float) -> Result:
-        """Env steps/s, updates/s, and what they were taken over.
+        """Env steps/s, updates/s, and the counters that they are computed from.
 
         Args:
-            start_value: max_a Q(0, a) after the run; a loop that is fast since it doesn't learn would stay at about 0.
+            start_value: max_a Q(0, a) after the run, about 0 if the loop does not learn.
         """
         if not start_value > LEARNT_VALUE:
-            raise RuntimeError(f"it has not learnt: the value of the start is {start_value:.3g} at the end")
+            raise RuntimeError(
+                f"the loop did not learn: the value of the initial state is {start_value:.3g} after the run"
+            )
         return self.rates({"start_value": start_value})
 
     def rates(self, notes: dict[str, Any]) -> Result:
-        """Env steps/s, updates/s, and what they were taken over.
+        """Env steps/s, updates/s, and the counters that they are computed from.
 
         Args:
-            notes: what shows that it has learnt.
+            notes: evidence that the loop has learned.
         """
         if self._first is None or self._last is None:
             raise RuntimeError("training ended before the measurement did")
@@ -79,12 +81,12 @@ class RateMarks:
 
 
 class SolveRecord:
-    """Training time and env steps until CartPole is solved, and of the whole run; evaluations stop the clock.
+    """Training time and env steps until CartPole is solved and of the whole run, without evaluations.
 
     Args:
-        seed: of the evaluation episodes.
-        every: env steps from one evaluation to the next.
-        finish: waits for work that the device was given, before a time is taken.
+        seed: seed of the evaluation episodes.
+        every: env steps between two evaluations.
+        finish: synchronizes with the device before the time is read.
     """
 
     def __init__(self, seed: int, every: int = EVAL_EVERY_ENV_STEPS, finish: Callable[[], None] = lambda: None) -> None:
@@ -101,20 +103,20 @@ class SolveRecord:
         self.evaluations: list[tuple[float, int, float]] = []
 
     def start(self) -> None:
-        """Training begins."""
+        """Start the clock."""
         self._started = time.perf_counter()
 
     def pause(self) -> None:
-        """What follows is no training."""
+        """Stop the clock."""
         self._finish()
         self._paused_at = time.perf_counter()
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Continue the clock."""
         self._paused += time.perf_counter() - self._paused_at
 
     def visit(self, env_steps: int, policy: GreedyPolicy) -> None:
-        """Evaluate, if it is time, at the end of an iteration."""
+        """Evaluate if due, at the end of an iteration."""
         if env_steps < self._remaining_env_steps:
             return
         self._remaining_env_steps = (env_steps // self._every + 1) * self._every
@@ -124,13 +126,13 @@ class SolveRecord:
         self.resume()
 
     def stop(self, env_steps: int) -> None:
-        """Training is over."""
+        """Stop the clock for good."""
         self._finish()
         self._seconds = time.perf_counter() - self._started - self._paused
         self._env_steps = env_steps
 
     def solved(self, times: int) -> tuple[float, float]:
-        """Training seconds and env steps at the first of so many evaluations in a row that are good; inf for never."""
+        """Training time in s and env steps at the first of several consecutive good evaluations; inf if none."""
         good = [mean >= SOLVED_RETURN for _, _, mean in self.evaluations]
         for i in range(len(good) - times + 1):
             if all(good[i : i + times]):
@@ -138,7 +140,7 @@ class SolveRecord:
         return math.inf, math.inf
 
     def result(self) -> Result:
-        """Seconds of training and env steps to the first crossing and to a stable one."""
+        """Training time in s and env steps to the first and to a stable solution."""
         first, stable = self.solved(1), self.solved(3)
         return {
             "figures": {
@@ -153,11 +155,11 @@ class SolveRecord:
 
 
 def greedy_mean_return(policy: GreedyPolicy, seed: int) -> float:
-    """Mean return of `EVAL_EPISODES` episodes played side by side, one in each environment.
+    """Mean return of `EVAL_EPISODES` parallel episodes, one per environment.
 
     Args:
         policy: (N, 4) observations to (N,) actions.
-        seed: of the environments.
+        seed: seed of the environments.
     """
     import gymnasium as gym  # noqa: PLC0415  # startup is measured, and jobs without evaluation pay nothing
 

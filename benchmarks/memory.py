@@ -1,6 +1,6 @@
-"""What one draw from a memory, and one row into it, cost at 10^3 to 10^6 rows: this package's and the peer's.
+"""Time to sample a minibatch and to append a row at 10^3 to 10^6 rows, for this package and Stable-Baselines3.
 
-And what priorities add to it.
+Also the additional time of prioritized replay.
 """
 
 import itertools
@@ -24,8 +24,8 @@ ACTION_SPACE = spaces.Discrete(2)
 
 
 def ours(job: Job) -> Result:
-    """Microseconds a call of `ReplayMemory.sample(1, 128)` and `append` of one environment's step."""
-    from lightning_dqn.replay import ReplayMemory  # noqa: PLC0415  # one package a process
+    """Microseconds per call of `ReplayMemory.sample(1, 128)` and `append` of one environment's step."""
+    from lightning_dqn.replay import ReplayMemory  # noqa: PLC0415  # one package per process
 
     def make(size: int) -> tuple[Callable[[int], None], Callable[[], Any]]:
         memory = ReplayMemory(
@@ -37,7 +37,7 @@ def ours(job: Job) -> Result:
 
 
 def prioritized(job: Job) -> Result:
-    """Microseconds of a uniform `sample(1, 128)`, and of a prioritised one with the write of its rows' priorities."""
+    """Microseconds of a uniform `sample(1, 128)`, and of a prioritized one with its priority update."""
     if not job.compiled:
         os.environ["CXX"] = "/nowhere/c++"
     from lightning_dqn.replay import ReplayMemory, UniformSampler  # noqa: PLC0415  # as above
@@ -62,19 +62,19 @@ def prioritized(job: Job) -> Result:
         memory.sampler.update_priorities(batch.index.numpy().ravel(), next(errors))
 
     calls: dict[str, Callable[[], Any]] = {}
-    sizes = PRIORITY_SIZES if job.compiled else PRIORITY_SIZES[:-1]  # numpy alone would fill the largest for minutes
+    sizes = PRIORITY_SIZES if job.compiled else PRIORITY_SIZES[:-1]  # filling the largest by append would take minutes
     for size in sizes:
         append, uniform = make(size, UniformSampler)
         append_prioritized, memory = make(size, PrioritizedSampler)
         memory.sampler.beta = 0.7
-        # most rows have been learnt from
+        # as in training, where most rows have been sampled before
         for _ in range(2 * size // TEXTBOOK.batch_size):
             sample_and_write(memory)
         calls[f"uniform_{size}_us"] = partial(uniform.sample, 1, TEXTBOOK.batch_size)
         calls[f"prioritized_{size}_us"] = partial(sample_and_write, memory)
         calls[f"append_{size}_us"] = partial(_append_next, append, itertools.count(size))
         calls[f"append_prioritized_{size}_us"] = partial(_append_next, append_prioritized, itertools.count(size))
-    # all of it is this thread's own work: its time is the same beside others that want the core
+    # CPU time of the thread, which other processes on the core do not affect
     blocks = _take_turns(calls, job.seconds, time.thread_time)
     figures = {name: statistics.median(costs) for name, costs in blocks.items()}
     for size in sizes:
@@ -84,7 +84,7 @@ def prioritized(job: Job) -> Result:
 
 
 def _appending(memory: Any) -> Callable[[int], None]:
-    """What appends the i-th step of one environment to a `ReplayMemory`."""
+    """A function that appends the i-th step of one environment to a `ReplayMemory`."""
     action, reward = np.zeros(1, np.int64), np.ones(1)
     observations, no, yes = _observations(), np.zeros(1, np.bool_), np.ones(1, np.bool_)
     memory.begin(observations[0])
@@ -96,15 +96,15 @@ def _appending(memory: Any) -> Callable[[int], None]:
 
 
 def _filled(append: Callable[[int], None], size: int) -> Callable[[int], None]:
-    """The same, when the memory is full."""
+    """`_appending`, with a full memory."""
     for i in range(size + 1):
         append(i)
     return append
 
 
 def sb3(job: Job) -> Result:
-    """Microseconds a call of `ReplayBuffer.sample(128)` and `add` of one environment's step."""
-    from stable_baselines3.common.buffers import ReplayBuffer  # noqa: PLC0415  # one package a process
+    """Microseconds per call of `ReplayBuffer.sample(128)` and `add` of one environment's step."""
+    from stable_baselines3.common.buffers import ReplayBuffer  # noqa: PLC0415  # one package per process
 
     np.random.seed(job.seed)
     action, reward, infos = np.zeros(1, np.int64), np.ones(1), [{"TimeLimit.truncated": False}]
@@ -123,12 +123,12 @@ def sb3(job: Job) -> Result:
 
 
 def _observations() -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(1000, 1, 4) to take in turn."""
+    """(1000, 1, 4) observations to cycle through."""
     return np.random.default_rng(0).uniform(-1, 1, (1000, 1, 4)).astype(np.float32)
 
 
 def _costs(make: Callable[[int], tuple[Callable[[int], None], Callable[[], Any]]], seconds: float) -> Result:
-    """Time full memories of all sizes, which take turns: the machine's pace changes, and must not look like size."""
+    """Time full memories of all sizes alternately, since the speed of the machine varies over time."""
     calls: dict[str, Callable[[], Any]] = {}
     for size in SIZES:
         append, sample = make(size)
@@ -145,7 +145,7 @@ def _costs(make: Callable[[int], tuple[Callable[[int], None], Callable[[], Any]]
 def _take_turns(
     calls: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Microseconds of each call, one value a turn."""
+    """Microseconds of each call, one value per turn."""
     blocks: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(blocks.values()))) < 5:
@@ -159,7 +159,7 @@ def _append_next(append: Callable[[int], None], turn: Iterator[int]) -> None:
 
 
 def _microseconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """What one of 100 calls takes, after a few that find their way into the caches."""
+    """Mean time of 100 calls after a warm-up."""
     for _ in range(5):
         call()
     start = clock()

@@ -1,4 +1,4 @@
-"""This package's runs: what its user would write, with the benchmark's clocks among the callbacks."""
+"""This package's runs: typical user code plus the clocks of the benchmark."""
 
 import time
 from collections.abc import Callable
@@ -28,9 +28,9 @@ from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
 
 
 def rates(job: Job) -> Result:
-    """Env steps/s and updates/s of the textbook work with N environments and N updates an iteration.
+    """Env steps/s and updates/s of the textbook work with N environments and N updates per iteration.
 
-    The share of the time that is spent outside of `training_step` stands beside them: play, memory and Lightning.
+    Also the share of time outside `training_step`: environments, memory and Lightning.
     """
     pl.seed_everything(job.seed, verbose=False)
     data = textbook_data(job)
@@ -45,7 +45,7 @@ def rates(job: Job) -> Result:
 
 
 def compilation(job: Job) -> Result:
-    """Seconds that compiling adds: fit to the end of the first update, compiled less plain, in one process."""
+    """Additional seconds of a compiled fit up to the first update, compared to an eager one in the same process."""
     seconds = []
     for compiled in (False, True):
         pl.seed_everything(job.seed, verbose=False)
@@ -58,7 +58,7 @@ def compilation(job: Job) -> Result:
 
 
 def solve(job: Job) -> Result:
-    """Training time and env steps to solve CartPole with the Zoo's settings, and of all their 50,000 env steps."""
+    """Training time and env steps to solve CartPole with the settings of RL Zoo, and of all 50,000 env steps."""
     if job.config:
         return _solve_config(job)
     pl.seed_everything(job.seed, verbose=False)
@@ -77,11 +77,11 @@ def solve(job: Job) -> Result:
         data.action_space,
         network=lambda space, actions: MLP(space, actions, hidden_sizes=ZOO.hidden_sizes),
         optimizer=lambda params: torch.optim.Adam(params, lr=ZOO.learning_rate),
-        # the Zoo clips the norm at 10; entries cut at 100, the default here, are as near as there is a knob for
+        # RL Zoo clips the norm at 10, this run the entries at 100, the default
         compile=job.compiled,
     )
-    # the Zoo's copy after every 10 env steps happens while nothing is learnt, since 128 updates follow 256 env steps
-    # at once: in effect its target net stands still for 128 updates
+    # RL Zoo copies the target net every 10 env steps, between updates, since 128 updates follow 256 env steps
+    # at once: in effect, the target net is constant for 128 updates
     target = SoftTargetUpdate(tau=ZOO.tau, every_n_updates=ZOO_UPDATES_PER_ITERATION)
     epsilon = EpsilonDecay(
         start=ZOO.epsilon_start, end=ZOO.epsilon_end, decay_env_steps=ZOO.epsilon_decay, schedule="linear"
@@ -93,8 +93,8 @@ def solve(job: Job) -> Result:
 
 
 def _solve_config(job: Job) -> Result:
-    """The same by a configuration of the package's own and its command line, evaluated as often as that says."""
-    from lightning_dqn.cli import main  # noqa: PLC0415  # brings loggers and plots, which no other job needs
+    """`solve` with a configuration of this package and its command line."""
+    from lightning_dqn.cli import main  # noqa: PLC0415  # imports loggers and plots, which other jobs do not need
 
     if not Path(job.config).is_file():
         raise AbsentError(f"there is no {job.config} yet")
@@ -110,16 +110,16 @@ def _solve_config(job: Job) -> Result:
 
 
 def finisher(device: str) -> Callable[[], None]:
-    """What waits for a device's work."""
+    """The function that synchronizes with a device."""
     return torch.cuda.synchronize if device == "cuda" else _nothing
 
 
 def _nothing() -> None:
-    """The CPU has no queue to wait for."""
+    """The CPU needs no synchronization."""
 
 
 def textbook_data(job: Job, epoch_env_steps: int = EVAL_EVERY_ENV_STEPS) -> DQNDataModule:
-    """Environments and memory of the textbook work; an iteration has an update for each environment."""
+    """Environments and memory of the textbook workload, with one update per environment in an iteration."""
     return DQNDataModule(
         env_id=ENV_ID,
         num_envs=job.num_envs,
@@ -133,7 +133,7 @@ def textbook_data(job: Job, epoch_env_steps: int = EVAL_EVERY_ENV_STEPS) -> DQND
 
 
 def textbook_schedules() -> list[pl.Callback]:
-    """What moves the target net, and what sets epsilon."""
+    """The target update and the epsilon schedule."""
     epsilon = EpsilonDecay(
         start=TEXTBOOK.epsilon_start, end=TEXTBOOK.epsilon_end, decay_env_steps=TEXTBOOK.epsilon_decay
     )
@@ -141,7 +141,7 @@ def textbook_schedules() -> list[pl.Callback]:
 
 
 def make_trainer(job: Job, callbacks: list[pl.Callback], devices: int = 1) -> pl.Trainer:
-    """A trainer that does nothing beside training, as long as its callbacks let it; of so many ranks."""
+    """A trainer without logging, checkpoints and evaluation, which runs until a callback stops it."""
     return pl.Trainer(
         accelerator=_accelerator(job),
         devices=devices,

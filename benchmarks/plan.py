@@ -1,4 +1,4 @@
-"""What is measured: for each measurement its systems in the order they take turns, its figures, and its yardsticks."""
+"""The measurements, each with its systems in the order of their runs, its figures and its references."""
 
 from dataclasses import dataclass, replace
 
@@ -21,9 +21,9 @@ class System:
     """One row of a table.
 
     Attributes:
-        name: as the table says it.
+        name: name in the table.
         entry: module and function that run the job.
-        job: what is particular about it.
+        job: fields of its `Job`.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Measurement:
     """One table.
 
     Attributes:
-        name: for `--only`, and of the file of results.
-        title: what is measured, in words.
-        figures: key of each figure in the results, and its unit in words.
-        systems: rows, in the order they take turns.
-        yardsticks: names of the systems that ratios are taken to.
-        timeout_s: seconds that one process may take besides its `seconds`.
+        name: name for `--only` and for the file of results.
+        title: title of the table.
+        figures: key of each figure in the results, and its label with the unit.
+        systems: rows, in the order of their runs.
+        yardsticks: names of the reference systems of the ratios.
+        timeout_s: time limit of a process in s, in addition to its `seconds`.
     """
 
     name: str
@@ -62,7 +62,7 @@ RATES = {
 
 
 def _rates(num_envs: int) -> tuple[System, ...]:
-    """The same work by all systems."""
+    """The same workload for all systems."""
     job = Job(num_envs=num_envs)
     return (
         System(PLAIN, "benchmarks.ours:rates", job),
@@ -78,7 +78,7 @@ EAGER_FLOOR, COMPILED_FLOOR = "floor: a bare update, eager", "floor: a bare upda
 
 
 def _pong(*, all_cores: bool, threads: int = 1) -> tuple[System, ...]:
-    """One update every 4 env steps by all systems, and the update alone."""
+    """One update every 4 env steps for all systems, and the update alone."""
     one = Job(all_cores=all_cores, threads=threads)
     four = replace(one, num_envs=4)
     compiled_one, compiled_four = (replace(job, compiled=True) for job in (one, four))

@@ -1,4 +1,4 @@
-"""From raw figures to a table in Markdown and a file of results, with where and with what they were taken."""
+"""Converts raw figures to Markdown tables and result files, with the machine and the versions."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ from benchmarks.launch import ROOT, Outcome
 from benchmarks.plan import Measurement
 from benchmarks.settings import Job
 
-# a process that had less of its core waited for others, or for a file or a service
+# a lower share of CPU time means that the process waited for other processes, files or services
 BUSY = 0.9
 PACKAGES = ("lightning_dqn", "torch", "lightning", "gymnasium", "ale-py", "numpy", "stable-baselines3", "jax", "jaxlib")
 
@@ -52,10 +52,10 @@ def machine(common: Job) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the working tree, with `-dirty` where it has been changed since."""
+    """The commit of the working tree, with `-dirty` if there are uncommitted changes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        # describe refreshes the index where it may, which is not the benchmark's to do
+        # keep `git describe` from refreshing the index
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
     except (OSError, subprocess.CalledProcessError):
@@ -64,7 +64,7 @@ def commit() -> str:
 
 
 def heading(where: dict[str, Any], rounds: int, seconds: float) -> str:
-    """What stands above the tables: machine, versions, commit, and how they are read."""
+    """The text above the tables: machine, versions, commit, and an explanation."""
     with_versions = ", ".join(f"{name} {version}" for name, version in versions().items())
     core = f"pinned to core {where['pinned_to_core']}" if where["pinned_to_core"] >= 0 else "not pinned"
     return (
@@ -130,13 +130,13 @@ def save(folder: Path, measurement: Measurement, outcomes: dict[str, Outcome], w
 
 
 def _spread(values: list[float | None]) -> tuple[str, str, str]:
-    """Min, median and max of what was measured."""
+    """Minimum, median and maximum of the values."""
     known = [value for value in values if value is not None]
     return _number(min(known)), _number(statistics.median(known)), _number(max(known))
 
 
 def _ratio(values: list[float | None], yardstick: list[float | None]) -> str:
-    """Ratio of the medians / median of the rounds' ratios; a dash where either was never reached."""
+    """Ratio of the medians / median of the rounds' ratios; a dash if either was not reached."""
     pairs = [(a, b) for a, b in zip(values, yardstick, strict=False) if a is not None and b]
     if not pairs:
         return "-"
@@ -147,7 +147,7 @@ def _ratio(values: list[float | None], yardstick: list[float | None]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three or more digits, or never."""
+    """A number with at least three digits, or never."""
     if math.isinf(value):
         return "never"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

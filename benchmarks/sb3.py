@@ -1,4 +1,4 @@
-"""Stable-Baselines3's runs of the same work, through its DQN class and its callbacks."""
+"""Stable-Baselines3's runs of the same workloads, with its DQN class and callbacks."""
 
 import time
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from benchmarks.settings import (
     textbook_epsilon,
 )
 
-# env steps of a run that its callback ends
+# more env steps than a run takes before its callback ends it
 ENDLESS = 10**9
 
 
 class RateClock(BaseCallback):
-    """Takes the counters after every step of the environments and ends the run when the time is over."""
+    """Reads the counters after every step of the environments and ends the run when the time is over."""
 
     def __init__(self, marks: RateMarks) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class RateClock(BaseCallback):
 
 
 class SolveClock(BaseCallback):
-    """Evaluates between one phase of updates and the next phase of play."""
+    """Evaluates between the updates and the next env steps."""
 
     def __init__(self, record: SolveRecord) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SolveClock(BaseCallback):
 
 
 class FirstUpdateClock(BaseCallback):
-    """Notes when the first update is done, in seconds since the epoch, and ends the run."""
+    """Records the time of the first update, in seconds since the Unix epoch, and ends the run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class FirstUpdateClock(BaseCallback):
 
 
 def rates(job: Job) -> Result:
-    """Env steps/s and updates/s of the textbook work with N environments and N updates an iteration."""
+    """Env steps/s and updates/s of the textbook work with N environments and N updates per iteration."""
     marks = RateMarks(job.seconds, finisher(job.device))
     model = _textbook_model(job)
     model.learn(ENDLESS, RateClock(marks))
@@ -89,7 +89,7 @@ def startup(job: Job) -> Result:
 
 
 def solve(job: Job) -> Result:
-    """Training time and env steps to solve CartPole with the Zoo's settings, and of all their 50,000 env steps."""
+    """Training time and env steps to solve CartPole with the settings of RL Zoo, and of all 50,000 env steps."""
     model = DQN(
         "MlpPolicy",
         make_vec_env(ENV_ID),
@@ -115,7 +115,7 @@ def solve(job: Job) -> Result:
 
 
 def _textbook_model(job: Job) -> DQN:
-    """The textbook's learner; with N environments its target net moves once every N updates, as it knows no other."""
+    """The model of the textbook workload; with N environments it updates the target net only every N updates."""
     model = DQN(
         "MlpPolicy",
         make_vec_env(ENV_ID, job.num_envs),
@@ -128,7 +128,7 @@ def _textbook_model(job: Job) -> DQN:
         train_freq=1,
         gradient_steps=job.num_envs,
         target_update_interval=1,
-        # it always clips the norm: at a value that leaves all gradients as they are
+        # it always clips the norm: here at a value without effect
         max_grad_norm=1e9,
         policy_kwargs={
             "net_arch": list(TEXTBOOK.hidden_sizes),
@@ -138,15 +138,15 @@ def _textbook_model(job: Job) -> DQN:
         seed=job.seed,
         device=job.device,
     )
-    # its own schedule is linear; this one is asked with the share of the run that is left
+    # a function of the remaining fraction of the run, since its own schedule is linear
     model.exploration_schedule = lambda left: textbook_epsilon((1 - left) * ENDLESS)
     return model
 
 
 def finisher(device: str) -> Callable[[], None]:
-    """What waits for a device's work."""
+    """The function that synchronizes with a device."""
     return torch.cuda.synchronize if device == "cuda" else _nothing
 
 
 def _nothing() -> None:
-    """The CPU has no queue to wait for."""
+    """The CPU needs no synchronization."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.soak`: stops one CartPole run at random moments, by every signal, and lets it go on each time.
+"""`python -m benchmarks.soak`: stops a CartPole run at random times by signals and resumes it each time.
 
-By SIGTERM alone, the run must end with the weights of one that was never stopped. By SIGKILL, SIGTERM and SIGINT in any
-order, every checkpoint that lies in its folder must load behind each. Prints what it did; ends with 1 if either fails.
+With SIGTERM only, the run must end with the weights of an uninterrupted run. With SIGKILL, SIGTERM and SIGINT, all
+checkpoints in its folder must load after each signal. Prints its results; exits with 1 if either fails.
 """
 
 import argparse
@@ -18,27 +18,27 @@ import torch
 
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
-# a save every second or so, and a run of half a minute
+# a checkpoint about every second, and a run of half a minute
 WORDS = "fit --trainer.logger false --video.episodes 0 --trainer.enable_progress_bar false --model.compile false"
 WORDS += " --data.epoch_env_steps 1000 --data.eval_episodes 2 --data.eval_max_steps 50 --trainer.max_epochs 20"
-# besides what Python says of signals that come while it imports
+# except for signals during imports, for which Python sets the code
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
 
 
 def main() -> None:
-    """Soak for as long as was asked, half of the time each way."""
+    """Run both tests, each for half of the time."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Random stops of one CartPole run.")
-    parser.add_argument("--minutes", type=float, default=30.0, help="in all (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals (0)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="total duration (30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times and signals (0)")
     given = parser.parse_args()
-    # a shell lets its background jobs ignore it, and so would those that are started here
+    # background jobs of a shell ignore it, and child processes would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rng = random.Random(given.seed)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak_") as scratch:
         whole = Path(scratch) / "whole"
         if _play(whole, None, None) != 0:
-            raise RuntimeError("the run that nobody stops failed")
+            raise RuntimeError("the uninterrupted run failed")
         wanted = _weights(_last(whole))
         half = start + 30 * given.minutes
         exact, stops = [], Counter[str]()
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def _soak(folder: Path, rng: random.Random, kinds: list[signal.Signals], stops: Counter[str], end: float) -> int:
-    """Stop and resume one run until it is through or the time is up; how many checkpoints were read on the way.
+    """Stop and resume one run until it ends or the time is up; returns the number of checkpoints read.
 
     Raises:
-        RuntimeError: if a process left with a code that its signal does not explain.
+        RuntimeError: if the exit code of a process does not match its signal.
         CheckpointError: if a checkpoint can't be read.
     """
     read, code = 0, -1
@@ -78,7 +78,7 @@ def _soak(folder: Path, rng: random.Random, kinds: list[signal.Signals], stops: 
 
 
 def _play(folder: Path, kind: signal.Signals | None, seconds: float | None) -> int:
-    """Begin a run, or go on with it from its last checkpoint; send a signal after so many seconds."""
+    """Start a run, or resume it from its last checkpoint; send a signal after some seconds."""
     words = [sys.executable, "-m", "lightning_dqn", *WORDS.split(), "--trainer.default_root_dir", str(folder)]
     last = list(folder.glob("*/*/checkpoints/last.ckpt"))
     words += ["--ckpt_path", str(last[0])] if last else []

@@ -1,6 +1,6 @@
-"""Processes timed from their start: this package's command line, and one that only imports what such a run needs.
+"""Startup times of this package's command line, and of a process that only imports the packages of such a run.
 
-Imports little at the top, so that the times are those of the packages.
+Imports packages in functions, so that their import time is measured.
 """
 
 import sys
@@ -12,12 +12,12 @@ from benchmarks.settings import ENV_ID, Job, Result
 
 def ours(job: Job) -> Result:
     """Seconds from the start of the process to the end of the first update of a plain `python -m lightning_dqn fit`."""
-    from lightning_dqn.cli import main  # noqa: PLC0415  # as `python -m lightning_dqn` does, and not before it
+    from lightning_dqn.cli import main  # noqa: PLC0415  # part of the measured startup
 
     words = ["fit", "--trainer.default_root_dir", job.scratch, "--data.eval_episodes", "1"]
     words += ["--trainer.callbacks+=benchmarks.first_update.FirstUpdateClock", "--model.compile", "false"]
     main(words)
-    from benchmarks.first_update import FirstUpdateClock  # noqa: PLC0415  # brings Lightning, which ours is to import
+    from benchmarks.first_update import FirstUpdateClock  # noqa: PLC0415  # imports Lightning, which is part of the measured startup
 
     return {
         "figures": {"startup_s": FirstUpdateClock.done_at - job.launched_at},
@@ -26,8 +26,8 @@ def ours(job: Job) -> Result:
 
 
 def bare(job: Job) -> Result:
-    """Seconds from the start of the process until torch, Lightning and Gymnasium are imported and there is a game."""
-    import gymnasium as gym  # noqa: PLC0415  # imported when its time has come
+    """Seconds from process start until torch, Lightning and Gymnasium are imported and an environment is made."""
+    import gymnasium as gym  # noqa: PLC0415  # part of the measured startup
     import lightning.pytorch  # noqa: F401, PLC0415
     import torch  # noqa: F401, PLC0415
 

@@ -1,6 +1,6 @@
-"""The process of one job: pins itself to its core, runs the job, and writes what came out for the launcher.
+"""The process of one job: pins itself to its core, runs the job, and writes the result for the launcher.
 
-Imports nothing heavy before the job does, since some jobs time their own start.
+Imports nothing heavy before the job, since some jobs measure their startup time.
 """
 
 import importlib
@@ -19,7 +19,7 @@ def main(entry: str, job_json: str, answer: str) -> None:
     Args:
         entry: module and function, `package.module:function`.
         job_json: fields of the `Job`.
-        answer: file for the result, or for why there is none.
+        answer: file for the result or the reason why there is none.
     """
     job = Job(**json.loads(job_json))
     if job.core >= 0 and not job.all_cores and hasattr(os, "sched_setaffinity"):
@@ -39,7 +39,7 @@ def main(entry: str, job_json: str, answer: str) -> None:
         outcome = {"absent": f"{missing} is not installed"}
     else:
         result["figures"]["peak_mib"] = peak_mib()
-        # less than 1 where other processes used the core, or the job waited for something
+        # less than 1 if other processes used the core, or the job waited
         result["notes"]["cpu_share"] = time.process_time() / (time.time() - job.launched_at)
         result["notes"]["python_mops"] = python_mops()
         outcome = result
@@ -47,19 +47,19 @@ def main(entry: str, job_json: str, answer: str) -> None:
 
 
 def peak_mib() -> float:
-    """Most memory that this process has held at once, in MiB; not that of processes it started."""
+    """Peak memory of this process in MiB, without child processes."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
-    import resource  # noqa: PLC0415  # not on every system
+    import resource  # noqa: PLC0415  # not available on all systems
 
     # macOS counts bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def python_mops() -> float:
-    """Million turns a second of an empty Python loop: how fast the machine was just now."""
+    """Million iterations per second of an empty Python loop, as a measure of the current speed of the machine."""
     turns = 2_000_000
     start = time.perf_counter()
     for _ in range(turns):

@@ -27,7 +27,7 @@ FIXED = {"data.num_envs": 16, "data.updates_per_iteration": 16}
 
 
 class BestReturn(pl.Callback):
-    """Keeps the best mean return of the evaluations: that of the checkpoint which a user would keep."""
+    """Records the best mean return of the evaluations."""
 
     def __init__(self) -> None:
         self.value = float("-inf")
@@ -75,7 +75,7 @@ def train(trial: optuna.Trial, *, epochs: int, epoch_env_steps: int, seed: int) 
         data.observation_space,
         data.action_space,
         network=lambda space, outputs: MLP(space, outputs, hidden_sizes=options["model.network.hidden_sizes"]),
-        # amsgrad is on in the command line's default optimizer
+        # the default optimizer of the command line uses amsgrad
         optimizer=lambda params: torch.optim.AdamW(params, lr=options["model.optimizer.lr"], amsgrad=True),
         double=options["model.double"],
     )
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> optuna.Study:
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     )
-    # a resumed study must not draw its first points a second time
+    # so that a resumed study draws new points
     study.sampler = optuna.samplers.TPESampler(seed=1000 * options.seed + len(study.trials))
 
     def objective(trial: optuna.Trial) -> float:
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> optuna.Study:
         try:
             return train(trial, epochs=options.epochs, epoch_env_steps=options.epoch_env_steps, seed=seed)
         except SystemExit:
-            # Lightning turns Ctrl-C into this; without a state the trial would count as running for ever
+            # Lightning converts Ctrl-C into this; without a state the trial would stay running
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise
 

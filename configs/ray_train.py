@@ -1,7 +1,7 @@
 """One run on two workers of Ray Train: `pip install -e ".[ray]" && python configs/ray_train.py`.
 
-Without a cluster Ray starts one of this machine's cores. A worker that dies is replaced, and all resume from the last
-report; started again, the script resumes where the run of this name has stopped.
+Without a cluster, Ray starts a local one. If a worker fails, it is replaced and all resume from the last report; if the
+script is started again, it resumes the run of this name.
 """
 
 import sys
@@ -17,11 +17,11 @@ from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 
 NAME = "cartpole"
-FOLDER = Path("runs/ray").resolve()  # of several machines: one that all of them see
+FOLDER = Path("runs/ray").resolve()  # with several machines: a folder that they share
 
 
 def train() -> None:
-    """What each worker does."""
+    """The training function of each worker."""
     L.seed_everything(0)
     data = DQNDataModule(env_id="CartPole-v1")
     model = DQN(data.observation_space, data.action_space)
@@ -29,7 +29,7 @@ def train() -> None:
         max_epochs=4,
         strategy=RayDDPStrategy(),
         plugins=[RayLightningEnvironment(), AtomicCheckpointIO()],
-        # the report comes last: its checkpoint holds what the others have done
+        # last, so that its checkpoint includes the state of the others
         callbacks=[SoftTargetUpdate(), EpsilonDecay(), RayTrainReportCallback()],
         default_root_dir=FOLDER / NAME,
         enable_checkpointing=False,
@@ -48,7 +48,7 @@ def train() -> None:
 if __name__ == "__main__":
     result = TorchTrainer(
         train,
-        scaling_config=ScalingConfig(num_workers=2, use_gpu=False),  # True: a GPU for each
+        scaling_config=ScalingConfig(num_workers=2, use_gpu=False),  # True for one GPU per worker
         run_config=RunConfig(
             name=NAME,
             storage_path=str(FOLDER),

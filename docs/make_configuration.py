@@ -88,7 +88,10 @@ def _section(section: Section) -> str:
     module, _, name = section.path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     docstring = inspect.getdoc(cls) or ""
-    described = arguments_of(docstring)
+    described: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        # an option without a description of its own has that of the base class
+        described |= arguments_of(inspect.cleandoc(base.__doc__ or ""))
     lines = [f"\n### {name}\n", docstring.split("\n\n")[0].replace("\n", " ") + "\n"]
     prefix = f"Prefix: `{section.prefix}`" if section.prefix else "In `--trainer.callbacks` or `Trainer(callbacks=...)`"
     lines += [f"{prefix}\n", "| option | type | default | description |", "|---|---|---|---|"]

@@ -65,7 +65,7 @@ def test_the_floor_s_own_network_is_the_one_that_learns():
 def test_a_loop_that_does_not_learn_has_no_speed():
     net = nn.Linear(2, 2)
     before = weights(net)
-    with pytest.raises(RuntimeError, match="it has not learnt"):
+    with pytest.raises(RuntimeError, match="the loop did not learn"):
         moved(before, weights(net))
     with torch.no_grad():
         net.weight += 0.3

@@ -133,7 +133,9 @@ def test_a_picture_is_the_same_in_every_layout():
 
 @pytest.mark.parametrize("shape", [(10, 10, 10), (8, 8, 16), (9, 3, 9), (4, 10, 10, 10)], ids=str)
 def test_a_shape_that_does_not_say_is_refused_until_somebody_does(shape):
-    with pytest.raises(ValueError, match=r"neither .* say which one .*model\.network\.channels=first or last") as error:
+    with pytest.raises(
+        ValueError, match=r"neither .* give the channel axis .*model\.network\.channels=first or last"
+    ) as error:
         MinAtarCNN(pixels(*shape), 2)
     assert str(shape) in str(error.value)
     stack = shape[0] if len(shape) == 4 else 1
@@ -448,7 +450,7 @@ def test_bytes_reach_the_network_as_they_are_however_they_lie_in_memory(spoil):
 
 
 def test_an_mlp_that_is_given_bytes_of_an_image_says_who_could_see_it():
-    with pytest.raises(TypeError, match=r"an MLP can't see; use .*NatureCNN, or MinAtarCNN"):
+    with pytest.raises(TypeError, match=r"is an image, .*: use NatureCNN, or MinAtarCNN"):
         MLP(pixels(4, 84, 84), 2)
 
 

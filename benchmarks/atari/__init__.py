@@ -1,1 +1,1 @@
-"""Pong from its pixels: this package's runs, its peer's, the bare update, and stepping alone."""
+"""Pong from pixels: this package, Stable-Baselines3, the update alone, and the environments alone."""

@@ -1,4 +1,4 @@
-"""What no loop with this update can go below: the update alone, from batches that lie there; no game, no memory."""
+"""Upper bounds of the update rate: the update alone on batches made in advance, without game and memory."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ BATCHES = 16
 
 
 def eager(job: Job) -> Result:
-    """Updates/s of plain torch: a network of its own, autograd, fused Adam; each stands for 4 env steps."""
+    """Updates/s of plain torch with autograd and fused Adam; an update counts as 4 env steps."""
     torch.manual_seed(job.seed)
     policy_net, target_net = _network().to(job.device), _network().to(job.device)
     target_net.load_state_dict(policy_net.state_dict())
@@ -38,8 +38,8 @@ def eager(job: Job) -> Result:
 
 
 def compiled(job: Job) -> Result:
-    """Updates/s of this package's own compiled gradient and its optimizer's kernel, called by nothing but a loop."""
-    from gymnasium import spaces  # noqa: PLC0415  # the eager floor is torch alone
+    """Updates/s of this package's compiled gradient and optimizer kernel in a bare loop."""
+    from gymnasium import spaces  # noqa: PLC0415  # eager uses torch only
 
     from lightning_dqn import DQN, NatureCNN  # noqa: PLC0415
     from lightning_dqn.replay import Transition  # noqa: PLC0415
@@ -68,14 +68,14 @@ def compiled(job: Job) -> Result:
 
 
 class _Pixels(nn.Module):
-    """Bytes to floats in [0, 1], the channels of a pixel side by side."""
+    """uint8 to floats in [0, 1], in the channels_last format."""
 
     def forward(self, observation: Tensor) -> Tensor:
         return observation.contiguous(memory_format=torch.channels_last).float() / 255
 
 
 def _network() -> nn.Sequential:
-    # Mnih et al. 2015, Methods; 7 x 7 pixels are left of 84 x 84
+    # Mnih et al. 2015, Methods; 84 x 84 pixels become 7 x 7
     return nn.Sequential(
         _Pixels(),
         nn.Conv2d(work.FRAME_STACK, 32, 8, 4),
@@ -92,7 +92,7 @@ def _network() -> nn.Sequential:
 
 
 def _batches(device: str) -> list[tuple[Tensor, ...]]:
-    """Random minibatches, drawn beforehand: observation, action, reward, discount, next observation."""
+    """Random minibatches, made in advance: observation, action, reward, discount, next observation."""
     frames = work.BATCH_SIZE, work.FRAME_STACK, work.SIZE, work.SIZE
     batches = [
         (
@@ -108,10 +108,10 @@ def _batches(device: str) -> list[tuple[Tensor, ...]]:
 
 
 def _rate(update: Callable[[], None], net: nn.Module, job: Job) -> Result:
-    """Calls a second, after some that warm up, and 4 times as many env steps."""
+    """Calls per second after a warm-up, and 4 times as many env steps."""
     finish: Callable[[], Any] = torch.cuda.synchronize if job.device == "cuda" else lambda: None
     before = weights(net)
-    # moments of weights that get no gradient end as denormal numbers, which no loop should pay for
+    # without gradients the moments of Adam become denormal numbers, which are slow
     torch.set_flush_denormal(True)
     for _ in range(100):
         update()

@@ -1,4 +1,4 @@
-"""Gymnasium's own way to a game: one environment behind its wrappers, stepped by Python."""
+"""One Atari environment with Gymnasium's wrappers, stepped in Python."""
 
 import itertools
 import time
@@ -12,7 +12,7 @@ from benchmarks.settings import Job, Result
 
 
 def stepping(job: Job) -> Result:
-    """Env steps/s of one game alone, by random actions; resets are none."""
+    """Env steps/s of one game with random actions; resets do not count."""
     game = gym.make(work.ENV_ID, frameskip=1, repeat_action_probability=0.0)
     env = FrameStackObservation(AtariPreprocessing(game, screen_size=work.SIZE), work.FRAME_STACK)
     env.reset(seed=job.seed)

@@ -1,4 +1,4 @@
-"""This package's runs of Pong: what its user would write, with the benchmark's clocks among the callbacks."""
+"""This package's runs of Pong: typical user code plus the clocks of the benchmark."""
 
 import itertools
 import time
@@ -34,7 +34,7 @@ def rates(job: Job) -> Result:
 
 
 def fill(job: Job) -> Result:
-    """A memory filled by random play, and the first update from it; the process's peak is what is asked for."""
+    """Fill the memory by random actions, then do one update, to measure the peak memory of the process."""
     pl.seed_everything(job.seed, verbose=False)
     data = make_data(job, work.MEMORY_CAPACITY)
     model = make_model(data, DQN, compiled=job.compiled)
@@ -44,7 +44,7 @@ def fill(job: Job) -> Result:
 
 
 def stepping(job: Job) -> Result:
-    """Env steps/s of the games alone, by random actions; steps that only reset a game are none."""
+    """Env steps/s of the games with random actions; steps that only reset a game do not count."""
     envs = make_vector_env(EnvSettings(work.ENV_ID, work.ENV_KWARGS, frame_stack=work.FRAME_STACK), job.num_envs)
     envs.reset(seed=job.seed)
     envs.action_space.seed(job.seed)
@@ -61,7 +61,7 @@ def stepping(job: Job) -> Result:
 
 
 def make_data(job: Job, warmup_env_steps: int) -> DQNDataModule:
-    """Games and memory; several games step once an iteration, a single one as often as there are steps an update."""
+    """Environments and memory; an iteration steps several games once, or one game for all env steps of an update."""
     return DQNDataModule(
         env_id=work.ENV_ID,
         env_kwargs=work.ENV_KWARGS,
@@ -79,7 +79,7 @@ def make_data(job: Job, warmup_env_steps: int) -> DQNDataModule:
 
 
 def make_model(data: DQNDataModule, learner: type[DQN], *, compiled: bool) -> DQN:
-    """The learner for these games."""
+    """The model for these games."""
     return learner(
         data.observation_space,
         data.action_space,

@@ -1,4 +1,4 @@
-"""That a loop has learnt while its speed was measured: its weights have moved."""
+"""Checks that a measured loop has learned: its weights have changed."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +7,17 @@ from benchmarks.atari.work import LEAST_MOVED
 
 
 def weights(net: nn.Module) -> Tensor:
-    """All weights of a network, copied."""
+    """A copy of all weights of a network."""
     return torch.cat([parameter.detach().cpu().flatten() for parameter in net.parameters()])
 
 
 def moved(before: Tensor, after: Tensor) -> float:
-    """How far a weight has moved in the mean.
+    """Mean absolute change of a weight.
 
     Raises:
-        RuntimeError: if they stand still: a loop that is fast since it doesn't learn.
+        RuntimeError: if the weights do not change, so the loop does not learn.
     """
     distance = float((after - before).abs().mean())
     if not distance > LEAST_MOVED:
-        raise RuntimeError(f"it has not learnt: in the mean a weight has moved by {distance:.3g}")
+        raise RuntimeError(f"the loop did not learn: the mean change of a weight is {distance:.3g}")
     return distance

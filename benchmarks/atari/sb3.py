@@ -1,4 +1,4 @@
-"""Stable-Baselines3's runs of Pong: its DQN with the settings and the wrappers of its Zoo."""
+"""Stable-Baselines3's runs of Pong, with the settings and the wrappers of RL Zoo."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from benchmarks.settings import Job, Result
 
 
 def rates(job: Job) -> Result:
-    """Env steps/s and updates/s with one update every 4 env steps, from the memory that keeps frames twice."""
+    """Env steps/s and updates/s with one update every 4 env steps, with the buffer that stores frames twice."""
     model = _model(job, work.LEARNING_STARTS, work.EPSILON)
     start = weights(model.q_net)
     marks = RateMarks(job.seconds, finisher(job.device), work.WARMUP_ENV_STEPS)
@@ -23,12 +23,12 @@ def rates(job: Job) -> Result:
 
 
 def fill(job: Job) -> Result:
-    """A memory filled by random play, and the first update from it; the process's peak is what is asked for."""
+    """Fill the buffer by random actions, then do one update, to measure the peak memory of the process."""
     return _fill(job)
 
 
 def fill_lean(job: Job) -> Result:
-    """The same with `optimize_memory_usage`, which takes truncated episodes for terminated ones."""
+    """The same with `optimize_memory_usage`, which treats truncated episodes as terminated."""
     return _fill(job, optimize_memory_usage=True, replay_buffer_kwargs={"handle_timeout_termination": False})
 
 
@@ -41,7 +41,7 @@ def _fill(job: Job, **memory: Any) -> Result:
 
 
 def _model(job: Job, learning_starts: int, epsilon: float, **memory: Any) -> DQN:
-    """The learner; an iteration plays as many steps as there are an update, in however many games."""
+    """The model; an iteration takes the env steps of one update, over all games."""
     return DQN(
         "CnnPolicy",
         _games(job),
@@ -62,7 +62,7 @@ def _model(job: Job, learning_starts: int, epsilon: float, **memory: Any) -> DQN
 
 
 def _games(job: Job) -> VecEnv:
-    # importing it registers them
+    # the import registers the games
     import ale_py  # noqa: F401, PLC0415
 
     return VecFrameStack(make_atari_env(work.RAW_ENV_ID, job.num_envs, job.seed), work.FRAME_STACK)

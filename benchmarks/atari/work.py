@@ -1,13 +1,13 @@
-"""What every system is given to do on Atari: `configs/atari.yaml` with less in the memory.
+"""The Atari workload of all systems: `configs/atari.yaml` with a smaller memory.
 
-The peer's settings are those of its Zoo, which are the same but for FIRE, which it presses itself at the start of an
-episode, and for the norm of its gradient, which it keeps below 10. Imports nothing heavy.
+Stable-Baselines3 uses the settings of RL Zoo, which differ in pressing FIRE at the start of an episode and in a maximum
+gradient norm of 10. Imports nothing heavy.
 """
 
 from typing import Any
 
 ENV_ID = "ALE/Pong-v5"
-# the peer's wrappers skip frames themselves
+# the wrappers of Stable-Baselines3 skip frames
 RAW_ENV_ID = "PongNoFrameskip-v4"
 ENV_KWARGS: dict[str, Any] = {"repeat_action_probability": 0.0, "episodic_life": True}
 FRAME_STACK = 4
@@ -21,12 +21,12 @@ MEMORY_CAPACITY = 100_000
 LEARNING_RATE = 1e-4
 GAMMA = 0.99
 TARGET_ENV_STEPS = 1_000
-# what a run ends with, so that the network is asked in every step, as in nine tenths of a run
+# the final epsilon, so that the network is evaluated in most steps, as in 90% of a run
 EPSILON = 0.01
 
-# enough in the memory that draws come from RAM and not from caches
+# large enough that draws come from RAM, not from caches
 LEARNING_STARTS = 5_000
-# rates are taken after so many env steps, which include the first updates and so any compilation
+# warm-up in env steps, which includes the first updates and any compilation
 WARMUP_ENV_STEPS = 6_000
-# mean movement of a weight, which any 100 updates of Adam exceed by far: a loop that doesn't learn stays at 0
+# minimum mean change of a weight, which 100 updates of Adam exceed by far; 0 without learning
 LEAST_MOVED = 1e-5

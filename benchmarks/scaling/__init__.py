@@ -1,1 +1,1 @@
-"""Predicts what many ranks would make of a run, from what one does alone and what messages cost; see `__main__`."""
+"""Predicts the throughput of many ranks from a single rank and the cost of collective calls; see `__main__`."""

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.scaling`: what 2 to 64 ranks would make of a run, predicted from one, and checked against two.
+"""`python -m benchmarks.scaling`: predicts the throughput of 2 to 64 ranks from one, and checks it against two.
 
-One rank is measured alone, and as the first of two whom nobody keeps waiting; so are messages between two processes.
-`model` makes predictions of them. Then two ranks really train together, a core each, by Lightning's `strategy="ddp"`
-with gloo over loopback, and the prediction for two stands beside what they did. Two to three minutes, on a machine that
-does nothing else; needs `pip install -e ".[bench]"` for Pong. Writes benchmarks/results/scaling.json and scaling.png.
+Measures a single rank, a rank whose collective calls return at once, and messages between two processes; `model`
+predicts from these. Then two ranks train with Lightning's `strategy="ddp"` and gloo over loopback, one core each, and
+are compared with the prediction. Takes two to three minutes on an idle machine;
+needs `pip install -e ".[bench]"` for Pong. Writes benchmarks/results/scaling.json and scaling.png.
 """
 
 import argparse
@@ -30,11 +30,11 @@ TIMEOUT_S = 600
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="How far ranks would scale.")
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="of the runs")
-    parser.add_argument("--cores", nargs=2, type=int, metavar="CPU", help="of the two ranks (the last two)")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs and the simulation (0)")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="workloads")
+    parser.add_argument("--cores", nargs=2, type=int, metavar="CPU", help="cores of the two ranks (the last two)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the runs and the simulation (0)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
-    parser.add_argument("--table", action="store_true", help="print the table of docs/benchmarks.md from old results")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/benchmarks.md from saved results")
     given = parser.parse_args()
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [-1, -1]
     given.cores = given.cores or available[-2:]
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, predict, compare; or print again what there is."""
+    """Measure, predict and compare, or print saved results."""
     given = arguments()
     path = given.out / "scaling.json"
     if given.table:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _measure(name: str, common: Job, cores: list[int]) -> Measured:
-    """One rank in both ways, and two."""
+    """Measure one rank in both ways, and two ranks."""
     job = replace(common, work=name)
     return Measured(
         single=_run("single", job, cores[-1:])[0],
@@ -79,11 +79,11 @@ def _measure(name: str, common: Job, cores: list[int]) -> Measured:
 
 
 def _run(entry: str, job: Job, cores: list[int], world: int | None = None) -> list[dict[str, Any]]:
-    """Start a process on each core, as ranks of one world unless they are fewer; what they answered.
+    """Run a process on each core, as ranks of one world unless there are fewer; returns their results.
 
     Raises:
-        AbsentError: if something that they need is not installed.
-        SystemExit: if one failed.
+        AbsentError: if a required package is not installed.
+        SystemExit: if a process failed.
     """
     world = world or len(cores)
     jobs = [replace(job, core=core, scratch=tempfile.mkdtemp(dir=job.scratch)) for core in cores]
@@ -101,7 +101,7 @@ def _run(entry: str, job: Job, cores: list[int], world: int | None = None) -> li
 
 
 def place(rank: int, world: int, port: int) -> dict[str, str]:
-    """What Lightning and torch ask the environment for."""
+    """Environment variables for Lightning and torch."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}
 

@@ -1,12 +1,12 @@
-"""The model: what a collective call costs among W ranks, and an iteration in which all wait for the slowest at each.
+"""Models the time of a collective call of W ranks, and of an iteration in which each call waits for the slowest.
 
-A call takes what its fixed part takes, a hop for each of its steps, and the bytes that pass a rank by the bandwidth:
-fixed + steps * hop + share * bytes / bandwidth. Steps and shares are those of the algorithms in use:
+The time of a call is fixed + steps * hop + share * bytes / bandwidth, with share * bytes the bytes through a rank.
+Steps and shares are those of the algorithms in use:
 
 - gloo's all-reduce is a ring, gloo/allreduce.cc: 2 (W - 1) steps of 1/W of the bytes; its all-gather one of (W - 1)
   steps, gloo/allgather.cc; its broadcast a binomial tree, gloo/broadcast.cc. The terms are those of Thakur,
   Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH" (2005).
-- NCCL takes the better of a ring and a tree of 2 log2 W steps, as its own model does, nccl/src/graph/tuning.cc.
+- NCCL uses the faster of a ring and a tree of 2 log2 W steps, as in its own model, nccl/src/graph/tuning.cc.
 """
 
 import math
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 
 from benchmarks.scaling.trace import BATCH, UPDATE, Floats, Trace
 
-# simulated of each prediction
+# simulated iterations per prediction
 ITERATIONS = 2_000
 Draw = Callable[[str, int], Floats]
 
 
 @dataclass(frozen=True)
 class Network:
-    """What lies between two ranks.
+    """The network between two ranks.
 
     Attributes:
-        name: as the tables say it.
-        hop_s: seconds that a message takes on its way, besides what software takes on loopback.
-        bytes_per_s: of a link.
-        nccl: whether gradients and Lightning's broadcast go from device to device, by NCCL; meetings never do.
-        source: where the figures come from.
+        name: name in the tables.
+        hop_s: latency of a message in s, in addition to that of the software over loopback.
+        bytes_per_s: bandwidth of a link.
+        nccl: whether gradients and Lightning's broadcast use NCCL; the synchronization of env steps never does.
+        source: source of the figures.
     """
 
     name: str
@@ -65,12 +65,12 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What one kind of call of gloo costs, fitted.
+    """The fitted cost of one kind of gloo call.
 
     Attributes:
-        fixed_s: seconds besides hops and bytes.
-        byte_s: seconds for each byte that passes a rank.
-        late_s: how much later than fitted the measured calls came back, by their bytes.
+        fixed_s: fixed time in s.
+        byte_s: time per byte through a rank in s.
+        late_s: measured minus fitted times in s, by bytes.
     """
 
     fixed_s: float
@@ -78,18 +78,18 @@ class Cost:
     late_s: dict[int, Floats] = field(default_factory=dict)
 
     def late(self, size: int) -> Floats:
-        """Of the calls whose size is nearest."""
+        """Deviations of the calls of the nearest size."""
         nearest = min(self.late_s, key=lambda known: abs(math.log(known / size)), default=None)
         return np.zeros(1) if nearest is None else self.late_s[nearest]
 
 
 @dataclass(frozen=True)
 class Gloo:
-    """What messages cost on this machine, over loopback.
+    """The cost of gloo messages on this machine, over loopback.
 
     Attributes:
-        hop_s: seconds of a small message one way.
-        costs: by kind of call.
+        hop_s: one-way time of a small message in s.
+        costs: cost by kind of call.
     """
 
     hop_s: float
@@ -97,28 +97,28 @@ class Gloo:
 
 
 def steps(kind: str, world: int) -> int:
-    """Messages that follow each other in one call of gloo's among so many ranks."""
+    """Sequential messages in one gloo call of `world` ranks."""
     return {"all_reduce": 2 * (world - 1), "all_gather": world - 1, "broadcast": math.ceil(math.log2(world))}[kind]
 
 
 def share(kind: str, world: int) -> float:
-    """Bytes that pass a rank, for each that it says."""
+    """Bytes through a rank per byte that it sends."""
     return steps(kind, world) / world if kind == "all_reduce" else steps(kind, world)
 
 
 def fit(kind: str, hop_s: float, measured: dict[int, Sequence[float]]) -> Cost:
-    """What a kind of call costs, from calls between two ranks: the line of least relative errors through the medians.
+    """Fit the cost of a kind of call between two ranks: a line with least relative errors through the medians.
 
     Args:
-        kind: of call.
-        hop_s: of a small message.
-        measured: seconds of the calls, from when the last rank came until the last one left, by their bytes.
+        kind: kind of call.
+        hop_s: one-way time of a small message in s.
+        measured: times in s from the last entry to the last return of a call, by bytes.
     """
     sizes = np.array(list(measured), np.float64)
     medians = np.array([np.median(seconds) for seconds in measured.values()])
     terms = np.stack([np.ones_like(sizes), sizes * share(kind, 2)], 1) / medians[:, None]
     [constant, byte_s], *_ = np.linalg.lstsq(terms, np.ones_like(medians), rcond=None)
-    # two numbers of noise where bytes hardly count
+    # for small messages the difference is noise
     if byte_s < 0:
         constant, byte_s = 1 / np.mean(1 / medians), 0.0
     late = {size: np.array(seconds) - np.median(seconds) for size, seconds in measured.items()}
@@ -126,14 +126,14 @@ def fit(kind: str, hop_s: float, measured: dict[int, Sequence[float]]) -> Cost:
 
 
 def message_s(kind: str, size: int, world: int, network: Network, gloo: Gloo) -> float:
-    """Seconds from when the last rank comes to a call until it is done.
+    """Seconds from the last rank's entry to the return of a call.
 
     Args:
-        kind: of call.
-        size: bytes that a rank says.
-        world: ranks, W.
-        network: between them.
-        gloo: what its calls cost.
+        kind: kind of call.
+        size: bytes that a rank sends.
+        world: number of ranks, W.
+        network: network between them.
+        gloo: cost of gloo calls.
     """
     if network.nccl and kind != "all_gather":
         return _nccl_s(kind, size, world, network)
@@ -143,7 +143,7 @@ def message_s(kind: str, size: int, world: int, network: Network, gloo: Gloo) ->
 
 
 def _nccl_s(kind: str, size: int, world: int, network: Network) -> float:
-    """A call, as long as a hop, and what it takes on the way; a broadcast runs down the ring once."""
+    """Time of an NCCL call, with one hop per step; a broadcast passes the ring once."""
     if kind == "broadcast":
         return world * network.hop_s + size / network.bytes_per_s
     ring = steps(kind, world) * network.hop_s + share(kind, world) * size / network.bytes_per_s
@@ -153,14 +153,14 @@ def _nccl_s(kind: str, size: int, world: int, network: Network) -> float:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an iteration of W ranks would be.
+    """The predicted iteration of W ranks.
 
     Attributes:
-        iteration_s: seconds, in the mean.
-        compute_s: of it, what a rank itself does.
-        message_s: of it, what the calls take once all ranks have come.
-        latency_s: of an update, from the end of the one before, or from the batch: mean.
-        latency_p99_s: and what 99 of 100 updates stay below.
+        iteration_s: mean time in s.
+        compute_s: compute time of a rank in it.
+        message_s: time of the calls in it, after all ranks have entered.
+        latency_s: mean time of an update, from the end of the previous one or from the batch.
+        latency_p99_s: 99th percentile of it.
     """
 
     iteration_s: float
@@ -171,18 +171,18 @@ class Prediction:
 
     @property
     def waiting_s(self) -> float:
-        """Of an iteration, what a rank waits for slower ones."""
+        """Time in an iteration that a rank waits for slower ones."""
         return max(0.0, self.iteration_s - self.compute_s - self.message_s)
 
 
 def simulate(trace: Trace, world: int, draw: Draw, rng: np.random.Generator) -> Prediction:
-    """Play iterations in which every rank computes as in one that was measured, and all wait for the last at each call.
+    """Simulate iterations: each rank computes as in a measured iteration, and each call waits for the last rank.
 
     Args:
-        trace: of one rank, with calls that cost nothing.
-        world: ranks, W.
-        draw: seconds of a call in `ITERATIONS` iterations, (ITERATIONS,) or (1,), for its kind and bytes.
-        rng: which iteration each rank has, and when.
+        trace: trace of one rank whose calls return at once.
+        world: number of ranks, W.
+        draw: times of a call in s in `ITERATIONS` iterations, (ITERATIONS,) or (1,), from its kind and bytes.
+        rng: draws the measured iteration of each rank.
     """
     gaps = trace.gaps
     rows = rng.integers(len(gaps), size=(ITERATIONS, world))
@@ -209,18 +209,18 @@ def simulate(trace: Trace, world: int, draw: Draw, rng: np.random.Generator) -> 
 
 
 def drawing(world: int, network: Network, gloo: Gloo, rng: np.random.Generator) -> Draw:
-    """What draws the seconds of calls: the model's, and on top how late measured ones were."""
+    """A function that draws times of calls: those of the model plus measured deviations."""
 
     def draw(kind: str, size: int) -> NDArray[np.float64]:
         cost = message_s(kind, size, world, network, gloo)
         if network.nccl and kind != "all_gather":
             return np.full(ITERATIONS, cost)
-        # early ones may have been of another size
+        # the first updates may have another size
         return np.maximum(cost + rng.choice(gloo.costs[kind].late(size), ITERATIONS), 0.0)
 
     return draw
 
 
 def halved_at(efficiencies: dict[int, float]) -> int | None:
-    """The first number of ranks that make less than half of so many single ones, if any."""
+    """The first number of ranks with less than half of the linear speedup, or None."""
     return next((world for world, value in sorted(efficiencies.items()) if value < 0.5), None)

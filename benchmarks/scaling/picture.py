@@ -1,4 +1,4 @@
-"""Draws the predictions: env steps a second above, an update's time below, over ranks; a panel each workload."""
+"""Plots the predictions over ranks: env steps/s above and the time of an update below, one panel per workload."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ COLORS = ("tab:blue", "tab:red", "tab:green")
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:
-    """Write the picture.
+    """Write the figure.
 
     Args:
-        path: of the PNG.
-        found: what scaling.json holds.
+        path: path of the PNG.
+        found: content of scaling.json.
     """
     workloads = found["workloads"].values()
     figure = Figure(figsize=(4.4 * len(workloads) + 0.6, 6.8), layout="constrained")
@@ -31,7 +31,7 @@ def draw(path: Path, found: dict[str, Any]) -> None:
 
 
 def _panels(above: Axes, below: Axes, workload: dict[str, Any]) -> dict[str, Any]:
-    """Draw one workload; the lines by name."""
+    """Plot one workload; returns the lines by name."""
     lines: dict[str, Any] = {}
     for color, (network, predicted) in zip(COLORS, workload["predicted"].items(), strict=True):
         ranks = {int(world): row for world, row in predicted["ranks"].items()}

@@ -1,4 +1,4 @@
-"""What the processes of a measurement do: one rank alone, one with nobody to wait for, two ranks, bare messages."""
+"""The processes of a measurement: a single rank, a rank without waiting, two ranks, and messages alone."""
 
 import time
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from benchmarks.scaling.workloads import WORKLOADS
 from benchmarks.settings import Job, Result
 from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
 
-# bytes of what is sent: an update's gradient may be of any size, what ranks say at a meeting is small
+# sizes in bytes: gradients of any size, and the small vectors of the synchronization of env steps
 SIZES = {
     "all_reduce": (64, 16_384, 69_640, 262_144, 1_048_576, 3_145_728, 6_750_000),
     "all_gather": (32, 4_096, 65_536),
     "broadcast": (8, 4_096, 65_536),
 }
 REPEATS = 400
-# a rank works for so long between two messages, as it does in training: caches cool, cores fall asleep, and all ranks
-# come at about the same moment, when some kernels let their threads wait for 3 ms; who come apart are served sooner
+# time that a rank computes between two messages, as in training: caches get cold, cores go idle, and all ranks
+# enter at about the same time, when some kernels let their threads wait for 3 ms; separate entries return sooner
 WORK_S = 5e-4
 HOPS = 40
-# about what a call takes here; a rank that slept so long computes more slowly at first, as one does that waited
+# about the time of a call here; after this sleep a rank computes more slowly at first, as after waiting
 ANSWER_S = 2e-4
 
 
@@ -37,11 +37,11 @@ def single(job: Job) -> Result:
 
 
 def answered(job: Job) -> Result:
-    """The trace of the first of two ranks, where nobody else is: a call sleeps for a while and answers nonsense."""
+    """The trace of one of two ranks without the other: a call sleeps briefly and returns arbitrary data."""
     distributed.init_process_group("fake", rank=0, world_size=2)
     for name in COLLECTIVES:
         setattr(distributed, name, _after_a_sleep(getattr(distributed, name)))
-    # the ranks meet in a group of their own, of gloo, where that is not what they have
+    # the synchronization of env steps uses a separate gloo group if the default group is not gloo
     distributed.new_group = lambda **_: distributed.group.WORLD
     return _train(job, devices=2)
 
@@ -55,7 +55,7 @@ def _after_a_sleep(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def together(job: Job) -> Result:
-    """The trace of one of two ranks that really talk to each other."""
+    """The trace of one of two communicating ranks."""
     return _train(job, devices=2)
 
 
@@ -78,7 +78,7 @@ def _train(job: Job, devices: int) -> Result:
 
 
 def messages(job: Job) -> Result:
-    """When one of two ranks entered and left each of many collective calls, and what a message takes one way."""
+    """Entry and return times of many collective calls of one of two ranks, and the one-way time of a message."""
     distributed.init_process_group("gloo")
     spans = {kind: {size: _spans(_call(kind, size)) for size in sizes} for kind, sizes in SIZES.items()}
     hop = _hop_s()
@@ -87,18 +87,18 @@ def messages(job: Job) -> Result:
 
 
 def _call(kind: str, size: int) -> Callable[[], object]:
-    """One collective call of a kind, about so many bytes."""
-    said = torch.zeros(size, dtype=torch.uint8).view(torch.float32)
+    """A function that makes one collective call of a kind and size in bytes."""
+    sent = torch.zeros(size, dtype=torch.uint8).view(torch.float32)
     if kind == "all_reduce":
-        return lambda: distributed.all_reduce(said)
+        return lambda: distributed.all_reduce(sent)
     if kind == "broadcast":
-        return lambda: distributed.broadcast(said, src=0)
-    heard = [torch.empty_like(said) for _ in range(distributed.get_world_size())]
-    return lambda: distributed.all_gather(heard, said)
+        return lambda: distributed.broadcast(sent, src=0)
+    gathered = [torch.empty_like(sent) for _ in range(distributed.get_world_size())]
+    return lambda: distributed.all_gather(gathered, sent)
 
 
 def _spans(call: Callable[[], object]) -> list[tuple[float, float]]:
-    """Seconds at which each call was entered and left; the first few find their way."""
+    """Entry and return times of calls in s, after a warm-up."""
     found = []
     for _ in range(REPEATS):
         _work(WORK_S)
@@ -109,7 +109,7 @@ def _spans(call: Callable[[], object]) -> list[tuple[float, float]]:
 
 
 def _hop_s() -> float:
-    """Seconds that a small message takes to the other rank, from many that go to and fro."""
+    """One-way time of a small message in s, from many round trips."""
     ball, first = torch.zeros(16), distributed.get_rank() == 0
     found = []
     for _ in range(REPEATS // 2):

@@ -1,4 +1,4 @@
-"""From traces to results: predictions for all numbers of ranks, and the check of the one for two."""
+"""Converts traces to results: predictions for all numbers of ranks, and the comparison for two."""
 
 import shlex
 import sys
@@ -27,12 +27,12 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What the processes of one run answered.
+    """The results of the processes of one run.
 
     Attributes:
-        single: one rank, by itself.
-        answered: the first of two, whose calls were answered by nobody.
-        together: both of two.
+        single: a single rank.
+        answered: one of two ranks, whose calls returned at once.
+        together: both of two ranks.
     """
 
     single: dict[str, Any]
@@ -43,14 +43,14 @@ class Measured:
 def results(
     runs: dict[str, Measured], spans: list[dict[str, Any]], hop_s: float, where: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """All that is kept.
+    """The content of scaling.json.
 
     Args:
-        runs: by workload.
-        spans: when each of two ranks entered and left calls, by kind and bytes.
-        hop_s: of a small message, in seconds.
+        runs: runs by workload.
+        spans: entry and return times of calls of two ranks, by kind and bytes.
+        hop_s: one-way time of a small message in s.
         where: machine and cores.
-        seed: of the simulation.
+        seed: seed of the simulation.
     """
     gloo = Gloo(hop_s, {kind: fit(kind, hop_s, _seconds(spans, kind)) for kind in COLLECTIVES})
     return {
@@ -63,13 +63,13 @@ def results(
         "assumptions": ASSUMPTIONS,
         "networks": [{**asdict(network), "bytes_per_s": _finite(network.bytes_per_s)} for network in NETWORKS],
         "hop_us": hop_s * 1e6,
-        "messages": {kind: _cost_in_words(cost, _seconds(spans, kind)) for kind, cost in gloo.costs.items()},
+        "messages": {kind: _describe_cost(cost, _seconds(spans, kind)) for kind, cost in gloo.costs.items()},
         "workloads": {name: _workload(name, measured, gloo, seed) for name, measured in runs.items()},
     }
 
 
 def _seconds(spans: list[dict[str, Any]], kind: str) -> dict[int, Any]:
-    """Seconds from when the last of two ranks came to a call until the last left it, by bytes."""
+    """Seconds from the last entry to the last return of a call, by bytes."""
     found = {}
     for size in spans[0][kind]:
         both = np.array([of_rank[kind][size] for of_rank in spans])
@@ -77,7 +77,7 @@ def _seconds(spans: list[dict[str, Any]], kind: str) -> dict[int, Any]:
     return found
 
 
-def _cost_in_words(cost: Cost, measured: dict[int, Any]) -> dict[str, Any]:
+def _describe_cost(cost: Cost, measured: dict[int, Any]) -> dict[str, Any]:
     quantiles = {size: np.quantile(seconds, (0.5, 0.9)) * 1e6 for size, seconds in measured.items()}
     return {
         "fixed_us": cost.fixed_s * 1e6,
@@ -87,7 +87,7 @@ def _cost_in_words(cost: Cost, measured: dict[int, Any]) -> dict[str, Any]:
 
 
 def _workload(name: str, measured: Measured, gloo: Gloo, seed: int) -> dict[str, Any]:
-    """One run: what a rank does, what is predicted, and what two did."""
+    """One run: the work of a rank, the predictions, and the two ranks."""
     single = Trace.from_json(measured.single["notes"]["trace"])
     trace = Trace.from_json(measured.answered["notes"]["trace"])
     work = Work(measured.single["figures"]["env_steps"], trace.updates)
@@ -116,23 +116,23 @@ def _workload(name: str, measured: Measured, gloo: Gloo, seed: int) -> dict[str,
 
 @dataclass(frozen=True)
 class Work:
-    """What a rank does in an iteration.
+    """The work of an iteration.
 
     Attributes:
-        env_steps: that it plays.
-        updates: that all make together.
+        env_steps: env steps of a rank.
+        updates: updates, the same on all ranks.
     """
 
     env_steps: float
     updates: int
 
     def figures(self, found: Prediction, world: int, alone_s: float) -> dict[str, float]:
-        """Rates and times of so many ranks, in units for people.
+        """Rates and times of `world` ranks, in the units of the tables.
 
         Args:
-            found: seconds.
+            found: times in s.
             world: ranks, W.
-            alone_s: seconds of an iteration of a single rank.
+            alone_s: time of an iteration of a single rank in s.
         """
         return {
             "env_steps_per_s": world * self.env_steps / found.iteration_s,
@@ -148,7 +148,7 @@ class Work:
 
 
 def _as_measured(answers: list[dict[str, Any]]) -> Prediction:
-    """What ranks did together, in the terms of the model."""
+    """The measured ranks, as a prediction of the model would describe them."""
     traces = [Trace.from_json(answer["notes"]["trace"]) for answer in answers]
     calls = [i for i, (name, _) in enumerate(traces[0].events) if name in COLLECTIVES]
     came, left = (np.max([getattr(trace, at)[:, calls] for trace in traces], 0) for at in ("entered", "left"))
@@ -163,7 +163,7 @@ def _as_measured(answers: list[dict[str, Any]]) -> Prediction:
 
 
 def _check(predicted: dict[str, float], measured: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Both beside each other, and the error of the prediction."""
+    """Measurement, prediction and its error."""
     return {
         name: {"predicted": value, "measured": measured[name], "error": value / measured[name] - 1}
         for name, value in predicted.items()

@@ -1,11 +1,11 @@
-"""Results in Markdown: for the terminal what was measured, for docs/benchmarks.md what is predicted."""
+"""Results in Markdown: measurements for the terminal, predictions for docs/benchmarks.md."""
 
 import textwrap
 from typing import Any
 
 from benchmarks.report import BUSY
 
-# of the check; the other figures follow from them
+# figures of the comparison; the others follow from them
 CHECKED = {
     "env_steps_per_s": "env steps/s",
     "update_ms": "an update, ms",
@@ -14,14 +14,14 @@ CHECKED = {
     "messages_ms": "messages",
     "waiting_ms": "waits for the other",
 }
-# ranks whose updates are shown
+# numbers of ranks whose update times are shown
 UPDATES_OF = (1, 8, 64)
 MOST = 64
 PAGE_WIDTH = 120
 
 
 def messages_table(found: dict[str, Any]) -> str:
-    """What messages cost here."""
+    """The cost of messages on this machine."""
     lines = [f"\nA hop over loopback takes {found['hop_us']:.0f} us; on top of it:\n"]
     lines += ["| call | fixed, us | MB/s | two ranks, median us by bytes |", "|---|---|---|---|"]
     for kind, cost in found["messages"].items():
@@ -32,7 +32,7 @@ def messages_table(found: dict[str, Any]) -> str:
 
 
 def check_table(found: dict[str, Any]) -> str:
-    """Two ranks, as predicted and as they were."""
+    """Two ranks, predicted and measured."""
     lines = ["\nTwo ranks on this machine, predicted / measured (error):\n"]
     lines += ["| | " + " | ".join(CHECKED.values()) + " |", "|---" * (len(CHECKED) + 1) + "|"]
     lacking = []
@@ -60,7 +60,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def _cells(predicted: dict[str, Any]) -> list[str]:
-    """Rates of all numbers of ranks, where they lose half, what 64 lose it to, and the time of an update."""
+    """Rates by number of ranks, where half is lost, the causes at 64 ranks, and the time of an update."""
     ranks = {int(world): row for world, row in predicted["ranks"].items()}
     rates = [f"{row['env_steps_per_s']:,.0f} ({row['efficiency']:.0%})" for row in ranks.values()]
     halved = f"from {predicted['halved_at']}" if predicted["halved_at"] else "never"
@@ -69,15 +69,15 @@ def _cells(predicted: dict[str, Any]) -> list[str]:
 
 
 def _checks(found: dict[str, Any]) -> list[str]:
-    """What two ranks really did, run by run, in lines as long as that page's."""
+    """The measured two ranks by run, wrapped like the page."""
     checks = [workload["check"] for workload in found["workloads"].values()]
-    said = []
+    parts = []
     for name, unit, style in (("env_steps_per_s", "env steps/s", ",.0f"), ("update_ms", "ms an update", ".3g")):
         compared = [check[name] for check in checks]
         measured = " / ".join(f"{at['measured']:{style}}" for at in compared)
         errors = " / ".join(f"{at['error']:+.0%}" for at in compared)
-        said.append(f"{measured} {unit} (predicted: {errors})")
-    text = f"Two real ranks on two cores made {said[0]}, at {said[1]}."
+        parts.append(f"{measured} {unit} (predicted: {errors})")
+    text = f"Two real ranks on two cores made {parts[0]}, at {parts[1]}."
     return textwrap.wrap(text, PAGE_WIDTH, break_on_hyphens=False)
 
 

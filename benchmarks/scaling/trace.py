@@ -1,4 +1,4 @@
-"""When a rank computes and when it talks: every collective call with its bytes, iteration by iteration."""
+"""Records the collective calls of a rank, with their bytes and times, by iteration."""
 
 import itertools
 import time
@@ -14,22 +14,22 @@ from torch import distributed
 from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.losses import TDLoss
 
-# which of the arguments is what a rank says
+# index of the argument that a rank sends
 COLLECTIVES = {"all_reduce": 0, "all_gather": 1, "broadcast": 0}
-# no calls: an iteration's batch is there, an update is done
+# events that are not calls: the batch of an iteration, the end of an update
 BATCH, UPDATE = "batch", "update"
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """I iterations of a rank, each the same E events in the same order, the last of which ends it.
+    """I iterations of a rank with the same E events each, the last of which ends the iteration.
 
     Attributes:
-        events: name and bytes of each; bytes are 0 of what is no call.
-        begun: (I,) seconds, on a clock that all processes of a machine share.
-        entered: (I, E) seconds, when each call was made.
-        left: (I, E) seconds, when it had been answered.
+        events: name and bytes of each; bytes are 0 for events that are not calls.
+        begun: (I,) start times in s, on a clock shared by all processes of the machine.
+        entered: (I, E) entry times in s.
+        left: (I, E) return times in s.
     """
 
     events: list[tuple[str, int]]
@@ -39,7 +39,7 @@ class Trace:
 
     @property
     def gaps(self) -> Floats:
-        """(I, E) seconds that this rank was busy before each event."""
+        """(I, E) compute times in s before each event."""
         return self.entered - np.column_stack([self.begun, self.left[:, :-1]])
 
     @property
@@ -49,7 +49,7 @@ class Trace:
 
     @property
     def updates(self) -> int:
-        """In an iteration."""
+        """Number of updates in an iteration."""
         return sum(name == UPDATE for name, _ in self.events)
 
     def latencies(self) -> Floats:
@@ -63,40 +63,40 @@ class Trace:
         return np.concatenate(found)
 
     def as_json(self) -> dict[str, Any]:
-        """Lists and numbers."""
+        """The trace as lists and numbers."""
         times = {"begun": self.begun, "entered": self.entered, "left": self.left}
         return {"events": self.events, **{name: array.tolist() for name, array in times.items()}}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Trace":
-        """What `as_json` gave."""
+        """A trace from `as_json`."""
         events = [(name, size) for name, size in content["events"]]
         return cls(events, *(np.array(content[name]) for name in ("begun", "entered", "left")))
 
 
 class Recorder:
-    """Writes down every collective call of this process, and marks between them, while it is asked to."""
+    """Records all collective calls of this process, and marks between them, while it is active."""
 
     def __init__(self) -> None:
         self.running = False
         self._events: list[tuple[str, int, float, float]] = []
 
     def listen(self) -> None:
-        """Stand between torch.distributed and all who call it."""
+        """Wrap the functions of torch.distributed."""
         for name, place in COLLECTIVES.items():
             setattr(distributed, name, self._timed(name, place, getattr(distributed, name)))
 
     def mark(self, name: str) -> None:
-        """Note a moment that is no call."""
+        """Record an event that is not a call."""
         if self.running:
             now = time.perf_counter()
             self._events.append((name, 0, now, now))
 
     def trace(self) -> Trace:
-        """All whole iterations: from one meeting of the ranks to the next, or with one rank from batch to batch.
+        """All complete iterations: between synchronizations of env steps, or between batches for a single rank.
 
         Raises:
-            RuntimeError: if they are not alike.
+            RuntimeError: if their events differ.
         """
         last = "all_gather" if any(event[0] == "all_gather" for event in self._events) else BATCH
         ends = [i for i, event in enumerate(self._events) if event[0] == last]
@@ -121,12 +121,12 @@ class Recorder:
 
 
 class TraceClock(UpdateCallback):
-    """Lets a recorder run for so many iterations, then ends the fit; the last among the callbacks.
+    """Activates a recorder for some iterations, then ends the fit; must be the last callback.
 
     Args:
-        recorder: that is told of batches and updates too.
-        skipped: iterations with updates before it runs.
-        measured: iterations that it runs for.
+        recorder: also receives marks of batches and updates.
+        skipped: iterations with updates before the recording.
+        measured: recorded iterations.
     """
 
     def __init__(self, recorder: Recorder, skipped: int, measured: int) -> None:
@@ -136,7 +136,7 @@ class TraceClock(UpdateCallback):
         self.env_steps = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Mark where the updates of an iteration begin: its batch is there."""
+        """Mark each batch before its updates."""
         prepare = pl_module.prepare_batch
 
         def prepare_batch(batch: Any) -> Any:
@@ -146,11 +146,11 @@ class TraceClock(UpdateCallback):
         pl_module.prepare_batch = prepare_batch
 
     def on_update_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An update is done, the target net moved."""
+        """Mark the end of an update and its target update."""
         self._recorder.mark(UPDATE)
 
     def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
-        """Begin or end, if it is time; `env_steps` are then those of an iteration, of all ranks."""
+        """Start or end the recording if due; `env_steps` is then set to those of an iteration of all ranks."""
         self._iterations += trainer.global_step > 0
         env_steps = trainer.datamodule.env_steps  # type: ignore[attr-defined]
         if self._iterations == self._first:

@@ -1,6 +1,6 @@
-"""What the ranks train: three runs as a user would write them, from the smallest update to one of millions of weights.
+"""The workloads of the ranks: three typical runs, from a small update to one of millions of weights.
 
-Nothing else happens in them: no evaluation, no checkpoint, no logger, and no epoch ends while they are measured.
+They have no evaluation, checkpoint or logger, and no epoch ends during a measurement.
 """
 
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from lightning_dqn import DQN, DQNDataModule
 Run = tuple[DQN, DQNDataModule, list[pl.Callback]]
 # longer than any measurement
 EPOCH_ENV_STEPS = 10_000_000
-# of Pong; enough that draws come from RAM, and filled in a second
+# for Pong; large enough that draws come from RAM, and filled within a second
 PONG_WARMUP_ENV_STEPS = 1_500
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One of the runs.
+    """One workload.
 
     Attributes:
-        title: in words.
-        make: the learner, its data and the schedules.
-        skipped: iterations with updates before any is looked at.
-        measured: iterations that are, but for one.
+        title: title in the tables.
+        make: makes the model, the data and the schedules.
+        skipped: iterations with updates before the measurement.
+        measured: recorded iterations, one more than are evaluated.
     """
 
     title: str

@@ -1,1 +1,1 @@
-"""Scores at the end of training: configs x variants x seeds by the command line, see `python -m benchmarks.scores`."""
+"""Scores at the end of training, by configuration, variant and seed; see `python -m benchmarks.scores`."""

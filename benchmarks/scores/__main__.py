@@ -1,10 +1,9 @@
-"""`python -m benchmarks.scores`: how well the agents play at the end of training, over several seeds.
+"""`python -m benchmarks.scores`: scores of agents at the end of training, over several seeds.
 
-Every run is `python -m lightning_dqn fit --config ...` with a variant's words, then `test` of its `last.ckpt` over 100
-fresh greedy episodes; the best checkpoint is never looked at. Results go to benchmarks/results/scores.json and
-scores.png, beside what is there. Ctrl-C stops; the same command goes on, since finished runs are kept in the work
-folder, and not repeated either where the results hold them already: only where settings have changed. Another --out
-begins anew.
+Every run is `python -m lightning_dqn fit --config ...` with the arguments of a variant, then `test` of its `last.ckpt`
+over 100 new greedy episodes; the best checkpoint is not used. Results go to benchmarks/results/scores.json and
+scores.png, in addition to existing ones. After Ctrl-C the same command continues: finished runs in the work folder or
+in the results are repeated only if their settings have changed. Another --out starts from scratch.
 """
 
 import argparse
@@ -32,9 +31,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--variants", nargs="+", choices=variants, default=variants, metavar="NAME", help=", ".join(variants)
     )
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of each, from 0 (5)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each pinned to a core of its own (1)")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds that one run may take (3600)")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds per variant, from 0 (5)")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, each pinned to a separate core (1)")
+    parser.add_argument("--timeout", type=float, default=3600, help="time limit of a run in s (3600)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "scores", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=report.default_out(), help="folder of the results")
     parser.add_argument("--dry", action="store_true", help="print the commands only")
@@ -44,20 +43,20 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--jobs {given.jobs}: this process may use {len(cores)} cores, {cores}")
     if given.seeds < 1:
         parser.error(f"--seeds {given.seeds}: must be at least 1")
-    # `fit` runs in the repository
+    # `fit` runs in the root of the repository
     given.work = given.work.resolve()
     return given
 
 
 def available_cores() -> list[int]:
-    """CPUs that this process may use; -1 stands for one that can't be pinned to."""
+    """CPUs that this process may use; -1 if processes can't be pinned."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return [-1] * (os.cpu_count() or 1)
 
 
 def main() -> None:
-    """Run what is not finished, then report all that is."""
+    """Run all unfinished runs, then report all results."""
     given = arguments()
     runs = runs_of(given.only, given.variants, given.seeds)
     if given.dry:
@@ -69,7 +68,7 @@ def main() -> None:
     due = [run for run in runs if run not in results and not report.holds(before, run)]
     _say(f"{len(runs)} runs, {len(runs) - len(due)} of them finished before")
     failed, interrupted = [], False
-    # the last cores are the least used by others
+    # the last cores are the least used by other processes
     runner = Runner(given.work, available_cores()[-given.jobs :], given.timeout)
     with contextlib.closing(runner.play(due)) as played:
         try:
@@ -89,7 +88,7 @@ def main() -> None:
 
 
 def _report(out: Path, results: dict[Run, Result]) -> None:
-    """Merge, draw and print."""
+    """Merge, plot and print the results."""
     where = {name: value for name, value in machine(Job()).items() if name in ("cpu", "cpu_count", "system")}
     scores = report.merge(report.load(out / "scores.json"), results.items(), where)
     report.save(out / "scores.json", scores)

@@ -1,4 +1,4 @@
-"""Draws the learning curves: a panel an environment, a line a variant, a band from its worst seed to its best."""
+"""Plots learning curves: a panel per environment, a line per variant, and a band from its worst to its best seed."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from benchmarks.scores.plan import ENVIRONMENTS, VARIANTS, Environment
 
 COLUMNS = 2
-# an evaluation of a few episodes jumps; of its neighbours' mean less so
+# evaluations of a few episodes are noisy; the mean with the neighbors is less so
 SMOOTH = 3
 
 
 def draw(path: Path, scores: dict[str, Any]) -> None:
-    """Write the picture of all learning curves.
+    """Write the figure of all learning curves.
 
     Args:
-        path: of the PNG.
-        scores: what scores.json holds.
+        path: path of the PNG.
+        scores: content of scores.json.
     """
     shown = [environment for environment in ENVIRONMENTS if environment.name in scores["environments"]]
     rows = -(-len(shown) // COLUMNS)
@@ -39,7 +39,7 @@ def draw(path: Path, scores: dict[str, Any]) -> None:
 
 
 def _panel(panel: Axes, environment: Environment, variants: dict[str, Any]) -> dict[str, Any]:
-    """Draw one environment; the lines by name."""
+    """Plot one environment; returns the lines by name."""
     lines = {}
     for number, variant in enumerate(VARIANTS):
         if variant.name not in variants:
@@ -66,7 +66,7 @@ def _panel(panel: Axes, environment: Environment, variants: dict[str, Any]) -> d
 
 
 def curves(seeds: list[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Env steps (E,) and returns (R, E) of R seeds at E evaluations, each the mean of its neighbours and itself."""
+    """Env steps (E,) and returns (R, E) of R seeds at E evaluations, each the mean of itself and its neighbors."""
     length = min(len(seed["curve"]) for seed in seeds)
     points = np.array([seed["curve"][:length] for seed in seeds], np.float64)
     values = points[..., 1]

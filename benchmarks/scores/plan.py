@@ -1,4 +1,4 @@
-"""What is trained: the environments with their configurations, and the variants as words of the command line."""
+"""The environments with their configurations, and the variants as arguments of the command line."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -9,16 +9,16 @@ CONFIGS = Path("configs")
 
 @dataclass(frozen=True)
 class Environment:
-    """One panel of the picture, and one table.
+    """One panel of the figure, and one table.
 
     Attributes:
-        name: for `--only`, and of its folder.
-        env_id: Gymnasium's.
-        config: file of its settings, from the repository root.
-        env_steps: of training.
+        name: name for `--only` and for its folder.
+        env_id: id in Gymnasium.
+        config: path of its configuration from the repository root.
+        env_steps: env steps of training.
         random: mean return of random actions.
-        published: mean return of DQN after as many env steps, sb3-contrib's page; on v2 for LunarLander.
-        shown: returns at the bottom and the top of its panel.
+        published: mean return of DQN after as many env steps in sb3-contrib's documentation; of v2 for LunarLander.
+        shown: limits of the return axis.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Variant:
     """One line in each panel.
 
     Attributes:
-        name: for `--variants`, and of its folder.
-        words: of the command line, on top of the environment's configuration.
-        by_environment: further words that depend on it.
+        name: name for `--variants` and for its folder.
+        words: arguments in addition to the configuration of the environment.
+        by_environment: additional arguments by environment.
     """
 
     name: str
@@ -55,18 +55,18 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it lies in the work folder."""
+        """Path in the work folder."""
         return Path(self.environment.name, self.variant.name, str(self.seed))
 
     @property
     def words(self) -> list[str]:
-        """The settings on the command line: what is learnt, and nothing about where the run lies or what it shows."""
+        """The arguments that affect learning, without those of the run's folder and output."""
         further = f"{self.variant.words} {self.variant.by_environment.get(self.environment.name, '')}"
         return ["--config", self.environment.config, *further.split(), "--seed_everything", str(self.seed)]
 
     @property
     def configs(self) -> list[str]:
-        """Files that its words name, in their order."""
+        """Configuration files in the arguments, in order."""
         return [word for flag, word in zip(self.words, self.words[1:], strict=False) if flag == "--config"]
 
 
@@ -77,7 +77,7 @@ ENVIRONMENTS = (
     Environment("lunarlander", "LunarLander-v3", "configs/lunarlander.yaml", 100_000, -180.0, 195.0, (-250, 290)),
 )
 
-# discounted returns that occur: the support of C51's atoms
+# range of the discounted returns, for the atoms of C51
 ATOMS = {
     "cartpole": "--model.v_min 0 --model.v_max 100",
     "acrobot": "--model.v_min -100 --model.v_max 0",
@@ -85,7 +85,7 @@ ATOMS = {
     "lunarlander": "--model.v_min -200 --model.v_max 300",
 }
 
-# from the first env step to the last
+# over the whole run
 ANNEALED = {
     "cartpole": "--priorities.anneal_env_steps 50000",
     "acrobot": "--priorities.anneal_env_steps 100000",
@@ -93,7 +93,7 @@ ANNEALED = {
     "lunarlander": "--priorities.anneal_env_steps 100000",
 }
 
-# an update for every 8 env steps, of rollouts of 128; the learning rate falls over all of them
+# an update per 8 env steps, rollouts of 128 env steps; the learning rate decays over all updates
 ROLLOUTS = "--data.num_envs 8 --data.steps_per_iteration 16 --data.updates_per_iteration 16 --data.batch_size 32"
 ROLLOUTS += " --data.n_step 1 --model PQN --model.network.layer_norm true --model.clip_grad_norm 10"
 ROLLOUTS += " --model.td_lambda 0.9 --model.optimizer torch.optim.RAdam --model.optimizer.lr 1e-3"
@@ -104,24 +104,24 @@ UPDATES = {
     "lunarlander": "--model.lr_scheduler.total_iters 12500",
 }
 
-# what learns with the settings of DQN forgets again with C51's loss, unless its layers are normalised
+# with the settings of DQN, the loss of C51 needs layer norm against forgetting
 NORMED = {"cartpole": "--model.network.layer_norm true"}
 RAINBOW = {name: f"{ATOMS[name]} {ANNEALED[name]} {NORMED.get(name, '')}" for name in ATOMS}
-# and C51 alone less often with the epsilon of its paper, 0.01 / 32, and room above 100, the value of balancing for ever
+# C51 alone forgets less with the epsilon of its paper, 0.01 / 32, and atoms above 100, the value of endless balancing
 STEADY = f"{NORMED['cartpole']} --model.v_min 0 --model.v_max 120 --model.optimizer.eps 3e-4"
 CATEGORICAL = {**ATOMS, "cartpole": STEADY}
 
-# A later --config is merged into an earlier one; another --model keeps those of its init_args that the new class has.
+# A later --config is merged into an earlier one; another --model keeps the init_args that the new class accepts.
 VARIANTS = (
     Variant("dqn", "--model.double false"),
     Variant("double", "--model.double true"),
     Variant("dueling", "--model.network.dueling true"),
     Variant("per", "--data.sampler lightning_dqn.PrioritizedSampler", ANNEALED),
-    # where DQN itself sums three rewards already, five
+    # five-step returns where DQN already uses three steps
     Variant("n-step", "--data.n_step 3", {"mountaincar": "--data.n_step 5"}),
     Variant("qrdqn", "--model QRDQN"),
     Variant("c51", "--model C51", CATEGORICAL),
-    # a quarter of the paper's quantiles to choose by: they cost most of an update
+    # a quarter of the paper's policy quantiles, which take most of the time of an update
     Variant("iqn", "--model IQN --model.num_policy_quantiles 8"),
     Variant("munchausen", "--model.double false --model.munchausen true --data.n_step 1"),
     Variant("rainbow", "--config configs/rainbow.yaml", RAINBOW),
@@ -130,12 +130,12 @@ VARIANTS = (
 
 
 def runs_of(environments: list[str], variants: list[str], seeds: int) -> list[Run]:
-    """All runs that are asked for, seed by seed, so that a stop leaves each variant about as many.
+    """All chosen runs, seed by seed, so that after an interruption all variants have about as many.
 
     Args:
-        environments: names.
-        variants: names.
-        seeds: 0 to seeds - 1 are run.
+        environments: names of environments.
+        variants: names of variants.
+        seeds: number of seeds, from 0.
     """
     chosen = [environment for environment in ENVIRONMENTS if environment.name in environments]
     ways = [variant for variant in VARIANTS if variant.name in variants]

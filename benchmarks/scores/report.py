@@ -1,4 +1,4 @@
-"""From the runs' results to scores.json, the tables in Markdown and the picture of the learning curves."""
+"""Converts the results of runs to scores.json and Markdown tables."""
 
 import json
 import re
@@ -22,7 +22,7 @@ Scores = dict[str, Any]
 
 
 def entry(result: Result) -> dict[str, Any]:
-    """What scores.json keeps of one run."""
+    """The entry of one run in scores.json."""
     returns = result["returns"]
     return {
         "score": round(statistics.fmean(returns), 3),
@@ -39,19 +39,19 @@ def entry(result: Result) -> dict[str, Any]:
 
 
 def holds(scores: Scores, run: Run) -> bool:
-    """Whether a run with these settings is among the results, wherever it was made."""
+    """Whether the results contain a run with these settings, from any machine."""
     variants = scores.get("environments", {}).get(run.environment.name, {}).get("variants", {})
     variant = variants.get(run.variant.name, {"key": None, "seeds": {}})
     return variant["key"] == key(run) and str(run.seed) in variant["seeds"]
 
 
 def merge(scores: Scores, results: Iterable[tuple[Run, Result]], where: dict[str, Any]) -> Scores:
-    """Enter results among those that are there; seeds that other settings were used for are dropped.
+    """Add results to existing ones; existing seeds with other settings are removed.
 
     Args:
-        scores: what scores.json holds, or nothing; changed in place.
-        results: of runs, in any order.
-        where: the machine.
+        scores: content of scores.json, or an empty dictionary; changed in place.
+        results: results of runs, in any order.
+        where: description of the machine.
     """
     scores.setdefault("environments", {})
     for run, result in results:
@@ -75,7 +75,7 @@ def _scores_of(variant: dict[str, Any]) -> list[float]:
 
 
 def _overall(scores: Scores) -> dict[str, Any]:
-    """Each variant over the environments that all of them were run in, 0 for random play and 1 for published DQN."""
+    """Scores over the environments common to all variants, with 0 for random actions and 1 for published DQN."""
     places = {e: scores["environments"].get(e.name, {}).get("variants", {}) for e in ENVIRONMENTS}
     overall = {}
     for variant in VARIANTS:
@@ -90,7 +90,7 @@ def _overall(scores: Scores) -> dict[str, Any]:
 
 
 def rounded(figures: dict[str, Any], digits: int = 2) -> dict[str, Any]:
-    """The same with fewer digits."""
+    """The value with rounded numbers."""
     return {
         name: [round(each, digits) for each in value] if isinstance(value, list) else round(value, digits)
         for name, value in figures.items()
@@ -98,12 +98,12 @@ def rounded(figures: dict[str, Any], digits: int = 2) -> dict[str, Any]:
 
 
 def load(path: Path) -> Scores:
-    """What a file of scores holds; nothing where there is none."""
+    """Read a file of scores; empty if it does not exist."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def save(path: Path, scores: Scores) -> None:
-    """Write a file of scores, a list of numbers a line."""
+    """Write a file of scores, with one list of numbers per line."""
     text = json.dumps(scores, indent=1)
     # innermost lists first, then lists of them
     for pattern in (r"\[[^\[\]{}]*\]", r"\[(?:\s*\[[^\[\]{}]*\],?)+\s*\]"):
@@ -113,7 +113,7 @@ def save(path: Path, scores: Scores) -> None:
 
 
 def tables(scores: Scores) -> str:
-    """All scores in Markdown: a table an environment, and one over all of them."""
+    """All scores in Markdown: a table per environment, and one over all environments."""
     parts = [scores["protocol"][0].upper() + scores["protocol"][1:] + ".\n"]
     for environment in ENVIRONMENTS:
         if environment.name in scores["environments"]:

@@ -1,4 +1,4 @@
-"""Writes what a test has played: one number an episode."""
+"""Writes the return of each test episode."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ class ReturnsWriter(Callback):
     """Writes the returns of all test episodes, as a list in JSON.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -21,9 +21,9 @@ class ReturnsWriter(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Keep one episode."""
+        """Add one episode."""
         self._returns.append(float(batch.episode_return))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them."""
+        """Write the file."""
         Path(self.path).write_text(json.dumps(self._returns))

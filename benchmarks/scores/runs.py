@@ -1,6 +1,6 @@
-"""Trains and tests the runs, each in processes of its own on a core of its own; finished ones are not repeated.
+"""Trains and tests runs in parallel processes, each on a separate core; finished runs are not repeated.
 
-A run's folder holds the run itself, `output`, `returns.json` and, once all is done, `result.json`.
+The folder of a run contains the run, `output`, `returns.json` and finally `result.json`.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from benchmarks.scores.plan import Run
 
 EPISODES = 100
 OUTPUT_LINES = 15
-# nothing that is shown or kept takes part in what is learnt
+# options of the output do not affect learning
 QUIET = "--trainer.logger CSVLogger --trainer.enable_progress_bar false --video.episodes 0"
 FIT = f"fit {QUIET} --data.save_memory false"
 TEST = "test --trainer.enable_progress_bar false --video.episodes 0"
@@ -38,16 +38,16 @@ Result = dict[str, Any]
 
 
 class FailedError(Exception):
-    """A run's process did not end well; says which and how."""
+    """A process of a run failed; the message contains its command and output."""
 
 
 class Runner:
-    """Works through runs side by side.
+    """Executes runs in parallel.
 
     Args:
         work: folder of all runs.
-        cores: CPUs to use, one run at a time on each; -1 stands for any.
-        timeout_s: seconds that one process may take.
+        cores: CPUs to use, one run at a time on each; -1 for any CPU.
+        timeout_s: time limit of a process in s.
     """
 
     def __init__(self, work: Path, cores: list[int], timeout_s: float) -> None:
@@ -62,7 +62,7 @@ class Runner:
         self._stopped = False
 
     def play(self, runs: list[Run]) -> Iterator[tuple[Run, Result | FailedError]]:
-        """Give each run's result when it is there. Where the caller is interrupted, all processes end."""
+        """Yield the result of each run when it has finished. If the caller is interrupted, all processes are ended."""
         pool = ThreadPoolExecutor(self.jobs)
         futures = {pool.submit(self._one, run): run for run in runs}
         try:
@@ -76,7 +76,7 @@ class Runner:
             pool.shutdown(cancel_futures=True)
 
     def _one(self, run: Run) -> Result:
-        """Train and test one run from its beginning."""
+        """Train and test one run from the start."""
         folder = self.work / run.folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -99,10 +99,10 @@ class Runner:
         return result
 
     def _process(self, words: list[str], output: Path, core: int) -> tuple[float, float]:
-        """Run the command line; seconds by the clock, and of the processor.
+        """Run the command line; returns wall time and CPU time in s.
 
         Raises:
-            FailedError: unless it ends with 0 in time.
+            FailedError: if the exit code is not 0, or the time is up.
         """
         start = time.monotonic()
         with output.open("ab") as file, self._lock:
@@ -115,7 +115,7 @@ class Runner:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                # Ctrl-C is ours to pass on
+                # Ctrl-C is handled by this process
                 start_new_session=True,
             )
             self._processes.add(process)
@@ -124,7 +124,7 @@ class Runner:
                 os.sched_setaffinity(process.pid, {core})
         timer = threading.Timer(self.timeout_s, _kill, [process])
         timer.start()
-        # the only wait that tells what the process has used
+        # the only wait function that returns the resource usage
         _, status, usage = os.wait4(process.pid, 0)
         timer.cancel()
         with self._lock:
@@ -132,8 +132,8 @@ class Runner:
             self._processes.discard(process)
         if process.returncode:
             last = output.read_text(errors="replace").splitlines()[-OUTPUT_LINES:]
-            said = "\n".join(["", *last])
-            raise FailedError(f"exit code {process.returncode}: python -m lightning_dqn {' '.join(words)}{said}")
+            tail = "\n".join(["", *last])
+            raise FailedError(f"exit code {process.returncode}: python -m lightning_dqn {' '.join(words)}{tail}")
         return time.monotonic() - start, usage.ru_utime + usage.ru_stime
 
     def _end_all(self) -> None:
@@ -144,26 +144,26 @@ class Runner:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process that has not been waited for, and what it has started."""
+    """Kill a running process and its children."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def command(run: Run) -> str:
-    """What trains the same agent, to be typed."""
+    """The shell command that trains the same agent."""
     return f"python -m lightning_dqn fit {' '.join(run.words)}"
 
 
 def key(run: Run) -> str:
-    """Names the settings of a run but for its seed: its words and what their files say, comments apart."""
+    """A hash of the settings of a run without its seed: its arguments and the content of its configuration files."""
     without_seed = run.words[:-1]
-    said = [yaml.safe_load((ROOT / name).read_text()) if (ROOT / name).is_file() else None for name in run.configs]
-    return hashlib.sha256(json.dumps([without_seed, said]).encode()).hexdigest()[:16]
+    contents = [yaml.safe_load((ROOT / name).read_text()) if (ROOT / name).is_file() else None for name in run.configs]
+    return hashlib.sha256(json.dumps([without_seed, contents]).encode()).hexdigest()[:16]
 
 
 def finished(work: Path, run: Run) -> Result | None:
-    """The result of a run with these settings, if it was ever finished."""
+    """The result of a finished run with these settings, or None."""
     path = work / run.folder / "result.json"
     if not path.is_file():
         return None
@@ -180,7 +180,7 @@ def read_curve(folder: Path) -> list[tuple[int, float]]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that is never half there."""
+    """Write a file atomically."""
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     beside.write_text(text)
     beside.replace(path)

@@ -1,7 +1,7 @@
 """Mean, interquartile mean and bootstrap intervals of scores over training seeds (Agarwal et al. 2021).
 
-Legend: R runs, T tasks. A run's score is its mean over evaluation episodes; runs are what is resampled, since episodes
-of one agent say nothing about how another training would have ended.
+Legend: R runs, T tasks. A run's score is its mean over evaluation episodes; runs are resampled, since the
+episodes of one agent have no information about another training.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ Scores = NDArray[np.float64]
 
 
 def interquartile_mean(scores: Scores) -> Any:
-    """Mean of what is left when the lowest and the highest quarter are cut off, along the last axis.
+    """Mean without the lowest and the highest quarter, along the last axis.
 
     A quarter is rounded down to whole scores, as scipy's `trim_mean` and so the paper's library does: of 5 the
-    middle 3 are left.
+    middle 3 remain.
     """
     count = scores.shape[-1]
     cut = count // 4
@@ -31,8 +31,8 @@ def stratified_interval(tasks: Sequence[Sequence[float]], seed: int = 0) -> tupl
     """95% percentile bootstrap interval of the interquartile mean over all tasks' runs.
 
     Args:
-        tasks: T lists of the scores of their R runs; R may differ. Runs are drawn anew within each task (strata).
-        seed: of the resampling.
+        tasks: T lists of the scores of their R runs; R may differ. Runs are resampled within each task (strata).
+        seed: seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     drawn = [rng.choice(np.asarray(scores, np.float64), (RESAMPLES, len(scores))) for scores in tasks]
@@ -57,5 +57,5 @@ def summary(tasks: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 
 def normalized(score: float, random: float, published: float) -> float:
-    """0 for random actions, 1 for the published score, and linear between and beyond."""
+    """Linear normalization: 0 for random actions, 1 for the published score."""
     return (score - random) / (published - random)

@@ -1,4 +1,4 @@
-"""Makes environments from their ids; see `making`, and `atari` for the games."""
+"""Makes environments from their ids (`factory`), with the Atari protocol in `atari`."""
 
 from lightning_dqn.envs.factory import EnvSettings as EnvSettings
 from lightning_dqn.envs.factory import EnvWrapper as EnvWrapper

@@ -1,7 +1,7 @@
-"""Atari games as they are learnt from (Mnih et al. 2015, methods; Machado et al. 2018).
+"""Atari games with the usual preprocessing (Mnih et al. 2015, methods; Machado et al. 2018).
 
-One protocol for both forms of a game: many of them stepped by the emulator's own threads, to learn from, and a single
-one behind Gymnasium's wrapper, to be evaluated and filmed.
+`AtariConfig` configures both forms of a game: ALE's vector environment for training, and a single environment with
+Gymnasium's wrapper for evaluation and videos.
 """
 
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.wrappers import AtariPreprocessing
 from numpy.typing import NDArray
 
-# of the console, in real time
+# frame rate of the console
 FRAMES_PER_SECOND = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtariConfig:
-    """How a game is played and shown: the arguments that an Atari game takes here.
+    """Preprocessing of an Atari game: its `env_kwargs`.
 
     Attributes:
-        frameskip: frames that an action lasts; of the last two the brighter pixels are shown.
-        noop_max: most steps without an action at the start of an episode; as many as chance says are played.
-        repeat_action_probability: chance in each frame that the last action sticks: .25 as in v5 (Machado et al. 2018,
-            section 5), 0 as in the classical protocol.
-        full_action_space: whether there are 18 actions in every game, not those alone that it knows.
-        max_num_frames_per_episode: after which an episode is cut: half an hour.
-        grayscale: whether colours are left out.
+        frameskip: frames per action; the observation is the pixelwise maximum of the last two.
+        noop_max: maximum number of random no-op steps at the start of an episode.
+        repeat_action_probability: probability per frame of repeating the previous action: 0.25 as in v5 (Machado et al.
+            2018, section 5), 0 as in the original protocol.
+        full_action_space: whether to use all 18 actions instead of the game's minimal set.
+        max_num_frames_per_episode: frames after which an episode is truncated; the default is half an hour.
+        grayscale: whether to convert frames to grayscale.
         screen_size: height and width of a frame in pixels.
-        reward_clipping: whether rewards learnt from are cut off at -1 and 1; evaluation never does that.
+        reward_clipping: whether to clip training rewards to [-1, 1]; evaluation rewards are not clipped.
         episodic_life: whether a lost life terminates the episode in training, while the game continues; evaluation
             plays whole games.
-        num_threads: of the emulators that are learnt from; 0 for one a core.
+        num_threads: threads of the emulators in training; 0 for one per core.
     """
 
     frameskip: int = 4
@@ -49,16 +49,16 @@ class AtariConfig:
 
 
 def make_game(env_id: str, protocol: AtariConfig, render_mode: str | None) -> gym.Env[Any, Any]:
-    """One game, with its true rewards and whole episodes; observations (H, W) or (H, W, 3), uint8.
+    """One game, with unclipped rewards and whole episodes; observations (H, W) or (H, W, 3), uint8.
 
     Args:
-        env_id: of a game of the Arcade Learning Environment.
-        protocol: how it is played.
+        env_id: id of a game of the Arcade Learning Environment.
+        protocol: the preprocessing.
         render_mode: as in `gymnasium.make`.
     """
     game = gym.make(
         env_id,
-        # the wrapper skips
+        # AtariPreprocessing skips frames
         frameskip=1,
         repeat_action_probability=protocol.repeat_action_probability,
         full_action_space=protocol.full_action_space,
@@ -72,19 +72,19 @@ def make_game(env_id: str, protocol: AtariConfig, render_mode: str | None) -> gy
         screen_size=protocol.screen_size,
         grayscale_obs=protocol.grayscale,
     )
-    # a film has one picture a step
+    # a video has one frame per step
     env.metadata = {**env.metadata, "render_fps": FRAMES_PER_SECOND / protocol.frameskip}
     return env
 
 
 def make_atari_vec(env_id: str, num_envs: int, protocol: AtariConfig, frame_stack: int) -> VectorEnv[Any, Any, Any]:
-    """Games to learn from; observations (N, frame_stack, H, W), or (N, frame_stack, H, W, 3), uint8.
+    """A vector of games for training; observations (N, frame_stack, H, W), or (N, frame_stack, H, W, 3), uint8.
 
     Args:
-        env_id: of a game of the Arcade Learning Environment.
-        num_envs: how many, N.
-        protocol: how they are played.
-        frame_stack: frames that are shown together, oldest first, black ones before an episode's first.
+        env_id: id of a game of the Arcade Learning Environment.
+        num_envs: number of games, N.
+        protocol: the preprocessing.
+        frame_stack: frames in an observation, oldest first; zeros before the first frame of an episode.
     """
     games = gym.make_vec(
         env_id,
@@ -100,22 +100,23 @@ def make_atari_vec(env_id: str, num_envs: int, protocol: AtariConfig, frame_stac
         img_width=protocol.screen_size,
         stack_num=frame_stack,
         reward_clipping=protocol.reward_clipping,
-        # what it calls episodic_life starts the whole game anew
+        # the episodic_life of ALE would restart the game
         life_loss_info=protocol.episodic_life,
         num_threads=protocol.num_threads,
-        # an agent that has to press it learns to, and is evaluated without help
+        # the agent learns to press FIRE, since evaluation does not press it either
         use_fire_reset=False,
     )
     return EpisodicLifeVectorEnv(games) if protocol.episodic_life else games
 
 
 class EpisodicLifeVectorEnv(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArray[Any]]):
-    """Makes each life of a game an episode; frames before its first are zeros.
+    """Makes each life of a game an episode; stacked frames before its first are zeros.
 
     The step after a lost life is a real step; treating it as a reset step drops one transition.
 
     Args:
-        games: return terminated=True for a lost life, without a reset; observations (N, frame_stack, H, W).
+        games: vector environment that returns terminated=True for a lost life, without a reset; observations (N,
+            frame_stack, H, W).
     """
 
     def __init__(self, games: VectorEnv[Any, Any, Any]) -> None:
@@ -124,12 +125,12 @@ class EpisodicLifeVectorEnv(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArr
         self._over = np.zeros(games.num_envs, np.bool_)
 
     def reset(self, **kwargs: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Begin a game in each."""
+        """Begin all games; observations (N, frame_stack, H, W)."""
         self._age[:], self._over[:] = 0, False
         return self.env.reset(**kwargs)
 
     def step(self, actions: NDArray[Any]) -> Any:
-        """Apply actions (N,) and wait for what comes of them."""
+        """Apply actions (N,) and wait for the result."""
         self.send(actions)
         return self.recv()
 
@@ -138,7 +139,7 @@ class EpisodicLifeVectorEnv(VectorWrapper[NDArray[np.uint8], NDArray[Any], NDArr
         self.env.send(actions)  # type: ignore[attr-defined]
 
     def recv(self) -> Any:
-        """What came of the actions sent last, as from `step`."""
+        """The result of the actions sent last, as from `step`."""
         observation, *outcome = self.env.recv()  # type: ignore[attr-defined]
         self._age = np.where(self._over, 0, self._age + 1)
         terminated, truncated = outcome[1:3]

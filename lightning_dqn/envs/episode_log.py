@@ -1,4 +1,4 @@
-"""Logs the seed and the actions of an environment's episode, by which another copy can play it again.
+"""Logs the seed and the actions of an environment's episode, from which another copy can replay it.
 
 `resume.env_state` reads and writes the logs of a vector of environments. Legend: T actions.
 """
@@ -19,17 +19,17 @@ from lightning_dqn.resume.env_state import MAX_LOGGED_ACTIONS, EnvLog
 
 
 class EpisodeLog(gym.Wrapper[Any, Any, Any, Any]):
-    """Gives every episode a seed of its own and logs its actions.
+    """Seeds every episode separately and logs its actions.
 
-    A `reset(seed=s)` begins a sequence of episodes. Each of them is seeded from s and its number, so an episode is
-    (s, number, actions): an environment that draws all its random numbers from `reset(seed=...)` repeats it exactly,
+    A `reset(seed=s)` begins a sequence of episodes. Each is seeded from s and its number, so (s, number, actions)
+    defines an episode: an environment that draws all its random numbers from `reset(seed=...)` repeats it exactly,
     wherever its state is stored (Python, C, another process).
 
-    Where seeding is slow, as it is for Atari games, a log may span several episodes, of which only the first is seeded.
+    If seeding is slow, as for Atari games, a log may span several episodes, of which only the first is seeded.
 
     Args:
-        env: the environment with all its other wrappers.
-        reseed_after: actions that a log has at least before another episode is seeded; 0 to seed each one.
+        env: environment with all its other wrappers.
+        reseed_after: number of logged actions from which the next reset is seeded; 0 to seed every episode.
     """
 
     def __init__(self, env: gym.Env[Any, Any], *, reseed_after: int = 0) -> None:
@@ -38,47 +38,46 @@ class EpisodeLog(gym.Wrapper[Any, Any, Any, Any]):
         self._seed: int | None = None
         self._number = 0
         self._actions = array("q")
-        # actions before each unseeded reset
+        # number of actions before each unseeded reset
         self._resets = array("q")
         space = env.action_space
         self._width = 1 if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or ()))
         self._capacity = MAX_LOGGED_ACTIONS * self._width
-        # whether the next step resets: a vector environment that was just made doesn't know that an episode has ended
+        # whether the next step resets: a new vector environment does not know that the restored episode has ended
         self.reset_next = False
-        # whether the next reset is seeded although the log is short, since the environment did not repeat it
+        # whether the next reset is seeded although the log is short, because the environment did not repeat it
         self.reseed_next = False
         self._replay: Iterator[int] | None = None
         self._result: tuple[Any, float] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin the next episode, or, with a seed, the first one of a new sequence."""
+        """Begin the next episode or, with a seed, the first one of a new sequence."""
         self.reset_next = False
-        short = len(self._actions) < self.reseed_after * self._width and not self.reseed_next
-        if seed is None and self._seed is not None and short:
-            self._resets.append(len(self._actions) // self._width)
-            return self.env.reset(options=options)
-        if seed is None and self._seed is not None:
-            self._number += 1
-        else:
+        if seed is not None or self._seed is None:
             self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
             self._number = 0
+        elif self.reseed_next or len(self._actions) >= self.reseed_after * self._width:
+            self._number += 1
+        else:
+            self._resets.append(len(self._actions) // self._width)
+            return self.env.reset(options=options)
         self._actions, self._resets, self.reseed_next = array("q"), array("q"), False
         return self.env.reset(seed=self._episode_seed(), options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Log and apply an action; its outcome, or the first observation if the episode had ended before a restore."""
+        """Log and apply an action; reset instead if the episode had ended before a restore."""
         if self.reset_next:
             observation, info = self.reset()
             return observation, 0.0, False, False, info
         actions = self._actions
         if len(actions) < self._capacity:
-            # several at once come as an array
+            # a MultiDiscrete action is an array
             (actions.append if self._width == 1 else actions.extend)(action)
         return self.env.step(action)
 
     @property
     def episode_log(self) -> EnvLog:
-        """What the log holds, copied; setting it begins a replay, which `replay_for` continues."""
+        """A copy of the log; setting it begins a replay, which `replay_for` continues."""
         return EnvLog(
             seed=self._seed or 0,
             number=self._number,
@@ -88,33 +87,33 @@ class EpisodeLog(gym.Wrapper[Any, Any, Any, Any]):
 
     @episode_log.setter
     def episode_log(self, log: EnvLog) -> None:
-        """Take over a log, and begin its replay unless it is full."""
+        """Load a log, and begin its replay unless it is full."""
         self._seed, self._number = log.seed, log.number
         self._actions = array("q", log.actions.ravel().tolist())
         self._resets = array("q", log.resets.tolist())
         self._result, self._replay = None, None if log.is_full else self._repeat(log.actions)
 
     def replay_for(self, seconds: float) -> int:
-        """Continue a replay for about so long.
+        """Continue a replay for about `seconds`; an error of the environment ends it without a result.
 
         Returns:
-            Actions that are left, and one for the reset. An error of the environment ends the replay without a result.
+            Number of remaining actions plus one for the reset; 0 if the replay has ended.
         """
         until = time.monotonic() + seconds
         left: int = 1
         try:
             while self._replay is not None and time.monotonic() < until:
                 left = next(self._replay)
-        except Exception:  # StopIteration, or the environment's: it can't repeat the episode, whatever the reason
+        except Exception:  # StopIteration, or any error of an environment that can't repeat the episode
             self._replay = None
         return 0 if self._replay is None else left
 
     def replay_result(self) -> tuple[Any, float] | None:
-        """The last observation and the return of the last episode, replayed; None if it could not be played."""
+        """The replayed last observation and the return of the last episode; None if the replay failed."""
         return self._result
 
     def _repeat(self, actions: NDArray[np.int64]) -> Iterator[int]:
-        """Play the logged episodes; yields how much is left."""
+        """Replay the logged episodes; yields the number of remaining actions plus one."""
         observation, _ = self.env.reset(seed=self._episode_seed())
         left = 1 + len(actions)
         played = actions if self._width > 1 else actions[:, 0]
@@ -131,6 +130,6 @@ class EpisodeLog(gym.Wrapper[Any, Any, Any, Any]):
         self._result = observation, total
 
     def _episode_seed(self) -> int:
-        """Of 31 bits, which all environments take; a hash costs a tenth of a SeedSequence."""
+        """31 bits, which all environments accept; a hash takes a tenth of the time of a SeedSequence."""
         digest = hashlib.blake2b(b"%d %d" % (self._seed or 0, self._number), digest_size=4).digest()
         return int.from_bytes(digest, "little") >> 1

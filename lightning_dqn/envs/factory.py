@@ -1,7 +1,4 @@
-"""Makes environments: single ones to evaluate in, vectors of them to learn from.
-
-The start of the way of the data; nothing here knows of memories or networks.
-"""
+"""Makes environments: single ones for evaluation, vector environments for training."""
 
 import contextlib
 import copy
@@ -36,13 +33,13 @@ from lightning_dqn.envs.single import SingleVectorEnv
 
 Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
 EnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
-# the namespace of their ids
+# namespace of the ids of Atari games
 ATARI = "ALE"
-# a seeded reset loads the game again, which takes as long as 170 steps: 3% of the time between two of them
+# a seeded reset reloads the game, which takes as long as 170 steps: 3% of this interval
 ATARI_RESEED_AFTER = 5_000
-# what installs the games of a namespace
+# the extra of this package that installs the games of a namespace
 EXTRAS = {ATARI: "atari", "MinAtar": "minatar"}
-# wrappers whose running statistics differ between training and evaluation, and what does the same inside the agent
+# wrappers whose running statistics differ between training and evaluation, and the option that replaces them
 REPLACED_WRAPPERS: dict[type[gym.Env[Any, Any]], str] = {
     NormalizeObservation: "DQN(normalize_observations=True)",
     NormalizeReward: "DQN(reward_scale=...)",
@@ -54,14 +51,14 @@ class EnvSettings:
     """Settings from which a run makes all its environments.
 
     Attributes:
-        env_id: registered id, `module:Env-v0` included.
-        env_kwargs: its arguments, of any type; of an Atari game, those of `AtariConfig`. `{"from_env": NAME}`, at any
-            depth, stands for the value of an environment variable.
-        wrappers: what is put around it, the innermost first.
+        env_id: registered id, also as `module:Env-v0`.
+        env_kwargs: arguments of the environment, of any type; those of `AtariConfig` for Atari games. `{"from_env":
+            NAME}`, at any depth, is replaced by the value of an environment variable.
+        wrappers: wrappers, innermost first.
         frame_stack: observations stacked along a new first axis, oldest first; 1 for no stacking.
 
     Raises:
-        ValueError: if an argument is a secret that is given by value.
+        ValueError: if a secret is given by value.
     """
 
     env_id: str
@@ -85,7 +82,7 @@ def find_spec(env_id: str) -> EnvSpec:
         env_id: a registered id, or `module:Env-v0` to import a module that registers it.
 
     Raises:
-        ValueError: if no such environment, or no such module, is there.
+        ValueError: if there is no such environment or module.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -93,27 +90,29 @@ def find_spec(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"env_id={env_id}: there is no module {error.name!r}; install it or correct its name"
+                f"env_id={env_id}: there is no module {error.name!r}; install it or correct the name"
             ) from error
     _register_games(name)
     try:
         return gym.spec(name)
     except gym.error.Error as error:
         near = difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "a module that registers it is named as module:Env-v0"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "use module:Env-v0 to import a module that registers it"
+        )
         raise ValueError(f"env_id={env_id}: no such environment is registered; {hint}") from error
 
 
 def _register_games(env_id: str) -> None:
-    """Let packages of games that Gymnasium knows nothing of register theirs, when one is asked for.
+    """Register the games of ale_py or minatar if the id is in their namespace.
 
     Raises:
-        ValueError: if the package is not there.
+        ValueError: if the package is not installed.
     """
     namespace = env_id.partition("/")[0]
     try:
         if namespace == ATARI:
-            # which registers them
+            # the import registers the games
             importlib.import_module("ale_py")
         if namespace == "MinAtar" and "MinAtar/Breakout-v1" not in gym.registry:
             importlib.import_module("minatar.gym").register_envs()
@@ -124,10 +123,10 @@ def _register_games(env_id: str) -> None:
 
 
 def make_env(settings: EnvSettings, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """One environment, as it is evaluated: with true rewards and whole episodes.
+    """One environment for evaluation, with unclipped rewards and whole episodes.
 
     Args:
-        settings: which one.
+        settings: settings of the environment.
         render_mode: as in `gymnasium.make`.
 
     Raises:
@@ -138,7 +137,7 @@ def make_env(settings: EnvSettings, render_mode: str | None = None) -> gym.Env[A
         if settings.is_atari:
             env = make_game(settings.env_id, AtariConfig(**kwargs), render_mode)
         else:
-            # not every environment knows of rendering
+            # not all environments take a render_mode
             rendering: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
             env = gym.make(settings.env_id, **kwargs, **rendering)
     return _apply_wrappers(env, settings)
@@ -147,17 +146,17 @@ def make_env(settings: EnvSettings, render_mode: str | None = None) -> gym.Env[A
 def make_vector_env(
     settings: EnvSettings, num_envs: int, vectorization: Vectorization = "auto"
 ) -> VectorEnv[Any, Any, Any]:
-    """Environments to learn from, stepped in one call, with Gymnasium's NEXT_STEP autoreset.
+    """A vector environment for training, with Gymnasium's NEXT_STEP autoreset.
 
     Args:
-        settings: of each environment.
-        num_envs: how many, N.
-        vectorization: how they are stepped; `auto` takes the environment's own vector form for Atari games, and where
-            it has one, there are several environments and nothing to hand on to each; elsewhere they are stepped one
-            after the other, a single one without what several need.
+        settings: settings of each environment.
+        num_envs: number of environments, N.
+        vectorization: how they are stepped. `auto` uses the environment's own vector form for Atari games and, if there
+            is one, for several environments without arguments, wrappers and frame stack; a `SingleVectorEnv` for one
+            environment; and else a SyncVectorEnv.
 
     Raises:
-        ValueError: if the environment has no such form, or resets itself in another way.
+        ValueError: if there is no such vector form, or its autoreset mode is another one.
     """
     spec = find_spec(settings.env_id)
     if vectorization == "auto":
@@ -179,14 +178,14 @@ def make_vector_env(
     if mode != AutoresetMode.NEXT_STEP:
         envs.close()
         raise ValueError(
-            f"{settings.env_id} resets itself by {mode} as {vectorization}; only NEXT_STEP is supported: "
+            f"vectorization={vectorization}: {settings.env_id} has autoreset mode {mode}; only NEXT_STEP is supported, "
             "use vectorization=sync"
         )
     return envs
 
 
 def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
-    """One environment to learn from, with the log of its episode; an Atari game's rewards are clipped there."""
+    """One environment for training, with an `EpisodeLog`; rewards of Atari games are clipped if chosen."""
     env = make_env(settings)
     if not settings.is_atari:
         return EpisodeLog(env)
@@ -194,8 +193,7 @@ def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
     if protocol.episodic_life:
         env.close()
         raise ValueError(
-            "data.env_kwargs.episodic_life=true: only the native vector form continues after a lost life; use "
-            "vectorization=auto"
+            "data.env_kwargs.episodic_life=true: only the native vector form supports it; use vectorization=auto"
         )
     if protocol.reward_clipping:
         env = TransformReward(env, _clip_reward)
@@ -207,9 +205,13 @@ def _clip_reward(reward: Any) -> float:
 
 
 def _make_native(settings: EnvSettings, spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """The environment's own vector form."""
+    """The environment's own vector form.
+
+    Raises:
+        ValueError: if it has none, or does not support wrappers or the frame stack.
+    """
     if spec.vector_entry_point is None:
-        raise ValueError(f"vectorization=vector_entry_point: {settings.env_id} has no vector form of its own; use sync")
+        raise ValueError(f"vectorization=vector_entry_point: {settings.env_id} has no vector form; use sync")
     if settings.wrappers or (settings.frame_stack > 1 and not settings.is_atari):
         raise ValueError(
             "vectorization=vector_entry_point: wrappers and frame_stack are for single environments; use sync or async"
@@ -222,13 +224,13 @@ def _make_native(settings: EnvSettings, spec: EnvSpec, num_envs: int) -> VectorE
 
 @contextmanager
 def _resolved_arguments(settings: EnvSettings) -> Iterator[dict[str, Any]]:
-    """The arguments with references resolved, while an environment is made with them.
+    """Context manager around the construction of an environment: gives the arguments with references resolved.
 
-    Tracebacks reach log files, so where there are references an error is replaced by one that shows no values.
+    With references, errors are replaced by ones without their values, since tracebacks may be written to log files.
 
     Raises:
-        ValueError: if a variable is not set, or the arguments don't fit the environment.
-        RuntimeError: in place of another error, if there are references.
+        ValueError: if a variable is not set, or the environment does not accept the arguments.
+        RuntimeError: instead of any other error, if there are references.
     """
     kwargs, values = resolve(settings.env_kwargs)
     try:
@@ -245,7 +247,7 @@ def _resolved_arguments(settings: EnvSettings) -> Iterator[dict[str, Any]]:
 
 
 def _apply_wrappers(env: gym.Env[Any, Any], settings: EnvSettings) -> gym.Env[Any, Any]:
-    """The wrappers that were asked for; nested observations, and bits, become one vector; frames are stacked."""
+    """Apply the wrappers; flatten Dict, Tuple and MultiBinary observations; stack frames."""
     for wrap in settings.wrappers:
         env = wrap(env)
     _check_wrappers(env, settings.env_id)
@@ -253,20 +255,16 @@ def _apply_wrappers(env: gym.Env[Any, Any], settings: EnvSettings) -> gym.Env[An
     if isinstance(space, (spaces.Dict, spaces.Tuple, spaces.MultiBinary)) and space.is_np_flattenable:
         env = FlattenObservation(env)
     if settings.frame_stack > 1 or settings.is_atari:
-        # frames before an episode's first are black, as a memory that holds each frame once shows them
+        # zero frames before the first, as in a replay memory that stores each frame once
         env = FrameStackObservation(env, settings.frame_stack, padding_type="zero")
     return env
 
 
 def _check_wrappers(env: gym.Env[Any, Any], env_id: str) -> None:
-    """Reject wrappers that an option of the agent replaces.
-
-    Args:
-        env: with all its wrappers, those of its registration included.
-        env_id: that it was made of.
+    """Reject wrappers that an option of the agent replaces, also those of the registration.
 
     Raises:
-        ValueError: naming the wrapper and the option; the environment is closed.
+        ValueError: if there is one; the environment is closed.
     """
     layer = env
     while isinstance(layer, gym.Wrapper):
@@ -274,15 +272,15 @@ def _check_wrappers(env: gym.Env[Any, Any], env_id: str) -> None:
             if isinstance(layer, wrapper):
                 env.close()
                 raise ValueError(
-                    f"wrappers: {env_id} is wrapped in {type(layer).__name__}, whose running statistics are "
-                    f"not those of evaluation and not saved; remove it and use {option}"
+                    f"wrappers: {env_id} is wrapped in {type(layer).__name__}, whose running statistics are not saved "
+                    f"and not shared with evaluation; remove it and use {option}"
                 )
         layer = layer.env
 
 
 @contextmanager
 def _ignore_sigint_in_workers() -> Iterator[None]:
-    """A terminal sends Ctrl-C to all processes; those of environments have to finish the iteration under way."""
+    """Context manager: processes started in it ignore Ctrl-C, so that the current iteration can finish."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -294,15 +292,15 @@ def _ignore_sigint_in_workers() -> Iterator[None]:
 
 
 def _detach_process_groups(envs: VectorEnv[Any, Any, Any]) -> None:
-    """Who ends a run, such as torchrun, may tell all processes at once: those of environments go when the run does."""
+    """Give worker processes their own groups: signals to the group of the run, as by torchrun, do not reach them."""
     for process in getattr(envs, "processes", ()):
-        # of children that have begun a program of their own, a system allows it no more; Windows has no groups
+        # not permitted after the child has called exec; Windows has no process groups
         with contextlib.suppress(OSError, AttributeError):
             os.setpgid(process.pid, process.pid)
 
 
 def async_step_pair(envs: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
-    """Returns the functions that send actions and that wait for the result, as (send, recv) or (step_async, step_wait).
+    """The functions that send actions and that wait for the result: (send, recv) or (step_async, step_wait).
 
     Raises:
         ValueError: if the environments have no asynchronous step.

@@ -1,4 +1,4 @@
-"""One environment as a vector of one, without what a vector of several needs."""
+"""One environment as a vector environment, without the overhead of several."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 
 class SingleVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
-    """One environment as a vector of one.
+    """One environment as a vector environment.
 
-    Steps, seeds and resets as Gymnasium's SyncVectorEnv does, without what several need: nothing is gathered or copied.
-    That makes the textbook's whole iteration 4% shorter. Of the info dictionaries it hands on action masks only.
+    Steps, seeds and resets like Gymnasium's SyncVectorEnv, but does not gather or copy, which makes an iteration of the
+    CartPole benchmark 4% faster. Of the infos it only returns action masks.
 
     Args:
-        env: with observations that are arrays or numbers.
+        env: environment whose observations are arrays or numbers.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  as Gymnasium declares it
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  declared so by Gymnasium
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class SingleVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Begin an episode; observation (1, ...)."""
+        """Begin an episode; returns the observation, (1, ...), and the action mask."""
         observation, info = self.envs[0].reset(seed=seed[0] if isinstance(seed, list) else seed, options=options)
         self._ended = False
         return self._as_batch(observation), _mask_only(info)
@@ -42,7 +42,7 @@ class SingleVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Apply actions (1,), or reset if the episode ended with the last step: all results have length 1."""
+        """Apply actions (1,), or reset if the last step ended the episode; all results have length 1."""
         if self._ended:
             observation, info = self.envs[0].reset()
             reward, terminated, truncated = 0.0, False, False
@@ -56,12 +56,12 @@ class SingleVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         return np.asarray(observation, self.single_observation_space.dtype)[None]
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """An attribute of the environment, or what a method of it returns, in a tuple of length 1."""
+        """An attribute of the environment, or the result of one of its methods, in a tuple of length 1."""
         value = self.envs[0].get_wrapper_attr(name)
         return (value(*args, **kwargs) if callable(value) else value,)
 
     def set_attr(self, name: str, values: list[Any]) -> None:
-        """Set an attribute of the environment to the only one of these values."""
+        """Set an attribute of the environment to the only element of `values`."""
         [value] = values
         self.envs[0].set_wrapper_attr(name, value)
 
@@ -71,7 +71,7 @@ class SingleVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
 
 
 def _mask_only(info: dict[str, Any]) -> dict[str, Any]:
-    """Action masks as vector environments hand them on: with whether there is one."""
+    """The action mask in the format of vector environments, with a flag for its presence."""
     if "action_mask" not in info:
         return {}
     return {"action_mask": np.asarray(info["action_mask"])[None], "_action_mask": np.ones(1, np.bool_)}

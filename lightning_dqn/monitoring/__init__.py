@@ -1,4 +1,4 @@
-"""Callbacks that report on a run and don't change it."""
+"""Callbacks that report on a run without changing it."""
 
 from lightning_dqn.monitoring.agent_video import AgentVideo as AgentVideo
 from lightning_dqn.monitoring.episode_plot import EpisodePlot as EpisodePlot

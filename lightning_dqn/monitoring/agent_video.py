@@ -20,16 +20,16 @@ from lightning_dqn.envs import make_env
 if TYPE_CHECKING:
     from lightning_dqn.module import DQN
 
-# of a film, in pixels: smaller pictures are grids of cells, which are drawn with larger ones
-SMALLEST_SIDE, GOOD_SIDE = 32, 160
+# sides of a video in pixels: frames with a side below the first are enlarged to about the second
+MIN_SIDE, TARGET_SIDE = 32, 160
 
 
 class AgentVideo(Callback):
     """Records episodes of the agent as mp4 when training or a test ends, and logs them to W&B.
 
     Args:
-        episodes: filmed at the end of training or of a test; 0 for none.
-        max_env_steps: env steps after which a film is cut.
+        episodes: number of episodes to record at the end of training or of a test; 0 for none.
+        max_env_steps: env steps after which a video ends.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -45,11 +45,11 @@ class AgentVideo(Callback):
         self.paths: list[str] = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Film the trained agent."""
+        """Record the trained agent."""
         self._record(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Film the first of the tested episodes."""
+        """Record the first of the tested episodes."""
         self._record(trainer, pl_module)
         for path in self.paths:
             rank_zero_info(f"video: {path}")
@@ -61,7 +61,7 @@ class AgentVideo(Callback):
         data = data_of(trainer)
         assert data.eval_dataset is not None
         if "rgb_array" not in data.render_modes:
-            rank_zero_info(f"No video: {data.env_id} can't render rgb_array.")
+            rank_zero_info(f"No video: {data.env_id} does not support render_mode rgb_array.")
             return
         folder = run_folder(trainer) / "videos"
         folder.mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ class AgentVideo(Callback):
             with _no_display(), closing(make_env(data.env_settings, render_mode="rgb_array")) as env:
                 for seed in range(data.eval_dataset.seed, data.eval_dataset.seed + self.episodes):
                     path = folder / f"agent-{seed}.mp4"
-                    self._film(env, pl_module, path, seed, action_masks=data.action_masks)
+                    self._record_episode(env, pl_module, path, seed, action_masks=data.action_masks)
                     self.paths.append(str(path))
         except Exception as error:  # an error of the renderer must not end the run
             rank_zero_info(f"No video: {data.env_id}: {type(error).__name__}: {error}")
@@ -78,34 +78,34 @@ class AgentVideo(Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_video("agent", self.paths, format=["mp4"] * len(self.paths))
 
-    def _film(
+    def _record_episode(
         self, env: "gym.Env[object, object]", module: "DQN", path: Path, seed: int, *, action_masks: bool
     ) -> None:
         """Record one greedy episode."""
         # the import takes a second
         imageio: Any = importlib.import_module("imageio.v2")
         observation, info = env.reset(seed=seed)
-        # yuv420 wants even sides, imageio's default of 16 would rescale most environments
-        with imageio.get_writer(path, fps=env.metadata.get("render_fps", 30), macro_block_size=2) as film:
-            film.append_data(_picture(env))
+        # yuv420 needs even sides; the default of imageio, 16, would rescale most frames
+        with imageio.get_writer(path, fps=env.metadata.get("render_fps", 30), macro_block_size=2) as video:
+            video.append_data(_frame(env))
             for _ in range(self.max_env_steps):
                 mask = np.asarray(info["action_mask"], np.bool_)[None] if action_masks else None
                 [action] = module.act(np.expand_dims(np.asarray(observation), 0), action_mask=mask)
                 observation, _, terminated, truncated, info = env.step(action)
-                film.append_data(_picture(env))
+                video.append_data(_frame(env))
                 if terminated or truncated:
                     break
 
 
-def _picture(env: "gym.Env[object, object]") -> NDArray[np.uint8]:
-    """A frame of the environment as uint8, enlarged if it is small."""
-    shown = np.asarray(env.render())
-    if shown.dtype != np.uint8:
+def _frame(env: "gym.Env[object, object]") -> NDArray[np.uint8]:
+    """The rendered frame (H, W, 3) as uint8, enlarged if it is small."""
+    frame = np.asarray(env.render())
+    if frame.dtype != np.uint8:
         # MinAtar renders floats in [0, 1]
-        shown = (255 * shown).astype(np.uint8)
-    smallest = min(shown.shape[:2])
-    times = GOOD_SIDE // smallest if smallest < SMALLEST_SIDE else 1
-    return shown.repeat(times, 0).repeat(times, 1)
+        frame = (255 * frame).astype(np.uint8)
+    smallest = min(frame.shape[:2])
+    scale = TARGET_SIDE // smallest if smallest < MIN_SIDE else 1
+    return frame.repeat(scale, 0).repeat(scale, 1)
 
 
 @contextmanager

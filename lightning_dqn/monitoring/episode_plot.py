@@ -1,4 +1,4 @@
-"""Draws how long training episodes last: a PNG, a live picture in a notebook, an image in W&B."""
+"""Plots the durations of training episodes: a PNG file, a live image in notebooks, and an image in W&B."""
 
 import importlib
 import os
@@ -15,12 +15,12 @@ from lightning_dqn.callbacks import data_of, run_folder
 
 
 class EpisodePlot(Callback):
-    """Draws the duration of each training episode and its running mean.
+    """Plots the duration of each training episode and its running mean.
 
     Args:
-        filename: of the picture in the run's folder.
-        window: episodes that the mean runs over.
-        min_seconds: between two drawings while training, in s.
+        filename: name of the file in the folder of the run.
+        window: episodes in the running mean.
+        min_seconds: minimum time between two plots during training, in s.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -38,24 +38,24 @@ class EpisodePlot(Callback):
         self._display: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for some episodes before the first drawing."""
+        """Wait `min_seconds` before the first plot."""
         self._drawn_at = time.monotonic()
         self._display = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Redraw every `min_seconds`."""
+        """Plot every `min_seconds`."""
         if time.monotonic() - self._drawn_at >= self.min_seconds and trainer.is_global_zero:
             self._draw(trainer, "Training...")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Redraw, and log the picture."""
+        """Plot, and log the image."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
             self._log(trainer, self._draw(trainer, "Training..."))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the result, and log it."""
+        """Plot the result, and log it."""
         if trainer.is_global_zero:
             self._log(trainer, self._draw(trainer, "Result"))
 
@@ -90,9 +90,9 @@ def durations_figure(durations: list[int], window: int, title: str) -> Any:
     """A matplotlib figure of episode durations, in env steps, over episodes, and of their running mean.
 
     Args:
-        durations: of all episodes, oldest first.
-        window: episodes that the mean runs over; drawn from the first full window on.
-        title: above the axes.
+        durations: durations of all episodes, oldest first.
+        window: episodes in the running mean, which starts with the first full window.
+        title: title of the axes.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  the import takes half a second
 
@@ -112,7 +112,7 @@ def durations_figure(durations: list[int], window: int, title: str) -> Any:
 
 
 def _in_notebook() -> bool:
-    """Whether an IPython kernel shows what we display."""
+    """Whether the code runs in an IPython kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")

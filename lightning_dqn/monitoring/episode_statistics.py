@@ -1,4 +1,4 @@
-"""Logs statistics of the training, with env steps as the x-axis of every curve."""
+"""Logs training statistics with env steps as the x-axis."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class EpisodeStatistics(UpdateCallback):
     """Logs loss, values, epsilon, episodes and speed every `Trainer(log_every_n_steps)` iterations.
 
     Args:
-        window: training episodes that train/episode_return and train/episode_length are means of.
+        window: number of recent training episodes in train/episode_return and train/episode_length.
 
     Raises:
         ValueError: if window is not positive.
@@ -39,8 +39,8 @@ class EpisodeStatistics(UpdateCallback):
                 logger.experiment.define_metric("*", step_metric="env_steps", step_sync=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the measurement of the speed: a fit that resumes within an epoch has no epoch start."""
-        self._since = (time.perf_counter(), data_of(trainer).env_steps, trainer.global_step)
+        """Start the measurement of the speed; a fit that resumes within an epoch does not call on_train_epoch_start."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restart the measurement of the speed, which excludes evaluations."""
@@ -83,9 +83,9 @@ class EpisodeStatistics(UpdateCallback):
         }
 
     def _episodes(self, trainer: Trainer, data: "DQNDataModule") -> dict[str, float]:
-        """Mean return and length of the last episodes of each rank; nothing before the first has ended."""
+        """Mean return and length of the last episodes of all ranks; empty before the first has ended."""
         returns, lengths = data.episodes.returns[-self.window :], data.episodes.lengths[-self.window :]
-        # the dtype must not depend on the number of episodes: all ranks must send the same one
+        # a fixed dtype: without episodes the sums are integers, but all ranks must send the same dtype
         sums = [sum(returns), sum(lengths), len(returns)]
         own = torch.tensor(sums, dtype=torch.float32, device=trainer.strategy.root_device)
         sum_of_returns, sum_of_lengths, count = trainer.strategy.reduce(own, reduce_op="sum").tolist()

@@ -1,4 +1,4 @@
-"""Keeps what `predict` played: every step of every greedy episode with its action values."""
+"""Writes the episodes of `Trainer.predict` to a file."""
 
 import itertools
 from typing import Any
@@ -12,7 +12,7 @@ from lightning_dqn.callbacks import data_of, run_folder
 
 
 class EpisodeWriter(Callback):
-    """Writes `episodes.pt`: a list with a dict of tensors for each episode, readable by `torch.load`.
+    """Writes `episodes.pt`, a list with a dict of tensors for each greedy episode, for `torch.load`.
 
     The tensors are observation (T, ...), action (T,), reward (T,) and q_values (T, A) over its T env steps.
     """
@@ -21,17 +21,17 @@ class EpisodeWriter(Callback):
         self._episodes: list[dict[str, Tensor]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new list."""
+        """Start with an empty list."""
         self._episodes = []
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Keep one episode."""
+        """Add one episode."""
         self._episodes.append({name: tensor.cpu() for name, tensor in outputs.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write those of all ranks."""
+        """Write the episodes of all ranks."""
         sync = data_of(trainer).sync
         if sync.is_distributed:
             self._episodes = list(itertools.chain(*sync.gather_to_rank_zero(self._episodes)))

@@ -1,4 +1,4 @@
-"""Ends a fit whose loss or weights are not finite, before a checkpoint is overwritten."""
+"""Stops a fit if the loss or the weights are not finite, before a checkpoint is overwritten."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from lightning_dqn.losses import TDLoss
 class FiniteCheck(UpdateCallback):
     """Checks the loss every k iterations, and all weights before an evaluation and before every checkpoint.
 
-    NaN in the weights persists, so a fit ends within k iterations, and no state after the faulty update is saved. Each
-    check synchronizes with the GPU.
+    NaN in the weights persists, so the fit stops within k iterations, and no later state is saved. Each check
+    synchronizes with the GPU.
 
     Args:
         every_n_iterations: iterations between two checks of the loss, k.
@@ -42,7 +42,7 @@ class FiniteCheck(UpdateCallback):
             _check_weights(trainer, pl_module.state_dict())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Check the weights before a file is written; an error leaves the previous checkpoint unchanged."""
+        """Check the weights before a checkpoint is written; an error leaves the previous one unchanged."""
         _check_weights(trainer, checkpoint["state_dict"])
 
 

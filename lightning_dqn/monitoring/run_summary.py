@@ -15,7 +15,7 @@ from lightning_dqn.resume.rebuild import modules_to_trust
 
 
 class RunSummary(Callback):
-    """Prints a short summary when a fit ends, or is stopped."""
+    """Prints a short summary when a fit ends or is interrupted."""
 
     def __init__(self) -> None:
         self._started_at = time.monotonic()
@@ -29,7 +29,7 @@ class RunSummary(Callback):
         self._print(trainer, pl_module, "Finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print the summary of a run that was stopped."""
+        """Print the summary of an interrupted run."""
         if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt):
             self._print(trainer, pl_module, "Stopped")
 

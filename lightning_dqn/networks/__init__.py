@@ -1,9 +1,10 @@
-"""Networks from an observation to one value, or one distribution, an action: what `module.DQN` holds twice.
+"""Networks from an observation to action values, or to a distribution per action.
 
-Read `mlp`, and `encoder` and `noisy` that it stands on; then `convolutional`, whose networks see, and `images` that
-they begin with; `quantiles` makes any network an implicit one. `normalizer` comes before any of them.
+`mlp` builds on `encoder` and `noisy`; `convolutional` builds on `images` and has an `MLP` as its head; `quantiles`
+turns a network into an implicit quantile network; `normalizer` normalizes the observations of any network.
 """
 
+from lightning_dqn.networks.convolutional import ConvNet as ConvNet
 from lightning_dqn.networks.convolutional import ImpalaCNN as ImpalaCNN
 from lightning_dqn.networks.convolutional import MinAtarCNN as MinAtarCNN
 from lightning_dqn.networks.convolutional import NatureCNN as NatureCNN

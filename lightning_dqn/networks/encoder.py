@@ -1,4 +1,4 @@
-"""From what an environment shows to rows of floats: what every `MLP` begins with. Legend: B batch."""
+"""Encodes observations as vectors, the first step of every `MLP`. Legend: B batch."""
 
 import numpy as np
 import torch
@@ -7,50 +7,46 @@ from torch import Tensor, nn
 
 
 class ObservationEncoder(nn.Module):
-    """Turns stored observations into rows of floats: boxes are flattened, categories become one-hot.
+    """Converts observations to vectors: a Box is flattened, categories become one-hot.
 
-    Has no parameters. `Dict` and `Tuple` observations never come here: `envs.make_env` flattens them.
+    Has no parameters. `envs.make_env` flattens `Dict` and `Tuple` observations before they reach a network.
 
     Args:
-        space: the space of one observation, a `Box`, `Discrete` or `MultiDiscrete`.
+        space: space of one observation, a `Box`, `Discrete` or `MultiDiscrete`.
 
     Raises:
-        TypeError: if the space is none of these, or an image.
+        TypeError: if the space is another one, or an image.
     """
 
     def __init__(self, space: spaces.Space[object]) -> None:
         super().__init__()
-        self.num_features: int
-        # numbers, not a tensor: what is compiled may close over no other tensors than its inputs
+        # lists, since a compiled function must not close over tensors that are not its inputs
         self.starts: list[int] = []
         self.num_categories: list[int] = []
         if isinstance(space, spaces.Box):
             if space.dtype == np.uint8 and len(space.shape) >= 2:
                 raise TypeError(
-                    f"observation_space is an image, {space}: an MLP can't see; "
-                    "use a network with convolutions, such as NatureCNN, or MinAtarCNN for few pixels"
+                    f"observation_space {space} is an image, which MLP does not support: use NatureCNN, or MinAtarCNN "
+                    "for small images"
                 )
-            self.num_features = int(np.prod(space.shape))
-        elif isinstance(space, spaces.Discrete):
-            self.starts, self.num_categories = [int(space.start)], [int(space.n)]
-            self.num_features = int(space.n)
-        elif isinstance(space, spaces.MultiDiscrete):
-            self.starts = np.asarray(space.start).ravel().tolist()
-            self.num_categories = np.asarray(space.nvec).ravel().tolist()
-            self.num_features = sum(self.num_categories)
+        elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+            self.starts = np.ravel(space.start).tolist()
+            self.num_categories = np.ravel(counts).tolist()
         else:
             raise TypeError(
                 f"observation_space {space} is not supported: use a Box, Discrete or MultiDiscrete space, "
-                "or wrap the environment so that it gives one"
+                "or convert the observations with a wrapper"
             )
+        self.num_features = sum(self.num_categories) or int(np.prod(space.shape or ()))
 
     def forward(self, observation: Tensor) -> Tensor:
-        """(B, ...) observations to (B, num_features) rows; boxes keep their type, one-hot rows are integers."""
+        """(B, ...) observations to (B, num_features); a Box keeps its dtype, one-hot vectors are int64."""
         if not self.num_categories:
             return observation.flatten(1)
         columns = observation.reshape(len(observation), -1).long().unbind(1)
         blocks = zip(columns, self.starts, self.num_categories, strict=True)
-        # not F.one_hot: it looks at the values, which what is compiled can't
+        # F.one_hot checks the values, which a compiled function can't
         return torch.cat(
             [
                 category.new_zeros(len(category), n).scatter(1, (category - start).unsqueeze(1), 1)

@@ -1,4 +1,4 @@
-"""Layers in a row, or in two streams: the network of vectors, and the head of those that see.
+"""The multilayer perceptron: the network for vectors, and the head of the convolutional networks.
 
 Legend: B batch, A actions, Z atoms or quantiles, F features.
 """
@@ -25,11 +25,12 @@ class MLP(nn.Module):
 
     Args:
         observation_space: space of one observation.
-        outputs: what a row gives, A values, or (A, Z) where each action has Z atoms or quantiles.
+        outputs: A action values, or (A, Z) values with Z atoms or quantiles per action.
         hidden_sizes: units of each hidden layer, first to last; an empty list makes a linear model.
-        dueling: whether state value and advantages are told apart, with a last hidden layer each (Wang et al. 2016).
-        noisy: whether noise in every layer explores in place of epsilon (Fortunato et al. 2018).
-        layer_norm: whether each hidden layer is normalised before its ReLU (Ba et al. 2016).
+        dueling: whether to use separate streams for state value and advantages, each with its own last hidden layer
+            (Wang et al. 2016).
+        noisy: whether all layers are noisy, which replaces epsilon (Fortunato et al. 2018).
+        layer_norm: whether to apply layer norm after each hidden layer, before its ReLU (Ba et al. 2016).
 
     Raises:
         TypeError: if the space can't be encoded as a vector.
@@ -48,13 +49,13 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if any(size <= 0 for size in hidden_sizes):
-            raise ValueError(f"hidden_sizes={list(hidden_sizes)}: every layer needs at least 1 unit")
+            raise ValueError(f"hidden_sizes={list(hidden_sizes)}: must be at least 1")
         self.encode = ObservationEncoder(observation_space)
         self.shape = outputs if isinstance(outputs, tuple) else (outputs,)
         self.dueling, self.noisy = dueling, noisy
         widths = [self.encode.num_features, *hidden_sizes]
         body = _layers(widths[:-1], noisy, layer_norm)
-        # the last hidden layer belongs to the head: each of two streams has one, and IQN lets its quantiles in before
+        # the last hidden layer is part of the head: each dueling stream has its own, and IQN multiplies its input
         head = [*_layers(widths[-2:], noisy, layer_norm), _linear(widths[-1], math.prod(self.shape), noisy)]
         self.num_features = widths[-2:][0]
         if dueling:
@@ -64,9 +65,9 @@ class MLP(nn.Module):
         else:
             self.hidden, self.output = nn.Sequential(*body, *head[:-1]), head[-1]
         self._body, self._head = tuple(body), tuple(head)
-        in_a_row = not (dueling or layer_norm or len(self.shape) > 1)
-        self._linear = [layer for layer in (*body, *head) if isinstance(layer, nn.Linear)] if in_a_row else []
-        self._seen: list[int] = []
+        sequential = not (dueling or layer_norm or len(self.shape) > 1)
+        self._linear = [layer for layer in (*body, *head) if isinstance(layer, nn.Linear)] if sequential else []
+        self._pointers: list[int] = []
         self._arrays: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class MLP(nn.Module):
         return self.head(self.features(observation))
 
     def features(self, observation: Tensor) -> Tensor:
-        """(B, ...) observations to (B, F): what the head takes."""
+        """(B, ...) observations to (B, F) features, the input of the head."""
         features: Tensor = self.encode(observation).to(self._head[-1].weight.dtype)
         for layer in self._body:
             features = layer(features)
@@ -96,24 +97,24 @@ class MLP(nn.Module):
     def forward_numpy(
         self, observation: NDArray[Any], prepare: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     ) -> NDArray[Any] | None:
-        """The same values for a few boxes, without gradient: numpy's calls cost a fraction of torch's.
+        """`forward` in numpy, without gradient: for small batches the overhead of a call is a fraction of torch's.
 
         Args:
-            observation: (B, ...) boxes.
-            prepare: applied to them before the first layer.
+            observation: (B, ...) observations of a Box.
+            prepare: applied to the observations before the first layer.
 
         Returns:
-            (B, A) values; None where the network is more than layers in a row, or the parameters are not on the CPU, in
-            float32.
+            (B, A) values; None if the network has dueling streams, layer norm, active noise or several values per
+            action, or if its parameters are not float32 on the CPU.
         """
         if not self._linear or (self.noisy and self.training):
             return None
         pointers = [
             each.data_ptr() for layer in self._linear for each in layer._parameters.values() if each is not None
         ]
-        if pointers != self._seen:
-            # arrays that share the parameters' memory, made anew only when that moves
-            self._seen, weight = pointers, self.output.weight
+        if pointers != self._pointers:
+            # arrays that share the memory of the parameters, rebuilt only when it moves
+            self._pointers, weight = pointers, self.output.weight
             shared = weight.device.type == "cpu" and weight.dtype == torch.float32
             layers = self._linear if shared else ()
             self._arrays = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in layers]
@@ -133,7 +134,7 @@ def _linear(inputs: int, outputs: int, noisy: bool) -> nn.Linear:
 
 
 def _layers(widths: Sequence[int], noisy: bool, layer_norm: bool) -> list[nn.Module]:
-    """Hidden layers from each width to the next, with what stands behind them."""
+    """Hidden layers from each width to the next, each with layer norm if chosen and ReLU."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [_linear(inputs, outputs, noisy), *[nn.LayerNorm(outputs)] * layer_norm, nn.ReLU()]

@@ -1,4 +1,4 @@
-"""Layers that explore by noise in their weights, in place of epsilon."""
+"""Noisy layers, which explore by noise in their weights instead of epsilon."""
 
 import math
 
@@ -8,23 +8,23 @@ from torch.nn import functional as F
 
 
 class NoisyLinear(nn.Linear):
-    """A linear layer that explores: its weights carry factorised Gaussian noise (Fortunato et al. 2018, section 3).
+    """A linear layer with factorised Gaussian noise in its weights (Fortunato et al. 2018, section 3).
 
-    Every call in training mode draws new noise, one for all rows, from torch's generator; in evaluation there is none.
-    `weight` and `bias` are the means.
+    Every call in training mode draws new noise, shared by all rows, from torch's generator; in evaluation mode there is
+    none. `weight` and `bias` are the means.
 
     Args:
-        in_features: inputs, p.
-        out_features: outputs, q.
-        sigma: standard deviation of the noise at the start, times sqrt(p).
+        in_features: number of inputs, p.
+        out_features: number of outputs, q.
+        sigma: initial standard deviation of the noise, times sqrt(p).
     """
 
     def __init__(self, in_features: int, out_features: int, *, sigma: float = 0.5) -> None:
-        # torch draws the means from U(-1 / sqrt(p), 1 / sqrt(p)), as the paper does
+        # as in the paper, torch draws the means from U(-1 / sqrt(p), 1 / sqrt(p))
         super().__init__(in_features, out_features)
-        start = sigma / math.sqrt(in_features)
-        self.weight_sigma = nn.Parameter(torch.full_like(self.weight, start))
-        self.bias_sigma = nn.Parameter(torch.full_like(self.bias, start))
+        initial = sigma / math.sqrt(in_features)
+        self.weight_sigma = nn.Parameter(torch.full_like(self.weight, initial))
+        self.bias_sigma = nn.Parameter(torch.full_like(self.bias, initial))
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., p) inputs to (..., q) outputs."""

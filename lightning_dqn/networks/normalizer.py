@@ -1,4 +1,4 @@
-"""Normalizes observations by their running mean and variance, which are buffers: saved with the weights.
+"""Normalizes observations by their running mean and variance, which are saved with the weights.
 
 Legend: B batch, W ranks.
 """
@@ -21,16 +21,15 @@ LIMIT = 10.0
 class ObservationNormalizer(nn.Module):
     """Maps x to (x - mean) / sqrt(variance + 1e-8), clipped to [-10, 10]; to x itself before the first update.
 
-    Both statistics have one entry per entry of an observation, and are float64: in float32 the sum of many squares
-    loses the small ones.
+    The statistics are float64 buffers: in float32 a sum of many squares loses the small ones.
 
     Args:
         space: space of one observation.
 
     Attributes:
-        count: () observations so far.
-        mean: of them, with the shape of one observation.
-        variance: of them, with the shape of one observation, without Bessel's correction.
+        count: () number of observations so far.
+        mean: mean of each entry, with the shape of one observation.
+        variance: variance of each entry, with the shape of one observation, without Bessel's correction.
 
     Raises:
         ValueError: if the space is not a Box of floats.
@@ -54,23 +53,23 @@ class ObservationNormalizer(nn.Module):
         self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
 
     def forward(self, observation: Tensor) -> Tensor:
-        """(..., *shape of one) observations to normalized ones of the same dtype."""
+        """(..., *shape) observations to normalized ones of the same dtype."""
         if not self._is_updated():
             return observation
         scale = (self.variance + EPSILON).sqrt()
         return ((observation - self.mean) / scale).clamp_(-LIMIT, LIMIT).to(observation.dtype)
 
     def forward_numpy(self, observation: NDArray[Any]) -> NDArray[Any]:
-        """The same to the bit for arrays, if the buffers are on the CPU: numpy's calls cost a fraction of torch's."""
+        """`forward` for arrays and buffers on the CPU, equal to the bit, with less overhead per call."""
         if not self._is_updated():
             return observation
         normal = (observation - self.mean.numpy()) / np.sqrt(self.variance.numpy() + EPSILON)
-        # the ufuncs behind `clip`, in half its time
+        # the ufuncs of `clip`, in half its time
         clipped: NDArray[Any] = np.minimum(np.maximum(normal, -LIMIT), LIMIT)
         return clipped.astype(observation.dtype)
 
     def _is_updated(self) -> bool:
-        # looked up until it is true: later a GPU need not be waited for
+        # cached once true, since reading the count synchronizes with the GPU
         if not self._updated:
             self._updated = bool(self.count > 0)
         return self._updated
@@ -80,8 +79,8 @@ class ObservationNormalizer(nn.Module):
         """Include more observations in the statistics.
 
         Args:
-            observation: (..., *shape of one) at least one.
-            gather: gives the vectors of all ranks, (W, K), for that of this one, (K,); None for a single process.
+            observation: (..., *shape), at least one.
+            gather: gathers a (K,) vector of each rank to (W, K); None for a single process.
         """
         rows = observation.reshape(-1, *self.mean.shape).double()
         variance, mean = torch.var_mean(rows, 0, correction=0)
@@ -89,21 +88,20 @@ class ObservationNormalizer(nn.Module):
             self._merge(len(rows), mean, variance)
             return
         moments = torch.cat([torch.full_like(self.count, len(rows))[None], mean.flatten(), variance.flatten()])
-        # in the order of the ranks, so that all of them have the same statistics to the bit
+        # in rank order, so that the statistics of all ranks are equal to the bit
         for of_rank in gather(moments):
             self._merge(of_rank[0], *(part.view_as(mean) for part in of_rank[1:].chunk(2)))
 
     def _merge(self, count: Tensor | int, mean: Tensor, variance: Tensor) -> None:
-        """Include a batch by its moments."""
+        """Merge the moments of a batch (Chan et al. 1979, with M2 = n v)."""
         # n = n_a + n_b, s = n_b / n, d = m_b - m_a;  m = m_a + s d;  v = (1 - s) v_a + s v_b + s (1 - s) d^2
-        # (Chan et al. 1979, with M2 = n v)
         share = count / self.count.add_(count)
         delta = mean - self.mean
         self.mean.addcmul_(delta, share)
         self.variance.lerp_(variance, share).addcmul_(delta, delta * (share - share * share))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ObservationNormalizer":
-        """Move to another device but not to another dtype: half precision can't count to more than 2,048."""
+        """Move to another device but keep the dtype: half precision can't count beyond 2,048."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
@@ -114,10 +112,10 @@ class ObservationNormalizer(nn.Module):
 
 
 def _check_state(module: ObservationNormalizer, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Reject statistics of a checkpoint that no observations have: they would make all values NaN.
+    """Reject invalid statistics in a checkpoint, which would make all values NaN.
 
     Raises:
-        CheckpointError: naming the value.
+        CheckpointError: if a value is not finite, negative where it must not be, or of another shape or dtype.
     """
     for name, buffer in module.named_buffers():
         key = f"{prefix}{name}"

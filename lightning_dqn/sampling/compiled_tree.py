@@ -1,10 +1,8 @@
-"""The sum tree compiled: the same additions in the same order, so the same to the bit. Clever, and only here.
+"""A compiled sum tree, with the same additions in the same order as `SumTree`: the results are equal to the bit.
 
-`SumTree` makes some ten numpy calls a level, so that a draw and the write of its priorities take as long as dozens of
-uniform draws. Here each is one call of C++, through ctypes, which hands over a single pointer: to a record of where the
-tree and two buffers lie, filled in once. The source is compiled, in a tenth of a second, when the first priorities of a
-process are stored, and kept nowhere: so there is no cache to go stale or to be tampered with. Where there is no
-compiler, numpy does the same.
+`SumTree` makes about ten numpy calls per level. Here each method is one call of C++ through ctypes with a pointer to
+one struct, which is filled in once. The source is compiled in 0.1 s when a process stores its first priorities, and the
+library is not cached. Without a compiler, `SumTree` is used.
 """
 
 import ctypes
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from lightning_dqn.sampling.sum_tree import SumTree
 
 SOURCE = Path(__file__).with_name("sum_tree.cpp")
-# products and sums are rounded one by one, as numpy does
+# round each product and sum, like numpy
 FLAGS = ("-x", "c++", "-O3", "-shared", "-fPIC", "-ffp-contract=off")
 
 
@@ -39,14 +37,14 @@ class _Call(ctypes.Structure):
 
 
 class CompiledTree:
-    """A `SumTree` whose `find`, `fill` and `change` are compiled; see there for what they do.
+    """A `SumTree` with compiled `find`, `fill` and `change`; see there for their documentation.
 
     Args:
-        size: leaves that are used.
+        size: number of leaves.
 
     Raises:
-        OSError: if there is no compiler, or what it makes can't be loaded.
-        subprocess.SubprocessError: if it fails.
+        OSError: if there is no compiler, or the library can't be loaded.
+        subprocess.SubprocessError: if the compiler fails.
     """
 
     def __init__(self, size: int) -> None:
@@ -58,16 +56,16 @@ class CompiledTree:
         self._call.nodes = self.nodes.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
         self._call.starts = self._tree.starts.ctypes.data_as(ctypes.POINTER(ctypes.c_longlong))
         self._pointer = ctypes.byref(self._call)
-        self._make_room(128)
+        self._allocate(128)
 
-    def _make_room(self, count: int) -> None:
+    def _allocate(self, count: int) -> None:
         self._rows, self._values = np.zeros(count, np.int64), np.zeros(count)
         self._call.rows = self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_longlong))
         self._call.values = self._values.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
 
     def _prepare(self, count: int) -> None:
         if count > len(self._rows):
-            self._make_room(count)
+            self._allocate(count)
         self._call.count = count
 
     def total(self) -> float:
@@ -76,7 +74,7 @@ class CompiledTree:
         return total
 
     def find(self, points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The leaves, (n,), in which (n,) points lie, and their numbers, (n,)."""
+        """Leaves, (n,), at (n,) points of the cumulative sum, and their values, (n,)."""
         count = len(points)
         self._prepare(count)
         self._values[:count] = points
@@ -84,16 +82,16 @@ class CompiledTree:
         return self._rows[:count].copy(), self._values[:count].copy()
 
     def fill(self, rows: NDArray[np.int64], value: float) -> None:
-        """Set (n,) leaves to one number."""
+        """Set (n,) leaves to one value."""
         count = len(rows)
         self._prepare(count)
         self._rows[:count] = rows
         self._values[:count] = value
         if self._fill(self._pointer):
-            self._tree.fill(rows, value)  # which says what is wrong
+            self._tree.fill(rows, value)  # raises the error
 
     def change(self, rows: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Give (n,) leaves new numbers, but for those that are 0."""
+        """Set (n,) leaves to (n,) values, except leaves that are 0."""
         count = len(rows)
         self._prepare(count)
         self._rows[:count] = rows
@@ -104,7 +102,7 @@ class CompiledTree:
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """Compile the source, by the compiler that `CXX` names, and load it; once a process."""
+    """Compile the source with the compiler in `CXX`, by default c++, and load it; once per process."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     with tempfile.TemporaryDirectory(prefix="lightning_dqn_", ignore_cleanup_errors=True) as folder:
         library = Path(folder, "sum_tree.so")
@@ -118,14 +116,10 @@ def load_library() -> ctypes.CDLL:
 
 
 def make_tree(size: int) -> SumTree | CompiledTree:
-    """A compiled tree, or a plain one and a line of information where that can't be had.
-
-    Args:
-        size: leaves that are used.
-    """
+    """A compiled tree with `size` leaves, or a `SumTree` and an info message if it can't be compiled."""
     try:
         return CompiledTree(size)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        rank_zero_info(f"Priorities are kept without compiled code: {why}. The draws are the same, and slower.")
+        rank_zero_info(f"Prioritized replay runs without compiled code: {why}. The draws are the same, but slower.")
     return SumTree(size)

@@ -1,4 +1,4 @@
-"""Prioritised replay: rows from which there is more to learn are drawn more often (Schaul et al. 2016)."""
+"""Prioritized replay: rows with larger TD errors are drawn more often (Schaul et al. 2016)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +14,19 @@ from lightning_dqn.sampling.sum_tree import SumTree
 
 
 class PrioritizedSampler(Sampler):
-    """Rows with chances in proportion to their priorities, with importance weights that make up for it.
+    """Draws rows with probabilities proportional to their priorities, with importance weights.
 
-    `callbacks.PriorityUpdate` writes the priorities and sets `beta`. The numbers of the tree are p_i^alpha, so the
-    first row of all enters with 1, and every later one with the largest that was ever written.
+    `callbacks.PriorityUpdate` writes the priorities and sets `beta`. The leaves of the sum tree are p_i^alpha: 1 for
+    the first row, and for each later one the maximum so far.
 
     Args:
-        capacity: rows of the memory, all of which may be eligible at once.
-        seed: of the draws.
-        alpha: how far the error decides, in [0, 1]; 0 is uniform replay.
-        epsilon: added to every error, positive, so that none keeps a row from being drawn again.
+        capacity: rows of the memory.
+        seed: seed of the draws.
+        alpha: exponent of the priorities, in [0, 1]; 0 is uniform replay.
+        epsilon: positive number added to every TD error, so that every row can be drawn.
 
     Attributes:
-        beta: how far the weights make up for the chances, in [0, 1]; 1 is in full.
+        beta: exponent of the importance weights, in [0, 1]; 1 corrects the bias fully.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -46,45 +46,45 @@ class PrioritizedSampler(Sampler):
         self.beta = 1.0
         self._capacity = capacity
         self._queue = RowQueue(capacity)
-        # made when the first row enters: who only looks at a sampler need not wait for a compiler
+        # made with the first row: a sampler that is only inspected does not need the compiler
         self._tree: SumTree | CompiledTree | None = None
         self._largest = 1.0
         self._rng = np.random.default_rng(seed)
         self._strata = np.zeros((1, 0))
-        # the smallest number of each minibatch drawn last, and the sum of all numbers then
+        # the minimum p^alpha of each minibatch of the last draw, and the sum of all then
         self._least, self._total = np.full(1, np.inf), 1.0
 
     def __len__(self) -> int:
         return self._queue.count
 
     def bytes_per_row(self) -> int:
-        """RAM that each row of the memory takes here: its place in the queue, its leaf, its share of inner nodes."""
+        """RAM of the sampler per row of the memory: the queue, the leaf and a share of the inner nodes."""
         return 18
 
     def add(self, rows: NDArray[np.int64]) -> None:
-        """Make these rows eligible, with the largest priority so far; they are newer than all before."""
+        """Make new rows eligible, with the maximum priority so far."""
         if self._tree is None:
             self._tree = make_tree(self._capacity)
         self._queue.add(rows)
         self._tree.fill(rows, self._largest)
 
     def drop_oldest(self, count: int) -> None:
-        """Forget the `count` rows that entered first."""
+        """Remove the `count` oldest rows."""
         if count and self._tree is not None:
             self._tree.fill(self._queue.oldest(count), 0.0)
             self._queue.drop_oldest(count)
 
     def draw(self, size: int, minibatches: int = 1) -> tuple[NDArray[np.int64], Tensor]:
-        """Draw rows, stratified: one from each of B equal stretches of the priorities' sum, for each minibatch anew.
+        """Draw rows by stratified sampling: one from each of B equal segments of the cumulative sum (B.2.1).
 
-        So a row's chance in a minibatch varies less than in B independent draws, and its mean is the same (B.2.1).
+        The expected number of draws of a row is that of B independent draws, with less variance.
 
         Args:
-            size: rows, of all minibatches together.
-            minibatches: that they are for, of B = size / minibatches rows each.
+            size: rows in all minibatches.
+            minibatches: number of minibatches, with B = size / minibatches rows each.
 
         Returns:
-            rows (size,) and their importance weights (size,), the largest of which is 1 in each minibatch.
+            rows (size,) and importance weights (size,) with maximum 1 in each minibatch.
 
         Raises:
             ValueError: if no row is eligible.
@@ -106,14 +106,14 @@ class PrioritizedSampler(Sampler):
         return rows, torch.from_numpy((ratio.astype(np.float32) ** self.beta).ravel())
 
     def update_priorities(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:
-        """Give rows new priorities; the last of several for one row counts, and rows that have left stay away.
+        """Set the priorities of rows; for repeated rows the last one counts, and removed rows are ignored.
 
         Args:
             rows: (n,) as drawn.
             priorities: (n,) absolute TD errors.
 
         Raises:
-            FloatingPointError: if one is no number or infinite.
+            FloatingPointError: if a TD error is NaN or infinite.
             IndexError: if the memory has no such row.
         """
         if self._tree is None or not len(rows):
@@ -154,18 +154,18 @@ class PrioritizedSampler(Sampler):
             (U,) factors for the weights drawn last.
         """
         self._largest = float(stats[:, 0].max())
-        # (min_j P(j) / P(i))^beta over all ranks, of which `draw` knew its own; W cancels
+        # (min_j P(j) / P(i))^beta over all ranks, while `draw` used the minimum of its rank; W cancels
         ratio = stats[:, 1:].min(0) / (self._least.ravel() / self._total)
         factors: NDArray[np.float32] = ratio.astype(np.float32) ** np.float32(self.beta)
         return factors
 
     def load_priorities(self, rows: NDArray[np.int64], priorities: NDArray[np.float64], states: Sequence[Any]) -> None:
-        """Make the first rows of all eligible, with the priorities of other ranks' samplers.
+        """Make the first rows eligible, with priorities from the samplers of other ranks.
 
         Args:
             rows: (n,) oldest first.
-            priorities: (n,) p_i^alpha; 0 for rows without one, which enter with the largest.
-            states: of those samplers, from `state_dict`.
+            priorities: (n,) p_i^alpha; 0 for rows without one, which get the maximum.
+            states: states of those samplers, from `state_dict`.
         """
         self._largest = max(state["largest"] for state in states)
         leaves = np.zeros(self._capacity)
@@ -175,7 +175,7 @@ class PrioritizedSampler(Sampler):
         self._queue.add(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next draws depend on, as tensors and plain values."""
+        """All state that the next draws depend on, as tensors and plain values."""
         leaves = np.zeros(self._capacity) if self._tree is None else self._tree.leaves.copy()
         return {
             **self._queue.state_dict(),
@@ -186,7 +186,7 @@ class PrioritizedSampler(Sampler):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Load a state from `state_dict`."""
         self._queue.load_state_dict(state)
         self._tree = make_tree(self._capacity)
         self._tree.load(state["priorities"].numpy())

@@ -1,6 +1,6 @@
 """Storage of observations in RAM, in a memory-mapped file or on an accelerator.
 
-Legend: N envs, M rows asked for. A row is slot * N + environment.
+Legend: N envs, M rows to read. A row is slot * N + environment.
 """
 
 import math
@@ -14,19 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# how many frames came before one is kept in a byte
+# the number of earlier frames is stored in a byte
 MOST_FRAMES = 256
 
 
 def stored_form(observation_space: gym.Space[Any], frame_stack: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of what is kept of one observation: of a stack its newest frame, of double precision single.
+    """Shape and dtype of a stored observation: the newest frame of a stack, and float32 for float64.
 
     Args:
         observation_space: space of one observation.
         frame_stack: frames in it, k.
 
     Raises:
-        ValueError: if these are not stacks of so many frames.
+        ValueError: if frame_stack is out of range, or is not the first axis of the observations.
     """
     shape = tuple(observation_space.shape or ())
     if not 1 <= frame_stack <= MOST_FRAMES:
@@ -45,7 +45,7 @@ class Storage(Protocol):
 
     Attributes:
         shape: (slots, N, ...).
-        dtype: of the numbers.
+        dtype: dtype of the observations.
     """
 
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class Storage(Protocol):
         """Write (N, ...) observations to a slot."""
 
     def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
-        """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
+        """Copies of (M,) rows, modulo the number of rows, as (*lead, ...); zeros at the positions `blank`."""
 
     def state(self, used: int) -> Tensor:
         """The first slots as a CPU tensor, (used, N, ...): a view for storage in RAM, else a copy."""
@@ -65,28 +65,28 @@ class Storage(Protocol):
 
 
 class ArrayStorage:
-    """In RAM, or in a file that the system pages in and out.
+    """Stores observations in RAM or in a memory-mapped file.
 
     The file is an unlinked temporary file: private to this process and freed on exit, even if the process is killed. It
     is sparse: it uses disk space only where it is written.
 
     Args:
         shape: (slots, N, ...).
-        dtype: of the numbers.
+        dtype: dtype of the observations.
         folder: directory of the file; None for RAM.
 
     Raises:
-        ValueError: if there is no such folder.
+        ValueError: if the folder does not exist.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path | None = None) -> None:
         self.shape, self.dtype = shape, dtype
         self._form = shape[2:]
-        # arrays of zeros cost no memory before they are written, and show nobody what lay there before
+        # zeros take no memory until they are written
         self._slots: NDArray[Any] = (
             np.zeros(shape, dtype) if folder is None else _map_unlinked_file(shape, dtype, folder)
         )
-        # the same row by row, for reading: numpy's calls cost a fraction of torch's
+        # a view by row, read with numpy, which has less overhead per call than torch
         self._rows = self._slots.reshape(-1, *shape[2:])
 
     def write(self, slot: int, observation: NDArray[Any]) -> None:
@@ -94,14 +94,14 @@ class ArrayStorage:
         self._slots[slot] = observation
 
     def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
-        """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
+        """Copies of (M,) rows, modulo the number of rows, as (*lead, ...); zeros at the positions `blank`."""
         taken = self._rows.take(rows, 0, mode="wrap")
         if blank is not None:
             taken[blank] = 0
         return torch.from_numpy(taken.reshape(lead + self._form))
 
     def state(self, used: int) -> Tensor:
-        """The first slots, (used, N, ...), its own."""
+        """The first slots, (used, N, ...), as a view."""
         return torch.from_numpy(self._slots[:used])
 
     def load(self, stored: Tensor, start: int = 0) -> None:
@@ -113,26 +113,26 @@ def check_folder(folder: Path) -> None:
     """Check that a folder exists.
 
     Raises:
-        ValueError: naming it.
+        ValueError: if it does not.
     """
     if not folder.is_dir():
-        raise ValueError(f"data.memory_folder={folder}: no such folder; create it, or name another")
+        raise ValueError(f"data.memory_folder={folder}: no such folder; create it, or choose another")
 
 
 def _map_unlinked_file(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> NDArray[Any]:
     check_folder(folder)
     with tempfile.TemporaryFile(dir=folder) as file:
-        # a plain array of the same bytes: memmap's own indexing is slower
+        # a plain array of the same memory, since the indexing of memmap is slower
         return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
 
 
 class TensorStorage:
-    """On a device, where rows are gathered too: batches are there already.
+    """Stores observations on a device and gathers rows there, so batches need no transfer.
 
     Args:
         shape: (slots, N, ...).
-        dtype: of the numbers.
-        device: stores the observations.
+        dtype: dtype of the observations.
+        device: device of the storage.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
@@ -140,16 +140,16 @@ class TensorStorage:
         self._form = shape[2:]
         self._slots = torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype, device=device)
         self._rows = self._slots.view(math.prod(shape[:2]), *shape[2:])
-        # CUDA has read what is not pinned when a copy returns, and so need not wait for updates under way
+        # a copy from pageable memory has read its source when it returns, so it need not wait for running updates
         self._at_once = device.type == "cuda"
 
     def write(self, slot: int, observation: NDArray[Any]) -> None:
         """Write (N, ...) observations to a slot."""
-        # a copy, since what environments hand out may be theirs, or read-only
+        # a copy, since the array may be read-only or a buffer of the environment
         self._slots[slot].copy_(torch.from_numpy(np.array(observation, self.dtype)), non_blocking=self._at_once)
 
     def take(self, rows: NDArray[np.int64], lead: tuple[int, ...], blank: NDArray[np.int64] | None = None) -> Tensor:
-        """Copies of (M,) rows, counted around the ring, as (*lead, ...); zeros at the places `blank` of the M."""
+        """Copies of (M,) rows, modulo the number of rows, as (*lead, ...); zeros at the positions `blank`."""
         taken = self._rows.index_select(0, self._send(rows % len(self._rows)))
         if blank is not None:
             taken.index_fill_(0, self._send(blank), 0)
@@ -159,22 +159,22 @@ class TensorStorage:
         return torch.from_numpy(array).to(self._rows.device, non_blocking=self._at_once)
 
     def state(self, used: int) -> Tensor:
-        """The first slots on the CPU, (used, N, ...): copies, but for a device that is the CPU."""
+        """The first slots on the CPU, (used, N, ...); copies unless the device is the CPU."""
         return self._slots[:used].cpu()
 
     def load(self, stored: Tensor, start: int = 0) -> None:
         """Load (T, N, ...) observations from `state`, beginning at slot `start`."""
-        # not by way of a second tensor on the device, which may have no room for it
+        # directly, since a second tensor may not fit on the device
         self._slots[start : start + len(stored)].copy_(stored)
 
 
 def make_storage(
     shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device | None, folder: Path | None
 ) -> Storage:
-    """The storage in a place; RAM if none is named.
+    """Storage on a device or in a folder; in RAM if both are None.
 
     Raises:
-        ValueError: if two places are named, or the folder is not there.
+        ValueError: if both are given, or the folder does not exist.
     """
     if device is not None and folder is not None:
         raise ValueError(f"data.memory_device={device}, data.memory_folder={folder}: use only one of them")

@@ -1,4 +1,4 @@
-"""Learns the chance of each of some fixed returns: C51. Legend: B batch, A actions, Z atoms."""
+"""Categorical DQN. Legend: B batch, A actions, Z atoms."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ from lightning_dqn.speed.compiled import QFunction
 
 
 class C51(DQN):
-    """Categorical DQN: chances of fixed returns (Bellemare et al. 2017).
+    """Categorical DQN: the return distribution on fixed atoms (C51, Bellemare et al. 2017).
 
     Args:
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
-        network: what maps observations to num_atoms logits an action.
-        num_atoms: returns that have a chance, Z.
-        v_min: the lowest of them; no discounted return should lie below.
-        v_max: the highest of them; no discounted return should lie above.
-        **kwargs: arguments of `DQN` but for loss and munchausen, which has no meaning for distributions.
+        network: network with num_atoms logits per action.
+        num_atoms: number of atoms, Z.
+        v_min: lowest atom, a lower bound of the discounted returns.
+        v_max: highest atom, an upper bound of the discounted returns.
+        **kwargs: arguments of `DQN` except loss and munchausen.
 
     Raises:
-        TypeError: for an argument that it does not take.
-        ValueError: if there are less than 2 atoms, or v_min is not below v_max.
+        TypeError: for an unknown argument.
+        ValueError: if num_atoms is less than 2, or v_min is not below v_max.
     """
 
     def __init__(
@@ -57,30 +57,30 @@ class C51(DQN):
         self.num_atoms, self.v_min, self.v_max = num_atoms, v_min, v_max
 
     def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
-        """Means of the distributions, (B, A)."""
+        """Means of the return distributions, (B, A)."""
         return self._means(net(observation))
 
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """Cross-entropy to the projected target (Algorithm 1); the priority is the divergence, as in Rainbow."""
+        """Cross-entropy to the projected target (algorithm 1); the priority is the KL divergence, as in Rainbow."""
         support = self._support(batch.reward)
-        log_chance = gather_actions(policy_net(batch.observation), batch.action - self.first_action).log_softmax(1)
+        log_probs = gather_actions(policy_net(batch.observation), batch.action - self.first_action).log_softmax(1)
         with torch.no_grad():
             next_logits = target_net(batch.next_observation)
             picks = policy_net(batch.next_observation) if self.double_q else next_logits
             next_action = mask_actions(self._means(picks), batch.next_action_mask).argmax(1)
-            next_chance = gather_actions(next_logits, next_action).softmax(1)
+            next_probs = gather_actions(next_logits, next_action).softmax(1)
             # T z = r + gamma^k (1 - terminated) z
             atoms = batch.reward.unsqueeze(1) + batch.discount.unsqueeze(1) * support
-            target = categorical_projection(atoms, next_chance, support)
+            target = categorical_projection(atoms, next_probs, support)
             entropy = -torch.xlogy(target, target).sum(1)
         # L = -sum_i m_i ln p_i(s, a)
-        rows = -(target * log_chance).sum(1)
-        q_value = (log_chance.exp() * support).sum(1)
+        rows = -(target * log_probs).sum(1)
+        q_value = (log_probs.exp() * support).sum(1)
         td_error = q_value - (target * support).sum(1)
         return TDLoss((batch.weight * rows).mean(), q_value, td_error, (rows - entropy).clamp(min=0))
 
     def _means(self, logits: Tensor) -> Tensor:
-        """(B, A, Z) logits to (B, A)."""
+        """(B, A, Z) logits to (B, A) means."""
         # Q(s, a) = sum_i z_i p_i(s, a)
         return (logits.softmax(2) * self._support(logits)).sum(2)
 

@@ -1,6 +1,6 @@
-"""Q-learning without memory and target net: what `data.RolloutDataset` played is learnt from at once, and forgotten.
+"""Q-learning without replay memory and target net, from rollouts.
 
-The update is `module.DQN`'s; here stand the targets. Legend: U updates, B batch, T steps, N envs.
+Legend: U updates, B batch, T steps, N envs.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
 
 
 class PQN(DQN):
-    """Parallelised Q-learning (Gallici et al. 2024): many environments, layer norm and Q(lambda) instead of a memory.
+    """Parallelized Q-learning (Gallici et al. 2024): parallel environments, layer norm and Q(lambda), no replay memory.
 
-    Needs rollouts of some length: `data.num_envs` and `data.steps_per_iteration` times each other, of which
-    `data.updates_per_iteration` minibatches of `data.batch_size` steps are drawn without replacement, again and again
-    where that is more than there are.
+    A rollout has `data.num_envs` * `data.steps_per_iteration` steps. An iteration draws `data.updates_per_iteration`
+    minibatches of `data.batch_size` steps from it without replacement, in several passes if needed.
 
     Args:
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
-        network: what maps observations to one value an action; layer norm keeps it stable without a target net.
-        optimizer: what moves its parameters.
-        clip_grad_norm: largest norm of the whole gradient; null leaves it as it is.
-        td_lambda: how much later rewards count against the value, in [0, 1]: 0 is one step, 1 the whole rollout.
-        **kwargs: arguments of `DQN` but for those of its loss, targets and exploration, and clip_grad_value.
+        network: network with one value per action; without a target net, layer norm stabilizes it.
+        optimizer: optimizer of the parameters.
+        clip_grad_norm: maximum norm of the gradient; null for no limit.
+        td_lambda: lambda of Q(lambda), in [0, 1]; 0 for one-step targets, 1 for the returns of the whole rollout.
+        **kwargs: arguments of `DQN` except clip_grad_value and those of its loss, targets and exploration.
 
     Raises:
-        TypeError: if the action space is not discrete or the network can't take the observations, or for an argument
-            that it does not take.
+        TypeError: if the action space is not discrete, the network does not support the observations, or an argument is
+            unknown.
         ValueError: if td_lambda, clip_grad_norm or the learning rate is out of its range.
     """
 
@@ -73,10 +72,10 @@ class PQN(DQN):
 
     @torch.no_grad()
     def prepare_batch(self, rollout: "Rollout") -> Transition:  # type: ignore[override]
-        """The steps of each update with their returns as the reward and no value behind it, (U, B).
+        """The minibatches of each update, (U, B), with the Q(lambda) returns as rewards and a discount of 0.
 
         Args:
-            rollout: T steps in N environments, with the steps of each update.
+            rollout: T steps in N environments, with the indices of each minibatch.
         """
         self.update_normalizer(rollout.observation[:-1])
         seen, rows = self.normalize(rollout.observation), rollout.index
@@ -97,7 +96,7 @@ class PQN(DQN):
         )
 
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """TD loss of one minibatch; its targets are the returns, without bootstrapping from a target net."""
+        """TD loss of one minibatch, with the returns as targets."""
         q_value = gather_actions(policy_net(batch.observation), batch.action - self.first_action)
         td_error = q_value - batch.reward
         return TDLoss(weighted_mse(q_value, batch.reward, batch.weight), q_value, td_error, td_error.abs())

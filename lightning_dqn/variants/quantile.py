@@ -1,4 +1,4 @@
-"""Learns quantiles of the return: QR-DQN at fixed levels, IQN at any. Legend: B batch, A actions, Z quantiles."""
+"""Quantile regression: QR-DQN with fixed levels, IQN with sampled levels. Legend: B batch, A actions, Z quantiles."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ class QRDQN(DQN):
     Args:
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
-        network: what maps observations to num_quantiles values an action.
-        num_quantiles: Z; 200 in the paper.
-        kappa: error beyond which the loss of a quantile is straight.
-        **kwargs: arguments of `DQN` but for loss.
+        network: network with num_quantiles values per action.
+        num_quantiles: number of quantiles, Z; 200 in the paper.
+        kappa: error beyond which the quantile Huber loss is linear.
+        **kwargs: arguments of `DQN` except loss.
 
     Raises:
-        TypeError: for an argument that it does not take.
+        TypeError: for an unknown argument.
         ValueError: if num_quantiles or kappa is not positive.
     """
 
@@ -55,7 +55,7 @@ class QRDQN(DQN):
         return net(observation).mean(2)
 
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """Quantile regression on the quantiles of the target (Algorithm 1)."""
+        """Quantile regression on the quantiles of the target (algorithm 1)."""
         quantiles = gather_actions(policy_net(batch.observation), batch.action - self.first_action)
         with torch.no_grad():
             next_quantiles = target_net(batch.next_observation)
@@ -66,23 +66,23 @@ class QRDQN(DQN):
 
 
 class IQN(DQN):
-    """Implicit quantile networks: any quantile of the return, at levels drawn anew (Dabney et al. 2018b).
+    """Implicit quantile networks: quantiles of the return at random levels (Dabney et al. 2018b).
 
-    Where it acts, its value is the mean of evenly spaced quantiles: the paper draws those too.
+    Action values are means over evenly spaced levels, while the paper draws them too.
 
     Args:
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
-        network: what has features, a head behind them with a value an action, and num_features, as MLP.
-        num_quantiles: levels drawn for the estimate, N.
-        num_target_quantiles: levels drawn for the target, N'.
-        num_policy_quantiles: evenly spaced levels whose mean is an action's value, K.
-        num_cosines: functions that a level is embedded by.
-        kappa: error beyond which the loss of a quantile is straight.
-        **kwargs: arguments of `DQN` but for loss.
+        network: network with features, num_features and a head with one value per action, like `MLP`.
+        num_quantiles: number of levels drawn for the estimate, N.
+        num_target_quantiles: number of levels drawn for the target, N'.
+        num_policy_quantiles: number of evenly spaced levels for the action values, K.
+        num_cosines: number of cosine features of a level.
+        kappa: error beyond which the quantile Huber loss is linear.
+        **kwargs: arguments of `DQN` except loss.
 
     Raises:
-        TypeError: if the network can't be taken apart into features and head, or for an argument that it does not take.
+        TypeError: if the network has no features, num_features or head, or for an unknown argument.
         ValueError: if a value is not positive.
     """
 
@@ -121,7 +121,7 @@ class IQN(DQN):
         return net(observation, levels.expand(len(observation), -1)).mean(2)
 
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """Quantile regression between two drawn sets of levels (eq. 3)."""
+        """Quantile regression between two random sets of levels (eq. 3)."""
         size, like = len(batch.reward), batch.reward
         levels = torch.rand(size, self.num_quantiles, dtype=like.dtype, device=like.device)
         quantiles = gather_actions(policy_net(batch.observation, levels), batch.action - self.first_action)
@@ -134,7 +134,7 @@ class IQN(DQN):
 
 
 def midpoints(count: int, like: Tensor) -> Tensor:
-    """Evenly spaced levels in the middle of as many equal parts of [0, 1], (Z,)."""
+    """Midpoints of Z equal intervals of [0, 1], (Z,)."""
     # tau_i = (2 i - 1) / 2 Z  (Dabney et al. 2018a, lemma 2)
     return (torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) / count
 
@@ -145,11 +145,11 @@ def quantile_target(
     """Quantiles of the target, (B, Z).
 
     Args:
-        module: whose switches count.
+        module: its options munchausen_temperature and first_action are used.
         batch: (B, ...) transitions.
-        next_quantiles: (B, A, Z) of the target net for the next observation.
-        next_q: (B, A) values that the next action is chosen by.
-        target_net: what munchausen's policy follows.
+        next_quantiles: (B, A, Z) quantiles of the next observation by the target net.
+        next_q: (B, A) values that select the next action.
+        target_net: network of the Munchausen policy.
     """
     reward, temperature = batch.reward, module.munchausen_temperature
     next_q = mask_actions(next_q, batch.next_action_mask)

@@ -1,4 +1,4 @@
-"""Plays environments and yields what was just played: what learners without a memory draw from.
+"""Steps environments and yields rollouts, for learners without a replay memory.
 
 Legend: U updates, B batch, T steps, N envs.
 """
@@ -19,16 +19,16 @@ from lightning_dqn.resume.content import check_dict, check_int, generator_from
 
 
 class Rollout(NamedTuple):
-    """What one iteration played, step by step, and which steps each of its updates learns from.
+    """The steps of one iteration, and the indices of its minibatches.
 
     Attributes:
-        observation: (T + 1, N, ...) what was seen before each step, and after the last.
-        action: (T, N) what was done, as the environment takes it, int64.
-        reward: (T, N) what came of it.
+        observation: (T + 1, N, ...) observations before each step, and after the last.
+        action: (T, N) actions of the environment, int64.
+        reward: (T, N) rewards.
         discount: (T, N) gamma (1 - terminated), the weight of the value of the next observation.
         ended: (T, N) whether the episode terminated or was truncated there.
-        action_mask: (T + 1, N, A) which actions each observation allows; (T + 1, N, 0) where all always are.
-        index: (U, B) steps to learn from, step t of environment n as t * N + n; never one that only resets.
+        action_mask: (T + 1, N, A) allowed actions of each observation; (T + 1, N, 0) without action masks.
+        index: (U, B) steps of each minibatch, t * N + n for step t of environment n; excludes reset steps.
     """
 
     observation: Tensor
@@ -37,29 +37,29 @@ class Rollout(NamedTuple):
     discount: Tensor
     ended: Tensor
     action_mask: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a rollout
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
 
 class RolloutDataset(IterableDataset[Rollout]):
-    """Plays N environments and yields what they showed: one item is one iteration, and nothing is kept of it.
+    """Steps N environments and yields one rollout per iteration, which is not stored.
 
-    An iteration plays `steps_per_iteration` steps in each environment, T in all. Steps that only reset an environment
-    are no env steps; they are played on top, so that the clock keeps its pace to within N, and T is now and then a step
-    more than asked for. After an episode's last step stands its true last observation (NEXT_STEP autoreset). All state
-    is stored on the object: Lightning makes a new iterator every epoch, which continues where the last one stopped.
+    An iteration takes `steps_per_iteration` env steps in each environment. Steps that only reset an environment are not
+    env steps; additional steps compensate for them to within N env steps, so T is sometimes larger by one. The
+    observation after the last step of an episode is its final observation (NEXT_STEP autoreset). All state is stored on
+    the object: Lightning makes a new iterator every epoch, which continues where the last one stopped.
 
     Args:
-        envs: the environments, reset by NEXT_STEP.
-        policy: what chooses the actions.
+        envs: vector environment with NEXT_STEP autoreset.
+        policy: chooses the actions.
         gamma: discount of one step.
-        seed: of exploration and of the environments.
-        sample_seed: of the minibatches.
+        seed: seed of exploration and of the environments.
+        sample_seed: seed of the minibatches.
         steps_per_iteration: env steps in each environment of one rollout.
         updates_per_iteration: minibatches of one rollout, U.
         batch_size: steps in a minibatch, B.
         epoch_env_steps: env steps in an epoch, over all ranks.
-        action_masks: whether the environments say which actions they allow.
-        ranks: this rank and all; alone unless told otherwise.
+        action_masks: whether the environments return action masks.
+        sync: synchronization with the other ranks; None for a single process.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class RolloutDataset(IterableDataset[Rollout]):
 
     @property
     def epoch_env_steps(self) -> int:
-        """Env steps in an epoch: what was asked for, in whole iterations."""
+        """Env steps in an epoch, a whole number of iterations."""
         return self._length * self._iteration_env_steps * self.sync.world_size
 
     @property
     def env_steps(self) -> int:
-        """Env steps played so far, by all ranks."""
+        """Env steps so far, of all ranks."""
         return self.collector.env_steps if not self.sync.is_distributed else self.sync.env_steps
 
     def __iter__(self) -> Iterator[Rollout]:
         if get_worker_info() is not None:
-            raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
+            raise ValueError("num_workers > 0: worker processes do not receive updated weights; use num_workers=0")
         for _ in range(len(self)):
             rollout = self._play()
             if self.sync.is_distributed:
@@ -140,37 +140,37 @@ class RolloutDataset(IterableDataset[Rollout]):
         return self._no_mask if mask is None else mask
 
     def _draw(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Minibatches (U, B) of all rows in random order, once and, where that is not enough, again in another."""
+        """Minibatches (U, B) of all rows in random order, in several passes if there are too few."""
         size = self.updates_per_iteration * self.batch_size
         passes = [self._sample_rng.permutation(rows) for _ in range(-(-size // len(rows)))]
         return np.concatenate(passes)[:size].reshape(self.updates_per_iteration, self.batch_size)
 
     def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
-        """Everything the next iterations depend on, as tensors and plain values.
+        """All state that the next iterations depend on, as tensors and plain values.
 
         Args:
-            with_envs: whether the environments are in it, so that unfinished episodes can continue.
+            with_envs: whether to include the environments, so that unfinished episodes can continue.
         """
         others = {"sample_rng": self._sample_rng.bit_generator.state, "all_env_steps": self.env_steps}
         return {**self.collector.state_dict(with_envs=with_envs), **others}
 
     def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> None:
-        """Continue in environments that were made anew; see `Collector.reopen`."""
+        """Continue in new environments; see `Collector.reopen`."""
         self.envs = envs
         self.collector.reopen(envs, state)
 
     def load_state_dict(self, state: Any, name: str = "train") -> Mask:
-        """Continue where `state_dict` was taken; without its environments, these start new episodes.
+        """Load a state from `state_dict`; without the environments in it, new episodes start.
 
         Args:
-            state: as from `state_dict`.
-            name: of the state in the checkpoint.
+            state: a state from `state_dict`.
+            name: name of the state in the checkpoint.
 
         Returns:
-            (N,) environments that did not repeat their episodes.
+            (N,) mask of the environments that did not repeat their episodes.
 
         Raises:
-            CheckpointError: if it is not the state of such a dataset.
+            CheckpointError: if it is not a state of this class.
         """
         state = check_dict(state, name, ("sample_rng", "all_env_steps"))
         self._sample_rng = generator_from(state["sample_rng"], f"{name}.sample_rng")
