@@ -125,7 +125,7 @@ class TwoHostRun:
 
     @property
     def texts(self):
-        """What was said on each host."""
+        """The output of each host."""
         return [output.read_text() for output in self.outputs]
 
     def wait(self, timeout_s=180):

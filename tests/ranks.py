@@ -196,7 +196,7 @@ def one_goes_astray(folder, rank, world_size):
 
 
 def each_from_its_own(folder, rank, world_size, *, checkpoints):
-    """Go on from a checkpoint that the other rank does not go on from."""
+    """Resume from another checkpoint than the other rank."""
     import runs  # noqa: PLC0415  as above
 
     limits = {"strategy": "ddp", "devices": world_size, "max_epochs": 3}

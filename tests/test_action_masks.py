@@ -80,8 +80,8 @@ def test_no_way_of_choosing_takes_a_forbidden_action_and_each_takes_all_others(e
     mask = np.array([[True, False, True, False]] * 2000)
     # where nothing is random, the values are
     values = rng.normal(size=mask.shape)
-    knobs = {"epsilon": epsilon, "temperature": temperature, "action_mask": mask}
-    actions = choose_actions(lambda: values, 2000, 4, **knobs, rng=rng)
+    options = {"epsilon": epsilon, "temperature": temperature, "action_mask": mask}
+    actions = choose_actions(lambda: values, 2000, 4, **options, rng=rng)
     assert set(actions) == {0, 2}
     # each about half the time: four standard deviations of 2000 are 90
     assert abs((actions == 0).sum() - 1000) < 90
@@ -102,9 +102,9 @@ def masked_batch():
     )
 
 
-def linear(cls, weight, **knobs):
+def linear(cls, weight, **options):
     """A learner whose Q(s, a), or every quantile of it, is the dot product of s with row a of `weight`."""
-    model = cls(BOX, spaces.Discrete(2), network=lambda space, n: MLP(space, n, hidden_sizes=[]), **knobs)
+    model = cls(BOX, spaces.Discrete(2), network=lambda space, n: MLP(space, n, hidden_sizes=[]), **options)
     for net in (model.policy_net, model.target_net):
         with torch.no_grad():
             rows = torch.tensor(weight).repeat_interleave(net.output.out_features // 2, 0)
@@ -113,9 +113,9 @@ def linear(cls, weight, **knobs):
     return model
 
 
-@pytest.mark.parametrize("knobs", [{}, {"double": True}])
-def test_targets_take_the_best_of_the_allowed_actions(knobs):
-    model = linear(DQN, [[0.5, 1.0], [2.0, 4.0]], **knobs)
+@pytest.mark.parametrize("options", [{}, {"double": True}])
+def test_targets_take_the_best_of_the_allowed_actions(options):
+    model = linear(DQN, [[0.5, 1.0], [2.0, 4.0]], **options)
     result = model.td_loss(masked_batch(), model.policy_net, model.target_net)
     # s' of row 1 has values (1, 4), of which only the 1 is allowed: 1 + .5 * 1;  row 2: 2 + 0
     assert (result.q_value - result.td_error).tolist() == pytest.approx([1.5, 2.0])
@@ -216,7 +216,7 @@ def test_whoever_learns_and_acts_never_takes_a_forbidden_action(model, num_envs,
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
-def test_an_environment_that_falls_silent_or_allows_nothing_is_named(num_envs):
+def test_an_environment_that_gives_no_mask_or_allows_no_action_is_named(num_envs):
     for make, words in ((lambda: Walk(silent_after=3), "there is no info"), (Mute, "allows no action")):
         envs = SyncVectorEnv([make] * num_envs) if num_envs > 1 else SingleVectorEnv(make())
 
@@ -229,16 +229,16 @@ def test_an_environment_that_falls_silent_or_allows_nothing_is_named(num_envs):
             [collector.step() for _ in range(5)]
 
 
-def test_masks_of_an_environment_that_gives_none_are_refused_before_the_run():
+def test_masks_of_an_environment_that_gives_none_are_rejected_before_the_run():
     with pytest.raises(ValueError, match=r"data.action_masks=true.*\(\), \(2,\) is needed"):
         DQNDataModule(env_id="CartPole-v1", action_masks=True)
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
-def test_a_run_with_masks_goes_on_to_the_bit(tmp_path, num_envs):
-    knobs = {"env_id": "Walk-v0", "num_envs": num_envs, "action_masks": True}
+def test_a_run_with_masks_resumes_bitwise(tmp_path, num_envs):
+    options = {"env_id": "Walk-v0", "num_envs": num_envs, "action_masks": True}
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    fit(whole, limits={"max_epochs": 2}, **knobs)
-    fit(halves, limits={"max_epochs": 1}, **knobs)
-    fit(halves, limits={"max_epochs": 2}, seed=99, ckpt_path=halves / "epoch0.ckpt", **knobs)
+    fit(whole, limits={"max_epochs": 2}, **options)
+    fit(halves, limits={"max_epochs": 1}, **options)
+    fit(halves, limits={"max_epochs": 2}, seed=99, ckpt_path=halves / "epoch0.ckpt", **options)
     assert_same_run(whole / "epoch1.ckpt", halves / "epoch1.ckpt")

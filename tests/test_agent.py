@@ -188,7 +188,7 @@ def run_python(folder, code, *words):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_agent_loaded_in_a_fresh_process_has_the_values_and_actions_of_the_saved_one_to_the_bit(agents, name):
+def test_an_agent_loaded_in_a_fresh_process_has_the_values_and_actions_of_the_saved_one_bitwise(agents, name):
     saved, loaded = agents[0][name], agents[1][name]
     assert loaded["class"] == saved["class"]
     assert not loaded["training"]

@@ -1,4 +1,4 @@
-"""What the checkpoint plugin keeps, refuses, shares and sweeps, on small checkpoints made here and in one short fit."""
+"""The checkpoint plugin: what it saves, rejects, shares and removes, on small checkpoints and in one short fit."""
 
 import hashlib
 import io
@@ -66,7 +66,7 @@ def beside():
 
 
 @pytest.mark.parametrize(("max_inline_bytes", "files"), [(0, 1), (10_000, 0)], ids=["beside", "inline"])
-def test_a_memory_comes_back_to_the_bit(tmp_path, max_inline_bytes, files):
+def test_a_memory_comes_back_bitwise(tmp_path, max_inline_bytes, files):
     plugin, saved = AtomicCheckpointIO(max_inline_bytes=max_inline_bytes), checkpoint()
     plugin.save_checkpoint(saved, tmp_path / "new" / "last.ckpt")
     assert len(memories(tmp_path / "new")) == files
@@ -192,7 +192,7 @@ OTHERS += [hung_on(np.float64(1)), hung_on(np.float64(1), OrderedDict), {np.int6
 @pytest.mark.parametrize(
     ("value", "accepted"), [*((v, True) for v in PLAIN), *((v, False) for v in OTHERS)], ids=lambda v: repr(v)[:40]
 )
-def test_what_is_refused_at_save_is_what_torch_would_refuse_at_load(value, accepted):
+def test_what_is_rejected_at_save_is_what_torch_would_reject_at_load(value, accepted):
     buffer = io.BytesIO()
     torch.save({"value": value}, buffer)
     buffer.seek(0)
@@ -216,7 +216,7 @@ def test_what_is_refused_at_save_is_what_torch_would_refuse_at_load(value, accep
     ],
     ids=["callback", "optimizer", "key", "attribute"],
 )
-def test_a_refusal_names_the_key_path_and_writes_nothing(tmp_path, value, where):
+def test_an_error_names_the_key_path_and_writes_nothing(tmp_path, value, where):
     with pytest.raises(TypeError) as error:
         AtomicCheckpointIO().save_checkpoint(value, tmp_path / "last.ckpt")
     assert str(error.value).startswith(where)
@@ -259,7 +259,7 @@ def test_saving_over_a_link_replaces_the_link_and_not_what_it_shows(tmp_path, be
     assert epochs == [1, 2]
 
 
-def test_a_newer_schema_is_refused_and_its_memory_left_alone(tmp_path, beside, monkeypatch):
+def test_a_newer_schema_is_rejected_and_its_memory_left_alone(tmp_path, beside, monkeypatch):
     monkeypatch.setattr("lightning_dqn.resume.checkpoint_io.SCHEMA", 3)
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
     monkeypatch.undo()
@@ -288,7 +288,7 @@ def test_weights_only_can_not_be_switched_off(tmp_path, beside):
     assert beside.load_checkpoint(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
-def test_file_urls_are_paths_and_options_for_remote_ones_are_refused(tmp_path, beside):
+def test_file_urls_are_paths_and_options_for_remote_ones_are_rejected(tmp_path, beside):
     beside.save_checkpoint(checkpoint(), f"file://{tmp_path}/last.ckpt")
     assert beside.load_checkpoint(f"file://{tmp_path}/last.ckpt")["epoch"] == 3
     with pytest.raises(TypeError, match="storage_options"):
@@ -303,9 +303,14 @@ def dead():
     return process.pid
 
 
-def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path, beside, dead):
+def test_a_sweep_removes_files_of_ended_processes_and_nothing_else(tmp_path, beside, dead):
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
-    keep = {path.name for path in tmp_path.iterdir()} | {"notes.tmp", "memory-1.safetensors", ".saving-x.tmp", "a.ckpt"}
+    keep = {path.name for path in tmp_path.iterdir()} | {
+        "messages.tmp",
+        "memory-1.safetensors",
+        ".saving-x.tmp",
+        "a.ckpt",
+    }
     for name in keep - {"last.ckpt", *memories(tmp_path)}:
         (tmp_path / name).write_text("mine")
     # the second is of an earlier process that had the number of this one
@@ -318,7 +323,7 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path, beside, d
     assert remove_stale_files(tmp_path / "not there") == []
 
 
-def test_a_sweep_waits_for_the_living(tmp_path, dead):
+def test_a_sweep_keeps_files_of_running_processes(tmp_path, dead):
     under_way = f".saving-{os.getppid()}-00000000-00000000.tmp"
     for name in (under_way, f".saving-{dead}-00000000-00000000.tmp", "memory-0123456789abcdef.safetensors"):
         (tmp_path / name).write_text("")
@@ -364,9 +369,7 @@ def make_pair():
 
 
 @pytest.mark.parametrize("max_inline_bytes", [0, 2**20], ids=["beside", "inline"])
-def test_case_07_every_checkpoint_of_a_fit_loads_with_weights_only_and_a_fit_goes_on_from_it(
-    tmp_path, max_inline_bytes
-):
+def test_every_checkpoint_of_a_fit_loads_with_weights_only_and_a_fit_resumes_from_it(tmp_path, max_inline_bytes):
     plugin = AtomicCheckpointIO(max_inline_bytes=max_inline_bytes)
     others = EarlyStopping("val/episode_return", patience=9), Timer(duration="00:01:00:00")
     make_trainer(tmp_path, plugin, 4, *others).fit(*make_pair())
@@ -395,7 +398,7 @@ class Careless(pl.Callback):
         return {"scores": [1.0, np.float64(2)]}
 
 
-def test_case_07_a_state_that_would_not_load_is_refused_at_the_first_save(tmp_path):
+def test_a_state_that_would_not_load_is_rejected_at_the_first_save(tmp_path):
     trainer = make_trainer(tmp_path, AtomicCheckpointIO(), 1, Careless())
     with pytest.raises(TypeError, match=r"^callbacks\.Careless\.scores\[1\] is of type numpy\.float64: "):
         trainer.fit(*make_pair())

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what a run leaves behind, what it says, and what it refuses."""
+"""The command line as a user sees it: files of a run, its output, rejected arguments."""
 
 import csv
 import re
@@ -89,8 +89,8 @@ def printed_metrics(text):
     return {name: float(value) for name, value in re.findall(r"^\s*((?:val|test)/\w+)\s+([-\d.e]+)\s*$", text, re.M)}
 
 
-def refusal(capfd, *words):
-    """The one line that a refused command line ends with; it has made no folder and changed no checkpoint."""
+def error_line(capfd, *words):
+    """The one line that a rejected command line ends with; it has made no folder and changed no checkpoint."""
     before = snapshot()
     with pytest.raises(SystemExit) as ended:
         main(list(words))
@@ -99,13 +99,13 @@ def refusal(capfd, *words):
     assert "Traceback" not in captured.out + captured.err
     lines = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1, captured.err
-    assert captured.err.splitlines()[-1] == lines[0], "the error is the last that is said"
+    assert captured.err.splitlines()[-1] == lines[0], "the error is the last line"
     assert snapshot() == before
     return lines[0]
 
 
 def snapshot():
-    """What lies under `runs` here: folders, and checkpoints with what is in them."""
+    """The content of `runs`: folders, and checkpoints with what is in them."""
     paths = [path for path in Path("runs").rglob("*") if path.is_dir() or path.suffix == ".ckpt"]
     return {Path("runs"): Path("runs").exists(), **{path: path.is_file() and path.read_bytes() for path in paths}}
 
@@ -187,7 +187,7 @@ def test_every_run_of_one_process_has_its_checkpoints_for_itself(workplace):
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-def test_case_23_two_fits_at_once_have_separate_folders(default_runs):
+def test_two_fits_at_once_have_separate_folders(default_runs):
     folders = {name: run.folder for name, run in default_runs.items()}
     assert folders["plain"] != folders["tty"]
     for folder in folders.values():
@@ -195,7 +195,7 @@ def test_case_23_two_fits_at_once_have_separate_folders(default_runs):
         assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 500 - 127
 
 
-def test_case_23_folders_made_in_the_same_second_are_separate(tmp_path):
+def test_folders_made_in_the_same_second_are_separate(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_run_folder(tmp_path, "module:Team/Env-v0"), range(32)))
     assert len(set(folders)) == 32
@@ -278,17 +278,17 @@ def test_test_finds_the_newest_run_and_films_the_episode_that_predict_plays(here
     assert frames - 1 in [len(episode["action"]) for episode in episodes]
 
 
-def test_test_tells_where_the_video_lies(here, notes):
+def test_test_reports_the_path_of_the_video(here, messages):
     main(["test", "--ckpt_path", "best", *QUIET, "--video.episodes", "1"])
-    (said,) = [line for line in notes if line.startswith("video: ")]
-    assert Path(said.removeprefix("video: ")).suffix == ".mp4"
-    assert Path(said.removeprefix("video: ")).is_file()
+    (reported,) = [line for line in messages if line.startswith("video: ")]
+    assert Path(reported.removeprefix("video: ")).suffix == ".mp4"
+    assert Path(reported.removeprefix("video: ")).is_file()
 
 
-def test_predict_writes_episodes_whose_actions_are_the_greedy_ones(here, run, notes):
+def test_predict_writes_episodes_whose_actions_are_the_greedy_ones(here, run, messages):
     main(["predict", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--data.eval_episodes", "3", *QUIET])
     path = run / "evaluation" / "episodes.pt"
-    assert any(str(path.relative_to(here)) in line or str(path) in line for line in notes)
+    assert any(str(path.relative_to(here)) in line or str(path) in line for line in messages)
     episodes = torch.load(path, weights_only=True)
     assert len(episodes) == 3
     for episode in episodes:
@@ -305,7 +305,7 @@ def test_evaluation_leaves_the_checkpoints_as_they_are(here, run):
     assert {path: path.read_bytes() for path in (run / "checkpoints").iterdir()} == before
 
 
-def test_a_fit_goes_on_from_the_last_checkpoint_with_its_clocks(copy):
+def test_a_fit_resumes_from_the_last_checkpoint_with_its_clocks(copy):
     main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
     # in the folder of its run, beside the record of before
     assert set(runs_in(Path.cwd())) == {copy}
@@ -356,11 +356,11 @@ def test_taxi_trains(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "actions"), [("Cue-v0", {0, 1}), ("Shifted-v0", {3, 4})], ids=["dict-observations", "actions-from-3"]
 )
-def test_an_environment_of_ones_own_is_learnt(toys, tmp_path, capfd, name, actions):
+def test_an_environment_of_the_user_is_learnt(toys, tmp_path, capfd, name, actions):
     learning = ("--data.gamma", "0", "--model.optimizer.lr", "0.01", "--data.env_id", f"toys:{name}")
     main(["fit", *SMALL, *NO_LOGGER, "--data.epoch_env_steps", "400", *learning])
     # the checkpoint alone does not get the module imported
-    assert "--trust toys" in refusal(capfd, "validate", "--ckpt_path", "best", *QUIET)
+    assert "--trust toys" in error_line(capfd, "validate", "--ckpt_path", "best", *QUIET)
     main(["validate", "--ckpt_path", "best", "--trust", "toys", *QUIET])
     assert printed_metrics(capfd.readouterr().out)["val/episode_return"] == 10, "the cue is followed every time"
     main(["predict", "--ckpt_path", "best", "--trust=toys", *QUIET])
@@ -387,7 +387,7 @@ def test_prioritised_replay_runs_from_the_command_line_and_again_from_its_config
     # at a resume, what it was made with stays
     last = str(run / "checkpoints" / "last.ckpt")
     for flag, value in (("data.sampler.alpha", "0.6"), ("priorities.beta_start", "0.5")):
-        line = refusal(capfd, "fit", "--ckpt_path", last, f"--{flag}", value)
+        line = error_line(capfd, "fit", "--ckpt_path", last, f"--{flag}", value)
         assert f"{flag}={value}: the checkpoint was made with" in line
 
 
@@ -435,7 +435,7 @@ def test_models_go_by_their_short_names_and_come_back_from_their_configuration(t
     main(["validate", "--ckpt_path", "best", *QUIET])
 
 
-# what is refused
+# rejected arguments
 
 OUT_OF_RANGE = [
     ("data.env_kwargs", "{foo: 1}", "{'foo': 1}"),
@@ -528,16 +528,16 @@ def copy(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("key", "value", "shown"), OUT_OF_RANGE, ids=[f"{k}={v}" for k, v, _ in OUT_OF_RANGE])
-def test_case_17_a_value_out_of_its_range_is_refused_by_key_and_value(empty, capfd, key, value, shown):
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
+def test_a_value_out_of_its_range_is_rejected_by_key_and_value(empty, capfd, key, value, shown):
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
     assert key.rpartition(".")[2] in line
     assert shown in line
 
 
 @pytest.mark.parametrize(("setting", "value"), [("alpha", "1.5"), ("alpha", "-1.0"), ("epsilon", "0.0")])
-def test_case_17_a_setting_of_the_sampler_out_of_its_range_is_refused(empty, capfd, setting, value):
+def test_a_setting_of_the_sampler_out_of_its_range_is_rejected(empty, capfd, setting, value):
     flags = "--data.sampler", PRIORITIZED, f"--data.sampler.{setting}", value, "--data.env_id", "NoSuch-v0"
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
     # before the environment is made, which there isn't
     assert f"data.sampler.{setting}={value}: must be" in line
 
@@ -549,14 +549,14 @@ def test_case_17_a_setting_of_the_sampler_out_of_its_range_is_refused(empty, cap
         ("model", "Rainbow", "give its whole path, module.Class"),
     ],
 )
-def test_case_18_a_class_that_is_not_found_is_named(empty, capfd, key, value, hint):
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
+def test_a_class_that_is_not_found_is_named(empty, capfd, key, value, hint):
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
     assert line == f"error: {key}={value}: no such class; {hint}"
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_TYPE, ids=[f"{k}={v}" for k, v in WRONG_TYPE])
-def test_case_18_a_value_of_the_wrong_type_is_refused_by_key_and_value(empty, capfd, key, value):
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
+def test_a_value_of_the_wrong_type_is_rejected_by_key_and_value(empty, capfd, key, value):
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
     assert key.rpartition(".")[2] in line
     assert value in line
     assert "Namespace" not in line
@@ -564,8 +564,8 @@ def test_case_18_a_value_of_the_wrong_type_is_refused_by_key_and_value(empty, ca
 
 
 @pytest.mark.parametrize(("key", "meant"), UNKNOWN, ids=[key for key, _ in UNKNOWN])
-def test_case_18_unknown_and_shortened_keys_are_refused_with_what_was_meant(empty, capfd, key, meant):
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", "3")
+def test_unknown_and_shortened_keys_are_rejected_with_what_was_meant(empty, capfd, key, meant):
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", "3")
     assert key.rpartition(".")[2] in line
     assert line.endswith(f"did you mean {meant}?")
 
@@ -608,11 +608,11 @@ OF_A_MODEL = {
 }
 
 
-@pytest.mark.parametrize(("flags", "said"), OF_A_MODEL.values(), ids=OF_A_MODEL)
-def test_case_17_and_18_what_a_model_does_not_take_is_refused_in_its_name(empty, capfd, flags, said):
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, "--model", "C51", *flags)
-    assert said in line
-    if said.endswith("; "):
+@pytest.mark.parametrize(("flags", "reported"), OF_A_MODEL.values(), ids=OF_A_MODEL)
+def test_what_a_model_does_not_take_is_rejected_in_its_name(empty, capfd, flags, reported):
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, "--model", "C51", *flags)
+    assert reported in line
+    if reported.endswith("; "):
         assert line.endswith("fit --model.help C51 lists all options"), "and not the arguments of another model"
 
 
@@ -626,9 +626,9 @@ def test_case_17_and_18_what_a_model_does_not_take_is_refused_in_its_name(empty,
     ],
     ids=["unknown-key", "wrong-type", "out-of-range", "no-yaml"],
 )
-def test_a_mistake_in_a_configuration_file_is_refused(empty, capfd, text, words):
+def test_a_mistake_in_a_configuration_file_is_rejected(empty, capfd, text, words):
     (empty / "mine.yaml").write_text(text)
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, "--config", "mine.yaml")
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, "--config", "mine.yaml")
     for word in words:
         assert word in line
 
@@ -642,8 +642,8 @@ def test_a_mistake_in_a_configuration_file_is_refused(empty, capfd, text, words)
         ("Pendulum-v1", ["action_space", "Box", "Discrete"]),
     ],
 )
-def test_case_16_and_18_an_environment_that_cannot_be_used_is_refused(empty, capfd, env_id, words):
-    line = refusal(capfd, "fit", *SMALL, *NO_LOGGER, "--data.env_id", env_id)
+def test_an_environment_that_cannot_be_used_is_rejected(empty, capfd, env_id, words):
+    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, "--data.env_id", env_id)
     for word in words:
         assert word in line
 
@@ -659,13 +659,13 @@ def test_case_16_and_18_an_environment_that_cannot_be_used_is_refused(empty, cap
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join([value[0], *value[-2:]]),
 )
-def test_case_10_a_missing_file_is_refused_by_name(empty, capfd, words, named):
-    assert named in refusal(capfd, *words)
+def test_a_missing_file_is_rejected_by_name(empty, capfd, words, named):
+    assert named in error_line(capfd, *words)
 
 
-def test_a_missing_subcommand_is_refused(empty, capfd):
+def test_a_missing_subcommand_is_rejected(empty, capfd):
     for words in ([], ["fitt"]):
-        line = refusal(capfd, *words)
+        line = error_line(capfd, *words)
         for name in ("fit", "validate", "test", "predict"):
             assert name in line
 
@@ -680,32 +680,32 @@ FOREIGN = {
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 @pytest.mark.parametrize(("flags", "words"), FOREIGN.values(), ids=FOREIGN)
-def test_case_10_a_checkpoint_of_something_else_is_refused(copy, capfd, subcommand, flags, words):
+def test_a_checkpoint_of_something_else_is_rejected(copy, capfd, subcommand, flags, words):
     sized = SMALL if subcommand == "fit" else QUIET
     checkpoint = str(copy / "checkpoints" / "last.ckpt")
     # a record for people: nothing reads it
     (copy / "config.yaml").unlink()
-    line = refusal(capfd, subcommand, *sized, *NO_LOGGER, "--ckpt_path", checkpoint, *flags)
+    line = error_line(capfd, subcommand, *sized, *NO_LOGGER, "--ckpt_path", checkpoint, *flags)
     for word in words:
         assert word in line
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 @pytest.mark.parametrize("share", [0.5, 0.0], ids=["half", "nothing"])
-def test_case_10_a_truncated_checkpoint_is_refused(copy, capfd, subcommand, share):
+def test_a_truncated_checkpoint_is_rejected(copy, capfd, subcommand, share):
     checkpoint = copy / "checkpoints" / "last.ckpt"
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: int(share * len(whole))])
     sized = SMALL if subcommand == "fit" else QUIET
-    assert "last.ckpt" in refusal(capfd, subcommand, *sized, *NO_LOGGER, "--ckpt_path", str(checkpoint))
+    assert "last.ckpt" in error_line(capfd, subcommand, *sized, *NO_LOGGER, "--ckpt_path", str(checkpoint))
 
 
-def test_case_09_a_memory_of_another_shape_is_refused(copy, capfd):
+def test_a_memory_of_another_shape_is_rejected(copy, capfd):
     flags = ("--ckpt_path", "last", "--data.memory_capacity", "500")
-    assert "memory_capacity" in refusal(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
+    assert "memory_capacity" in error_line(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
 
 
-def test_a_refused_process_ends_with_one_line_and_exit_code_2(tmp_path):
+def test_a_rejected_command_line_ends_with_one_line_and_exit_code_2(tmp_path):
     done = run_cli(tmp_path, clean_environment(tmp_path), "fit", "--data.gamma", "1.5")
     assert done.exit_code == 2
     assert [line for line in done.text.splitlines() if line != "Seed set to 0"] == [
@@ -714,10 +714,10 @@ def test_a_refused_process_ends_with_one_line_and_exit_code_2(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-# what is said
+# output
 
 # `model.compile` comes with the tight path
-KNOBS = """
+OPTIONS = """
     data.env_id data.env_kwargs data.num_envs data.steps_per_iteration data.updates_per_iteration data.batch_size
     data.memory_capacity data.warmup_env_steps data.gamma data.n_step data.epoch_env_steps data.eval_episodes
     model model.network model.network.hidden_sizes model.optimizer model.clip_grad_value model.double
@@ -746,7 +746,7 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
-def test_help_explains_every_knob(empty, capfd, subcommand):
+def test_help_explains_every_option(empty, capfd, subcommand):
     with pytest.raises(SystemExit) as ended:
         main([subcommand, "--help"])
     assert ended.value.code == 0
@@ -756,11 +756,11 @@ def test_help_explains_every_knob(empty, capfd, subcommand):
         head = re.match(r"  (?:-\w[^-]*, )?--([\w.]+)(?: \S+)?[^\n]*?(?:\n\s+|  )(.*)", option, re.S)
         if head:
             explained.setdefault(head[1], " ".join(head[2].split()))
-    for knob in KNOBS.split():
-        assert knob in explained, knob
-        assert len(explained[knob].partition("(type:")[0].split()) >= 3, (knob, explained[knob])
-    for knob, default in DEFAULTS.items():
-        assert f"default: {default})" in explained[knob], knob
+    for option in OPTIONS.split():
+        assert option in explained, option
+        assert len(explained[option].partition("(type:")[0].split()) >= 3, (option, explained[option])
+    for option, default in DEFAULTS.items():
+        assert f"default: {default})" in explained[option], option
 
 
 def test_a_default_run_warns_of_nothing(default_runs):
@@ -770,7 +770,7 @@ def test_a_default_run_warns_of_nothing(default_runs):
 
 
 @pytest.mark.parametrize("kind", ["plain", "tty"])
-def test_the_summary_tells_what_came_of_a_run_and_where_it_lies(default_runs, kind):
+def test_the_summary_reports_the_result_and_the_folder_of_a_run(default_runs, kind):
     run = default_runs[kind]
     first = re.search(r"^Finished: (.*)$", run.out, re.M)
     clocks = re.fullmatch(r"500 env steps, 373 updates in (\d+) min (\d+) s", first[1].strip())

@@ -113,7 +113,7 @@ def picture(num_channels, height, width, rows=2):
     ],
     ids=str,
 )
-def test_the_shape_says_where_the_channels_are(shape, size):
+def test_the_shape_states_where_the_channels_are(shape, size):
     encode = ImageEncoder(pixels(*shape))
     assert (encode.num_channels, *encode.size) == size
     assert encode(torch.zeros(5, *shape, dtype=torch.uint8), torch.float32).shape == (5, *size)
@@ -132,7 +132,7 @@ def test_a_picture_is_the_same_in_every_layout():
 
 
 @pytest.mark.parametrize("shape", [(10, 10, 10), (8, 8, 16), (9, 3, 9), (4, 10, 10, 10)], ids=str)
-def test_a_shape_that_does_not_say_is_refused_until_somebody_does(shape):
+def test_an_ambiguous_shape_is_rejected_until_it_is_given(shape):
     with pytest.raises(ValueError, match=r"neither .* say which one .*model\.network\.channels=first or last") as error:
         MinAtarCNN(pixels(*shape), 2)
     assert str(shape) in str(error.value)
@@ -147,7 +147,7 @@ def test_a_cube_of_bools_has_its_channels_last_as_seaquest_has():
 
 @pytest.mark.parametrize("space", [pixels(8), pixels(2, 2, 2, 2, 2), spaces.Discrete(4)], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_no_image_is_refused_by_name(name, space):
+def test_what_is_no_image_is_rejected_by_name(name, space):
     with pytest.raises(TypeError, match=r"convolutions need a Box of 2 axes.*; use MLP") as error:
         NETWORKS[name](space, 2)
     assert str(space) in str(error.value)
@@ -161,7 +161,7 @@ def test_what_is_no_image_is_refused_by_name(name, space):
         (MinAtarCNN, (2, 9), "2 x 9 pixels, and MinAtarCNN needs 3 x 3 at least: enlarge"),
     ],
 )
-def test_frames_too_small_are_refused_with_their_shape_and_a_remedy(owner, shape, words):
+def test_frames_too_small_are_rejected_with_their_shape_and_a_remedy(owner, shape, words):
     with pytest.raises(ValueError, match=words) as error:
         owner(pixels(*shape), 2)
     assert str(shape) in str(error.value)
@@ -351,14 +351,14 @@ def updated(model, owner, *, updates=1, precision="32-true", **switches):
     """A learner after some updates from the same start and draws, and their losses."""
     space = planes(10, 10, 4) if owner is MinAtarCNN else pixels(2, SIZE, SIZE)
     torch.manual_seed(0)
-    make, knobs = MODELS[model]
+    make, options = MODELS[model]
     compile = switches.pop("compile", False)
     learner = make(
         space,
         spaces.Discrete(3),
         network=lambda space, outputs: owner(space, outputs, hidden_sizes=[16], **switches),
         compile=compile,
-        **knobs,
+        **options,
     )
     start = {name: p.clone() for name, p in learner.policy_net.named_parameters()}
     batch = batch_of_images(space)
@@ -432,7 +432,7 @@ def test_an_update_in_mixed_precision_is_near_the_one_in_floats(model, name):
     ],
     ids=["plain", "transposed", "backwards", "read-only"],
 )
-def test_bytes_reach_the_network_as_they_are_however_they_lie_in_memory(spoil):
+def test_bytes_reach_the_network_as_they_are_in_every_memory_layout(spoil):
     images = spoil(picture(2, SIZE, SIZE).numpy().copy())
     torch.manual_seed(0)
     learner = DQN(pixels(2, SIZE, SIZE), spaces.Discrete(3), network=NatureCNN)
@@ -447,7 +447,7 @@ def test_bytes_reach_the_network_as_they_are_however_they_lie_in_memory(spoil):
     assert action.tolist() == learner(picture(2, SIZE, SIZE)).argmax(1).tolist()
 
 
-def test_an_mlp_that_is_given_bytes_of_an_image_says_who_could_see_it():
+def test_an_mlp_that_is_given_bytes_of_an_image_names_the_networks_for_images():
     with pytest.raises(TypeError, match=r"an MLP can't see; use .*NatureCNN, or MinAtarCNN"):
         MLP(pixels(4, 84, 84), 2)
 

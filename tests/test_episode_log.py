@@ -26,9 +26,9 @@ def at_random(observation, rng=None, *mask):
     return rng.integers(2, size=len(observation))
 
 
-def make_player(env_id="CartPole-v1", num_envs=2, vectorization="sync", seed=0, policy=at_random, **knobs):
+def make_player(env_id="CartPole-v1", num_envs=2, vectorization="sync", seed=0, policy=at_random, **options):
     envs = make_vector_env(EnvSettings(env_id), num_envs, vectorization)
-    return Collector(envs=envs, policy=policy, seed=seed, **knobs)
+    return Collector(envs=envs, policy=policy, seed=seed, **options)
 
 
 def steps_of(collector, count):
@@ -38,10 +38,10 @@ def steps_of(collector, count):
     return [[part.tobytes() for part in collector.step() if part is not None] for _ in range(count)]
 
 
-def moved(collector, **knobs):
+def moved(collector, **options):
     """A player of other environments that continues from a checkpoint of this one."""
     state = through_a_checkpoint(collector.state_dict())
-    other = make_player(num_envs=collector.envs.num_envs, seed=99, **knobs)
+    other = make_player(num_envs=collector.envs.num_envs, seed=99, **options)
     assert not other.load_state_dict(state, "train").any()
     return other
 
@@ -92,7 +92,7 @@ def test_every_episode_has_a_seed_of_its_own_and_its_actions_are_logged():
 
 
 @pytest.mark.parametrize("reseed_after", [0, 20])
-def test_a_replay_reaches_the_last_observation_and_return_to_the_bit(reseed_after):
+def test_a_replay_reaches_the_last_observation_and_return_bitwise(reseed_after):
     env, rng = EpisodeLog(Dial(), reseed_after=reseed_after), np.random.default_rng(0)
     observation, _ = env.reset(seed=3)
     total, over, unseeded = 0.0, False, 0
@@ -136,9 +136,9 @@ def test_an_environment_that_fails_in_a_replay_has_no_result():
         ("TestCountdown-v0", 3, "sync"),
     ],
 )
-def test_environments_continue_to_the_bit_wherever_they_are_cut(env_id, num_envs, vectorization):
-    knobs = {"env_id": env_id, "vectorization": vectorization}
-    collector = make_player(num_envs=num_envs, **knobs)
+def test_environments_continue_bitwise_wherever_they_are_cut(env_id, num_envs, vectorization):
+    options = {"env_id": env_id, "vectorization": vectorization}
+    collector = make_player(num_envs=num_envs, **options)
     collector.start()
     cuts_at_an_end = 0
     for count in (0, 9, 1, 14, 23, 2, 12, -1, 3, -1):
@@ -146,7 +146,7 @@ def test_environments_continue_to_the_bit_wherever_they_are_cut(env_id, num_envs
         while count < 0 and not collector.resetting.any():
             collector.step()
         cuts_at_an_end += int(collector.resetting.sum())
-        other = moved(collector, **knobs)
+        other = moved(collector, **options)
         assert other.episodes == collector.episodes
         player_then = steps_of(collector, 25)
         assert steps_of(other, 25) == player_then
@@ -157,8 +157,8 @@ def test_environments_continue_to_the_bit_wherever_they_are_cut(env_id, num_envs
 
 
 def test_a_step_under_way_is_kept_and_is_the_next_one_after_a_resume():
-    knobs = {"vectorization": "async", "overlap": True}
-    collector = make_player(**knobs)
+    options = {"vectorization": "async", "overlap": True}
+    collector = make_player(**options)
     collector.start()
     ends = 0
     for _ in range(30):
@@ -168,7 +168,7 @@ def test_a_step_under_way_is_kept_and_is_the_next_one_after_a_resume():
         assert torch.equal(
             collector.state_dict()["under_way"]["pending"]["action"], state["under_way"]["pending"]["action"]
         )
-        other = moved(collector, **knobs)
+        other = moved(collector, **options)
         first, second = collector.step(), other.step()
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first[:5], second[:5], strict=True))
         ends += int(collector.resetting.sum())
@@ -205,17 +205,17 @@ assert gym.spec("Walk-v0").entry_point is Walk
 def make_clocks(overlap=False, seed=0):
     envs = make_vector_env(EnvSettings("TestClock-v0"), 2, "sync")
     memory = ReplayMemory(capacity=100, num_envs=2, observation_space=envs.single_observation_space, gamma=0.9)
-    knobs = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
-    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=seed, epoch_env_steps=200, **knobs)
+    options = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
+    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=seed, epoch_env_steps=200, **options)
 
 
-def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_begins(notes):
+def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_begins(messages):
     played, fresh = make_clocks(), make_clocks(seed=5)
     # mid-episode: 4 of 9 steps
     take(played, 4)
     seen = played.collector.observation.copy()
     restore_dataset(fresh, through_a_checkpoint(played.state_dict()), with_envs=True)
-    assert "[0, 1]" in notes[-1]
+    assert "[0, 1]" in messages[-1]
     assert fresh.collector.resetting.tolist() == [True, True]
     take(fresh, 2)
     rows = fresh.memory.state_dict()["rows"]
@@ -263,7 +263,7 @@ def test_a_step_under_way_of_an_episode_that_is_not_repeated_is_truncated(monkey
     assert other.step()[4].tolist() == [[0.0], [0.0]], "a new episode"
 
 
-def test_a_log_that_is_full_is_not_replayed_and_announced(monkeypatch, notes):
+def test_a_log_that_is_full_is_not_replayed_and_announced(monkeypatch, messages):
     for module in ("lightning_dqn.envs.episode_log", "lightning_dqn.resume.env_state"):
         monkeypatch.setattr(f"{module}.MAX_LOGGED_ACTIONS", 5)
     monkeypatch.setattr(Clock, "honest", True)
@@ -398,8 +398,8 @@ def test_a_forged_state_is_rejected_by_the_name_of_its_value(name, change):
 def make_carts(vectorization="sync"):
     envs = make_vector_env(EnvSettings("CartPole-v1"), 2, vectorization)
     memory = ReplayMemory(capacity=100, num_envs=2, observation_space=envs.single_observation_space, gamma=0.9)
-    knobs = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
-    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=0, epoch_env_steps=200, **knobs)
+    options = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
+    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=0, epoch_env_steps=200, **options)
 
 
 def test_a_state_of_plain_values_that_once_ran_commands_is_rejected():

@@ -69,13 +69,13 @@ SWITCHES = {
     "masked": ({}, {"env_id": "MaskedChain-v0", "action_masks": True}, {}),
 }
 # C51 has neither
-NONSENSE = {("c51", "munchausen"), ("c51", "mse"), ("qrdqn", "mse"), ("iqn", "mse")}
+INVALID = {("c51", "munchausen"), ("c51", "mse"), ("qrdqn", "mse"), ("iqn", "mse")}
 # of the other learners these alone are quick enough to be tried before every commit
-TELLING = {"nothing", "double", "munchausen", "all-networks"}
-PAIRS = [(model, switch) for model in MODELS for switch in SWITCHES if (model, switch) not in NONSENSE]
+QUICK = {"nothing", "double", "munchausen", "all-networks"}
+PAIRS = [(model, switch) for model in MODELS for switch in SWITCHES if (model, switch) not in INVALID]
 
 
-class Look(pl.Callback):
+class Recorder(pl.Callback):
     """Notes losses, and epsilon at the time of every one."""
 
     def __init__(self):
@@ -89,7 +89,7 @@ class Look(pl.Callback):
             assert all(part.isfinite().all() for part in outputs.values())
 
 
-def knobs_of(model, *switches):
+def options_of(model, *switches):
     """What is given to the learner, to the data side, and to the target's callback."""
     learner, side, target = ({}, {}, {})
     for switch in switches:
@@ -100,7 +100,7 @@ def knobs_of(model, *switches):
 
 def make(model, *switches):
     """A learner and its data side."""
-    learner, side, _ = knobs_of(model, *switches)
+    learner, side, _ = options_of(model, *switches)
     pl.seed_everything(0, verbose=False)
     sizes = {"warmup_env_steps": 40, "batch_size": 16, "memory_capacity": 500, "epoch_env_steps": 120}
     data = DQNDataModule(**{"env_id": "Chain-v0", "gamma": chain.GAMMA, "eval_episodes": 2, **sizes, **side})
@@ -114,12 +114,12 @@ def make(model, *switches):
             model,
             switch,
             id=f"{model}-{switch}",
-            marks=[pytest.mark.learning] * (model != "dqn" and switch not in TELLING),
+            marks=[pytest.mark.learning] * (model != "dqn" and switch not in QUICK),
         )
         for model, switch in PAIRS
     ],
 )
-def test_a_short_fit_learns_explores_as_it_says_and_comes_back_from_its_checkpoint(tmp_path, model, switch):
+def test_a_short_fit_learns_explores_and_comes_back_from_its_checkpoint(tmp_path, model, switch):
     look_at_a_short_fit(tmp_path, model, switch)
 
 
@@ -128,12 +128,12 @@ def pairs_of_switches():
     models = itertools.cycle(MODELS)
     for one, other in itertools.combinations([name for name in SWITCHES if name != "nothing"], 2):
         # two networks, or two environments, are one too many
-        said_twice = any(a.keys() & b.keys() for a, b in zip(SWITCHES[one], SWITCHES[other], strict=True))
-        said = {name for switch in (one, other) for part in SWITCHES[switch] for name in part}
+        given_twice = any(a.keys() & b.keys() for a, b in zip(SWITCHES[one], SWITCHES[other], strict=True))
+        given = {name for switch in (one, other) for part in SWITCHES[switch] for name in part}
         # soft values pick no action, and the bonus belongs to one step
-        if said_twice or {"munchausen", "double"} <= said or {"munchausen", "n_step"} <= said:
+        if given_twice or {"munchausen", "double"} <= given or {"munchausen", "n_step"} <= given:
             continue
-        yield next(model for model in models if not {(model, one), (model, other)} & NONSENSE), one, other
+        yield next(model for model in models if not {(model, one), (model, other)} & INVALID), one, other
 
 
 @pytest.mark.learning
@@ -148,8 +148,8 @@ def look_at_a_short_fit(tmp_path, model, *switches):
     """What must hold behind a fit of 120 env steps."""
     learner, data = make(model, *switches)
     start = {name: p.clone() for name, p in learner.named_parameters()}
-    look, decay = Look(), EpsilonDecay()
-    given, _, target = knobs_of(model, *switches)
+    look, decay = Recorder(), EpsilonDecay()
+    given, _, target = options_of(model, *switches)
     callbacks = [SoftTargetUpdate(**target), decay, PriorityUpdate(), look]
     # an episode that goes to and fro ends at last
     data.eval_max_steps = 50
@@ -309,12 +309,12 @@ def test_the_state_of_a_schedule_goes_through_a_checkpoint(tmp_path, make_schedu
     assert len(set(whole)) > 2
 
 
-def test_a_schedule_that_waits_for_a_metric_is_refused():
+def test_a_schedule_that_waits_for_a_metric_is_rejected():
     with pytest.raises(ValueError, match="ReduceLROnPlateau: waits for a metric"):
         linear_dqn([[0.5, 1.0], [2.0, 1.0]], lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
-def test_a_schedule_that_cannot_be_made_is_refused_at_once():
+def test_a_schedule_that_cannot_be_made_is_rejected_at_once():
     with pytest.raises(ValueError, match=r"model\.lr_scheduler: .*step_size"):
         linear_dqn([[0.5, 1.0], [2.0, 1.0]], lr_scheduler=torch.optim.lr_scheduler.StepLR)
 
@@ -417,7 +417,7 @@ def test_a_target_by_env_steps_moves_when_the_clock_has_passed_a_multiple_and_ne
     assert target.state_dict() == {"periods": data.env_steps // 50}
 
 
-def test_a_longer_period_takes_effect_where_a_run_goes_on():
+def test_a_longer_period_takes_effect_when_a_run_resumes():
     target = SoftTargetUpdate(tau=1.0, every_n_env_steps=1000)
     # 60 periods of 50 have passed
     target.load_state_dict({"periods": 60})
@@ -440,15 +440,15 @@ def test_a_longer_period_takes_effect_where_a_run_goes_on():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("options", "words"),
     [
         ({"every_n_env_steps": 0}, "every_n_env_steps=0: must be at least 1, or null"),
         ({"every_n_env_steps": 5, "every_n_updates": 2}, "every_n_updates=2, every_n_env_steps=5: two clocks"),
     ],
 )
-def test_clocks_that_make_no_sense_are_refused(knobs, words):
+def test_clocks_that_make_no_sense_are_rejected(options, words):
     with pytest.raises(ValueError, match=words):
-        SoftTargetUpdate(**knobs)
+        SoftTargetUpdate(**options)
 
 
 # compiled
@@ -468,14 +468,14 @@ COMPILED = {
 )
 @pytest.mark.integration
 def test_plain_and_compiled_updates_give_the_same_weights_from_the_same_draws(name):
-    owner, knobs = COMPILED[name]
+    owner, options = COMPILED[name]
     env_id = "FrozenLake-v1" if name == "frozen-lake" else "CartPole-v1"
     weights = []
     for compile in (False, True):
         pl.seed_everything(0, verbose=False)
         data = DQNDataModule(env_id=env_id, num_envs=4, updates_per_iteration=4, batch_size=32, warmup_env_steps=64)
         learner = owner(
-            data.observation_space, data.action_space, **{"network": small_mlp, **knobs, "compile": compile}
+            data.observation_space, data.action_space, **{"network": small_mlp, **options, "compile": compile}
         )
         trainer = quiet_trainer(max_epochs=None, max_steps=60, limit_val_batches=0)
         start = learner.policy_net.state_dict()["hidden.0.bias" if owner is not IQN else "net.hidden.0.bias"].clone()

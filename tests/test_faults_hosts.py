@@ -80,7 +80,7 @@ class Runs:
         return next(((path, path.stat().st_mtime_ns) for path in found), None)
 
     def start(self, name, *words, max_epochs=5000, stop=None, rendezvous="static"):
-        """Begin or go on, and stop a quarter of an epoch after a new checkpoint, or nowhere."""
+        """Start or resume, and stop a quarter of an epoch after a new checkpoint, or nowhere."""
         there = self.last()
         words = [*JOB, "--trainer.max_epochs", str(max_epochs), *words]
         words += ["--ckpt_path", str(there[0])] if there else []
@@ -132,7 +132,7 @@ def unstopped(hosts, stopped, tmp_path_factory):
     return Runs(hosts, tmp_path_factory.mktemp("unstopped")).start("whole", *DDP, max_epochs=epochs, rendezvous="c10d")
 
 
-def test_case_25_two_hosts_train_together(unstopped):
+def test_two_hosts_train_together(unstopped):
     assert unstopped.codes == [0, 0], unstopped.texts
     assert "Starting with 2 processes" in unstopped.texts[0]
     assert "GLOBAL_RANK: 1, MEMBER: 2/2" in unstopped.texts[1]
@@ -147,21 +147,21 @@ def test_case_25_two_hosts_train_together(unstopped):
 
 # torchrun ends with 1 where it was sent a signal, and where a rank ended with its number; the second rank does not
 @pytest.mark.parametrize(("signum", "codes"), [("SIGTERM", [1, 1]), ("SIGINT", [1, 0])])
-def test_case_25_a_stop_of_one_host_is_a_stop_of_both_and_loses_nothing(stopped, signum, codes):
+def test_a_stop_of_one_host_is_a_stop_of_both_and_loses_nothing(stopped, signum, codes):
     end = stopped[signum]
     assert end.codes == codes
     assert end.processes == [[], []]
     # before torchrun's patience of 30 s is over
     assert max(end.seconds) < 30
-    said = re.findall(rf"Stopped by {signum} at ([\d,]+) env steps", end.texts[0])
+    reported = re.findall(rf"Stopped by {signum} at ([\d,]+) env steps", end.texts[0])
     one, other, both = end.env_steps
     assert one == other == both / 2
-    assert said == [f"{both:,}"], end.texts
+    assert reported == [f"{both:,}"], end.texts
     assert not TRACEBACK.search("".join(end.texts))
     assert both % EPOCH > EPOCH // 8
 
 
-def test_case_25_the_death_of_a_host_ends_the_other_within_a_minute(stopped):
+def test_the_crash_of_a_host_ends_the_other_within_a_minute(stopped):
     end = stopped["death"]
     assert end.codes == [-signal.SIGKILL, 1]
     assert end.processes == [[], []]
@@ -172,7 +172,7 @@ def test_case_25_the_death_of_a_host_ends_the_other_within_a_minute(stopped):
     assert end.env_steps[-1] % EPOCH == 0
 
 
-def test_case_25_silence_of_a_host_ends_the_other_when_its_patience_is_over(stopped):
+def test_an_unresponsive_host_ends_the_other_after_the_timeout(stopped):
     end = stopped["silence"]
     assert end.codes == [1, -signal.SIGKILL]
     assert end.processes == [[], []]
@@ -181,7 +181,7 @@ def test_case_25_silence_of_a_host_ends_the_other_when_its_patience_is_over(stop
     assert end.env_steps[-1] % EPOCH == 0
 
 
-def test_case_25_all_that_was_stopped_goes_on_exactly(stopped, unstopped):
+def test_all_that_was_stopped_resumes_exactly(stopped, unstopped):
     assert stopped["end"].codes == [0, 0], stopped["end"].texts
     previous = [end.env_steps[-1] for end in stopped.values()]
     for name, env_steps in zip([*STOPS, "end"][1:], previous, strict=False):

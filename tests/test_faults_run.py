@@ -61,7 +61,7 @@ def guarded(tmp_path, monkeypatch):
     sys.modules.pop("guarded", None)
 
 
-# case 17: configuration errors before any environment is made
+# configuration errors before any environment is made
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def guarded(tmp_path, monkeypatch):
         ("target_update.tau", "1.01"),
     ],
 )
-def test_case_17_a_wrong_knob_is_refused_before_an_environment_is_made(guarded, capfd, key, value):
+def test_a_wrong_option_is_rejected_before_an_environment_is_made(guarded, capfd, key, value):
     with pytest.raises(SystemExit) as ended:
         main(["fit", *SMALL, *NO_LOGGER, "--data.env_id", "guarded:Guarded-v0", f"--{key}", value])
     assert ended.value.code == 2
@@ -90,7 +90,7 @@ def test_case_17_a_wrong_knob_is_refused_before_an_environment_is_made(guarded, 
     assert not (guarded / "runs").exists()
 
 
-# case 20: Weights & Biases never stands in a run's way
+# Weights & Biases never stands in a run's way
 
 
 def fit_in_a_terminal(folder, env, *words):
@@ -110,7 +110,7 @@ def fit_with_pipes(folder, env, *words):
 
 
 @pytest.fixture
-def refusing_server():
+def rejecting_server():
     """A W&B server that is there, and knows nobody."""
 
     class Answer(BaseHTTPRequestHandler):
@@ -146,29 +146,27 @@ def silent_server():
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fit", [fit_in_a_terminal, fit_with_pipes], ids=["tty", "pipes"])
-@pytest.mark.parametrize("fault", ["no-key", "no-network", "silent-server", "refused-key", "short-key"])
-def test_case_20_without_weights_and_biases_training_goes_on_offline(
-    tmp_path, fit, fault, refusing_server, silent_server
-):
+@pytest.mark.parametrize("fault", ["no-key", "no-network", "silent-server", "rejected-key", "short-key"])
+def test_without_weights_and_biases_training_continues_offline(tmp_path, fit, fault, rejecting_server, silent_server):
     settings = {
         "no-key": {},
         "no-network": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
         "silent-server": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": silent_server},
-        "refused-key": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": refusing_server},
-        "short-key": {"WANDB_API_KEY": "short", "WANDB_BASE_URL": refusing_server},
+        "rejected-key": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": rejecting_server},
+        "short-key": {"WANDB_API_KEY": "short", "WANDB_BASE_URL": rejecting_server},
     }
     exit_code, shown = fit(tmp_path, clean_environment(tmp_path, **settings[fault]))
     assert exit_code == 0, shown
     assert "Finished: 200 env steps" in shown
-    said = [line for line in shown.splitlines() if line.startswith("W&B is offline: ")]
-    assert len(said) == 1, shown
+    reported = [line for line in shown.splitlines() if line.startswith("W&B is offline: ")]
+    assert len(reported) == 1, shown
     assert list(tmp_path.glob("runs/*/*/wandb/offline-run-*/*.wandb"))
     for question in ("Enter your choice", "Create a W&B account", "paste", "wandb.ai/authorize"):
         assert question not in shown
     assert FAKE_KEY not in shown
 
 
-# case 21: secrets
+# secrets
 
 TOKEN = "hunter2-0xDEADBEEF"
 
@@ -184,7 +182,7 @@ def files_with(folder, text):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("way", ["argument", "dict", "config"])
-def test_case_21_a_secret_is_in_no_file_of_a_run(guarded, way):
+def test_a_secret_is_in_no_file_of_a_run(guarded, way):
     home = guarded / "home"
     home.mkdir()
     env = clean_environment(home, EXPECTED_TOKEN=TOKEN, GAME_TOKEN=TOKEN)
@@ -222,7 +220,7 @@ def test_case_21_a_secret_is_in_no_file_of_a_run(guarded, way):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("server", ["up", "down"], ids=["TypeError", "ConnectionError"])
-def test_case_21_an_environment_that_raises_with_its_arguments_writes_no_secret(guarded, server):
+def test_an_environment_that_raises_with_its_arguments_writes_no_secret(guarded, server):
     home = guarded / "home"
     home.mkdir()
     # the first environment is made before W&B begins to record what is printed, the second one after that
@@ -252,7 +250,7 @@ def test_case_21_an_environment_that_raises_with_its_arguments_writes_no_secret(
         (("--data.env_kwargs", f"{{server: {{auth: {{password: {TOKEN}}}}}}}"), "env_kwargs.server.auth.password"),
     ],
 )
-def test_case_21_a_secret_given_by_value_is_rejected_before_anything_is_made_or_written(guarded, capfd, given, path):
+def test_a_secret_given_by_value_is_rejected_before_anything_is_made_or_written(guarded, capfd, given, path):
     with pytest.raises(SystemExit) as ended:
         main(["fit", *SMALL, *QUIET, "--data.env_id", "guarded:Guarded-v0", *given])
     assert ended.value.code == 2
@@ -265,7 +263,7 @@ def test_case_21_a_secret_given_by_value_is_rejected_before_anything_is_made_or_
     assert files_with(guarded, TOKEN) == []
 
 
-def test_case_21_a_missing_variable_is_named(guarded, capfd, monkeypatch):
+def test_a_missing_variable_is_named(guarded, capfd, monkeypatch):
     monkeypatch.delenv("GAME_TOKEN", raising=False)
     arguments = ("--data.env_kwargs", "{server: {tokens: [{from_env: GAME_TOKEN}]}}")
     with pytest.raises(SystemExit) as ended:
@@ -277,7 +275,7 @@ def test_case_21_a_missing_variable_is_named(guarded, capfd, monkeypatch):
     assert not (guarded / "runs").exists()
 
 
-# case 22: an output folder that takes nothing
+# an output folder that takes nothing
 
 
 @pytest.fixture(params=["under-a-file", "full", "read-only", "full-device-link"])
@@ -303,7 +301,7 @@ def no_room(request, tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_case_22_a_folder_that_takes_nothing_is_refused_before_the_first_step(guarded, no_room, capfd):
+def test_a_folder_that_takes_nothing_is_rejected_before_the_first_step(guarded, no_room, capfd):
     with pytest.raises(SystemExit) as ended:
         main(
             [
@@ -328,7 +326,7 @@ def test_case_22_a_folder_that_takes_nothing_is_refused_before_the_first_step(gu
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_case_22_a_folder_without_permission_is_refused(guarded, capfd):
+def test_a_folder_without_permission_is_rejected(guarded, capfd):
     folder = guarded / "locked"
     folder.mkdir(mode=0o500)
     with pytest.raises(SystemExit):
@@ -340,7 +338,7 @@ def test_case_22_a_folder_without_permission_is_refused(guarded, capfd):
 
 
 @pytest.mark.faults
-def test_a_requeued_slurm_job_goes_on_in_its_folder(tmp_path):
+def test_a_requeued_slurm_job_resumes_in_its_folder(tmp_path):
     command = tmp_path / "scontrol"
     command.write_text("#!/bin/sh\nexit 0\n")
     command.chmod(0o755)
@@ -374,11 +372,11 @@ def test_a_requeued_slurm_job_goes_on_in_its_folder(tmp_path):
     assert folder.name.endswith("_job-77")
 
 
-# case 23: two at once
+# two at once
 
 
 @pytest.mark.faults
-def test_case_23_identical_runs_started_at_once_have_separate_folders(tmp_path):
+def test_identical_runs_started_at_once_have_separate_folders(tmp_path):
     command = [sys.executable, "-m", "lightning_dqn", "fit", *SMALL, *QUIET, "--trainer.logger", "CSVLogger"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     env = clean_environment(tmp_path)

@@ -37,7 +37,7 @@ def test_q_target_adds_the_discounted_best_target_value():
     assert q_target(reward, discount, next_target_q).tolist() == pytest.approx([19.0, 2.0])
 
 
-def test_double_q_target_lets_the_policy_net_pick_and_the_target_net_judge():
+def test_double_q_target_lets_the_policy_net_pick_and_the_target_net_evaluate():
     reward, discount = torch.tensor([1.0, 2.0]), torch.tensor([0.9, 0.5])
     next_target_q = torch.tensor([[10.0, 20.0], [30.0, 40.0]])
     next_policy_q = torch.tensor([[7.0, 6.0], [1.0, 2.0]])
@@ -77,7 +77,7 @@ def test_mse_is_half_the_weighted_square():
 
 
 def test_lambda_returns_mix_the_next_value_with_the_next_return_within_an_episode():
-    # first environment: one episode that goes on. Second: cut after its first step, terminated at its second
+    # first environment: one unfinished episode. Second: cut after its first step, terminated at its second
     reward, discount = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.0]])
     ended = torch.tensor([[False, True], [False, True]])
     next_value = torch.tensor([[10.0, 10.0], [20.0, 20.0]])
@@ -192,7 +192,7 @@ SUPPORT = torch.tensor([0.0, 1.0, 2.0])
 @pytest.mark.parametrize(
     ("atoms", "probability", "expected"),
     [
-        # .5 lies halfway: half of .6 each; 1.75: a quarter of .4 to 1, the rest to 2
+        # .5 is halfway: half of .6 each; 1.75: a quarter of .4 to 1, the rest to 2
         ([0.5, 1.75], [0.6, 0.4], [0.3, 0.3 + 0.1, 0.3]),
         # beyond the ends: all to the ends
         ([-7.0, 9.0], [0.6, 0.4], [0.6, 0.0, 0.4]),
@@ -329,7 +329,7 @@ def test_quantile_huber_is_three_plain_loops(quantiles, levels, target, kappa):
 @given(rows_of(2, 3, -20, 20), st.sampled_from([1.0, 0.1, 1e-3]))
 def test_soft_value_comes_as_near_to_the_best_one_as_the_temperature_allows(rows, temperature):
     q_values = torch.tensor(rows, dtype=torch.float64)
-    # T ln sum_a e^(Q_a / T) lies between the best value and T ln A above it
+    # T ln sum_a e^(Q_a / T) is between the best value and T ln A above it
     above = soft_value(q_values, q_values, temperature=temperature) - q_values.amax(1)
     assert (above >= -1e-9).all()
     assert (above <= temperature * math.log(3) + 1e-9).all()

@@ -43,7 +43,7 @@ def test_categories_of_any_integer_type_are_taken_and_those_outside_the_space_ar
         (spaces.Dict({"a": spaces.Discrete(2)}), "not supported"),
     ],
 )
-def test_case_16_spaces_that_cannot_be_encoded_are_refused_by_name(space, words):
+def test_spaces_that_cannot_be_encoded_are_rejected_by_name(space, words):
     with pytest.raises(TypeError, match=words) as error:
         ObservationEncoder(space)
     assert str(space) in str(error.value)
@@ -71,7 +71,7 @@ def test_mlp_computes_in_the_type_of_its_weights():
     assert net(torch.tensor([1, 2])).dtype == torch.float64
 
 
-def test_layers_without_units_are_refused():
+def test_layers_without_units_are_rejected():
     with pytest.raises(ValueError, match=r"hidden_sizes=\[8, 0\]"):
         MLP(spaces.Discrete(4), 2, hidden_sizes=[8, 0])
 
@@ -256,7 +256,7 @@ def test_implicit_quantiles_take_every_form_of_network(hidden_sizes, switches):
 
 
 @pytest.mark.parametrize("missing", ["features", "head", "num_features"])
-def test_a_network_that_cannot_be_taken_apart_is_refused_by_what_it_lacks(missing):
+def test_a_network_that_cannot_be_taken_apart_is_rejected_by_what_it_lacks(missing):
     class Whole(nn.Linear):
         features, head, num_features = None, None, 4
 

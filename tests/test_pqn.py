@@ -1,4 +1,4 @@
-"""Q-learning from rollouts: its targets, its updates on every path, what it learns, and what it goes on from."""
+"""Q-learning from rollouts: its targets, its updates on every path, what it learns, and its resume."""
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -10,7 +10,7 @@ from conftest import quiet_trainer
 from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from runs import Dropout, assert_same_run, fit, load
-from test_cli import refusal
+from test_cli import error_line
 from test_update import StepCounter
 
 from lightning_dqn import DQN, MLP, PQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
@@ -29,11 +29,11 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=1e-3)
 
 
-def trained(num_updates, callbacks=(), **knobs):
+def trained(num_updates, callbacks=(), **options):
     """A module and its trainer after so many updates on CartPole, from seed 0."""
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, steps_per_iteration=8, updates_per_iteration=4, batch_size=16)
-    model = PQN(data.observation_space, data.action_space, **knobs)
+    model = PQN(data.observation_space, data.action_space, **options)
     trainer = quiet_trainer(
         max_epochs=None, max_steps=num_updates, limit_val_batches=0, callbacks=[EpsilonDecay(), *callbacks]
     )
@@ -134,7 +134,7 @@ def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws():
 
 
 @pytest.mark.parametrize("limit", [0.1, None])
-def test_lightnings_own_calls_and_the_lean_update_give_the_same_weights_to_the_bit(limit):
+def test_lightnings_own_calls_and_the_fused_update_give_the_same_weights_bitwise(limit):
     lean, _ = trained(40, compile=False, clip_grad_norm=limit)
     counter = StepCounter()
     watched, _ = trained(40, callbacks=[counter], compile=False, clip_grad_norm=limit)
@@ -208,38 +208,38 @@ def test_one_step_returns_of_random_behaviour_lead_to_the_optimal_values_of_a_ch
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [{}, {"vectorization": "sync"}, {"network": Dropout}, {"env_id": "FrozenLake-v1", "num_envs": 2}],
     ids=["vector-form", "one-after-the-other", "dropout", "frozen-lake"],
 )
-def test_a_run_goes_on_from_an_epochs_end_and_from_within_one_to_the_bit(tmp_path, notes, knobs):
-    knobs = {**SMALL, **knobs}
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+def test_a_run_resumes_from_an_epochs_end_and_from_within_one_bitwise(tmp_path, messages, options):
+    options = {**SMALL, **options}
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-    fit(tmp_path / "mid", **knobs, ckpt_path=tmp_path / "whole" / "mid28.ckpt", seed=78)
+    fit(tmp_path / "mid", **options, ckpt_path=tmp_path / "whole" / "mid28.ckpt", seed=78)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "mid" / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
-    assert len(said) == 2
-    assert all(line.endswith(" env steps.") for line in said), "nothing that is not exact"
+    reported = [line for line in messages if line.startswith(("Resumed", "Checkpoints hold"))]
+    assert len(reported) == 2
+    assert all(line.endswith(" env steps.") for line in reported), "nothing that is not exact"
 
 
-def test_a_run_without_saved_memory_goes_on_exactly_for_there_is_none(tmp_path):
+def test_a_run_without_saved_memory_resumes_exactly_for_there_is_none(tmp_path):
     fit(tmp_path / "whole", **SMALL, save_memory=False)
     fit(tmp_path / "resumed", **SMALL, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
 
 
 @pytest.mark.faults
-def test_what_was_compiled_goes_on_compiled(tmp_path):
-    knobs = {**SMALL, "compile": True, "lr": 3e-3}
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+def test_a_compiled_run_resumes_compiled(tmp_path):
+    options = {**SMALL, "compile": True, "lr": 3e-3}
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert load(tmp_path / "resumed" / "epoch1.ckpt")["compiled"] is True
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
 
 
-def test_another_learner_s_checkpoint_is_refused_by_name(tmp_path):
+def test_another_learner_s_checkpoint_is_rejected_by_name(tmp_path):
     once = {**SMALL, "limits": {"max_epochs": 1}}
     fit(tmp_path / "pqn", **once)
     fit(tmp_path / "dqn", **{**once, "model": DQN})
@@ -261,7 +261,7 @@ WORDS = (
 
 
 @pytest.mark.integration
-def test_the_command_line_trains_and_goes_on_to_the_bit(tmp_path, monkeypatch, capfd):
+def test_the_command_line_trains_and_resumes_bitwise(tmp_path, monkeypatch, capfd):
     folders = {}
     for name, epochs in (("whole", "2"), ("part", "1")):
         (tmp_path / name).mkdir()
@@ -281,15 +281,15 @@ def test_the_command_line_trains_and_goes_on_to_the_bit(tmp_path, monkeypatch, c
 def test_its_own_defaults_are_those_of_the_command_line(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model", "PQN", "--model.optimizer.eps", "1e-5", "--print_config"])
-    knobs = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
-    assert knobs["network"]["init_args"] == {**knobs["network"]["init_args"], "layer_norm": True}
-    assert knobs["optimizer"]["class_path"] == "torch.optim.RAdam"
-    assert knobs["optimizer"]["init_args"] == {**knobs["optimizer"]["init_args"], "lr": 2.5e-4, "eps": 1e-5}
-    assert (knobs["clip_grad_norm"], knobs["td_lambda"]) == (10.0, 0.65)
+    options = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert options["network"]["init_args"] == {**options["network"]["init_args"], "layer_norm": True}
+    assert options["optimizer"]["class_path"] == "torch.optim.RAdam"
+    assert options["optimizer"]["init_args"] == {**options["optimizer"]["init_args"], "lr": 2.5e-4, "eps": 1e-5}
+    assert (options["clip_grad_norm"], options["td_lambda"]) == (10.0, 0.65)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "reported"),
     [
         (["--data.n_step", "3"], "data.n_step=3: model.td_lambda says how far returns of rollouts reach; use 1"),
         (
@@ -306,9 +306,9 @@ def test_its_own_defaults_are_those_of_the_command_line(capsys):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_cannot_work_is_refused_in_a_line_and_leaves_no_folder(tmp_path, monkeypatch, capfd, words, said):
+def test_what_cannot_work_is_rejected_in_a_line_and_leaves_no_folder(tmp_path, monkeypatch, capfd, words, reported):
     monkeypatch.chdir(tmp_path)
-    assert said in refusal(capfd, *WORDS, *words)
+    assert reported in error_line(capfd, *WORDS, *words)
     assert not list(tmp_path.glob("runs/*/*"))
 
 

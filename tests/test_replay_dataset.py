@@ -151,7 +151,7 @@ def at_random(observation: np.ndarray, rng: np.random.Generator | None = None) -
     return rng.integers(3, size=len(observation))
 
 
-def make_dataset(envs: gym.vector.VectorEnv, policy: Any = at_random, n_step: int = 1, seed: int = 0, **knobs: int):
+def make_dataset(envs: gym.vector.VectorEnv, policy: Any = at_random, n_step: int = 1, seed: int = 0, **options: int):
     memory = ReplayMemory(
         capacity=100_000,
         num_envs=envs.num_envs,
@@ -167,11 +167,11 @@ def make_dataset(envs: gym.vector.VectorEnv, policy: Any = at_random, n_step: in
         "warmup_env_steps": 0,
         "epoch_env_steps": 100,
     }
-    return ReplayDataset(envs=envs, memory=memory, policy=policy, seed=seed, **(defaults | knobs))
+    return ReplayDataset(envs=envs, memory=memory, policy=policy, seed=seed, **(defaults | options))
 
 
-def countdown(num_envs: int = 1, **knobs: Any) -> ReplayDataset:
-    return make_dataset(make_vector_env(EnvSettings("TestCountdown-v0"), num_envs, "sync"), **knobs)
+def countdown(num_envs: int = 1, **options: Any) -> ReplayDataset:
+    return make_dataset(make_vector_env(EnvSettings("TestCountdown-v0"), num_envs, "sync"), **options)
 
 
 def written_by(dataset: ReplayDataset) -> list[list[Written]]:
@@ -292,7 +292,7 @@ def test_the_batches_of_an_iteration_hold_what_was_just_played():
 # ---- state on the object
 
 
-def test_a_second_iterator_goes_on_where_the_first_stopped():
+def test_a_second_iterator_resumes_where_the_first_stopped():
     whole, halves, broken_off = (countdown(3, epoch_env_steps=steps) for steps in (120, 60, 120))
     expected = list(whole)
     assert len(expected) == 40
@@ -338,7 +338,7 @@ def test_the_history_equals_the_sums_of_recorded_rewards(env_id, num_envs, vecto
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
-def test_case_24_cartpole_bootstraps_from_the_true_last_observation_of_cut_episodes(vectorization):
+def test_cartpole_bootstraps_from_the_true_last_observation_of_cut_episodes(vectorization):
     envs = Recorder(make_vector_env(EnvSettings("CartPole-v1", {"max_episode_steps": 30}), 4, vectorization))
     dataset = make_dataset(envs, balance_or_fall, epoch_env_steps=600)
     take(dataset, len(dataset))
@@ -347,7 +347,7 @@ def test_case_24_cartpole_bootstraps_from_the_true_last_observation_of_cut_episo
     assert transitions(dataset.memory) == one_step(envs.written)
 
 
-def test_case_24_what_the_memory_holds_is_what_the_environments_themselves_did():
+def test_what_the_memory_holds_is_what_the_environments_themselves_did():
     dataset = countdown(3)
     take(dataset, 150)
     written = written_by(dataset)
@@ -358,7 +358,7 @@ def test_case_24_what_the_memory_holds_is_what_the_environments_themselves_did()
     assert transitions(dataset.memory) == one_step(written)
 
 
-def test_case_24_three_step_returns_stay_within_the_episodes_that_the_environments_wrote_down():
+def test_three_step_returns_stay_within_the_episodes_that_the_environments_wrote_down():
     dataset = countdown(3, n_step=3)
     take(dataset, 100)
     expected = {}
@@ -461,7 +461,7 @@ def test_the_history_is_loaded_in_place_for_those_who_hold_it():
     assert len(held) > len(played.episodes)
 
 
-def test_the_generator_goes_on_where_it_was_saved():
+def test_the_generator_resumes_where_it_was_saved():
     played, first, second = countdown(2), countdown(2, seed=5), countdown(2, seed=6)
     take(played, 33)
     state = played.state_dict(with_envs=False)
@@ -520,9 +520,9 @@ def test_the_history_after_an_interruption_counts_new_episodes_from_zero():
 def make_episodes() -> Iterator[Any]:
     made = []
 
-    def make(env_id: str, policy: Any, **knobs: Any) -> EpisodeDataset:
+    def make(env_id: str, policy: Any, **options: Any) -> EpisodeDataset:
         defaults = {"num_episodes": 20, "seed": 0, "max_episode_steps": 1000}
-        made.append(EpisodeDataset(EnvSettings(env_id), policy, **(defaults | knobs)))
+        made.append(EpisodeDataset(EnvSettings(env_id), policy, **(defaults | options)))
         return made[-1]
 
     yield make
@@ -566,7 +566,7 @@ def test_ranks_share_the_episodes_of_an_evaluation_out(make_episodes, num_episod
     assert sorted(itertools.chain(*map(results, shares))) == results(whole)
 
 
-def test_more_ranks_than_episodes_are_refused_on_all_of_them(make_episodes):
+def test_more_ranks_than_episodes_are_rejected_on_all_of_them(make_episodes):
     for rank in range(3):
         with pytest.raises(
             MisconfigurationException, match=r"data\.eval_episodes=2: each of 3 ranks plays one at least"

@@ -14,7 +14,7 @@ from test_replay import (
     BOTH,
     BOX,
     GAMMA,
-    GOES_ON,
+    RUNNING,
     TERMINATED,
     TRUNCATED,
     Step,
@@ -42,7 +42,7 @@ def wander(stream, steps, seed):
     for _ in range(steps):
         goes_on = rng.choice([0.6, 0.95])
         ends = [(1 - goes_on) * share for share in (0.4, 0.4, 0.2)]
-        kinds = [GOES_ON, TERMINATED, TRUNCATED, BOTH]
+        kinds = [RUNNING, TERMINATED, TRUNCATED, BOTH]
         stream.step(rng.choice(kinds, p=[goes_on, *ends], size=len(stream.now)).tolist())
         if rng.random() < 0.02:
             stream.begin()
@@ -130,8 +130,8 @@ def most_cuts(streams, world_size):
 def refilled(streams, rank, world_size, capacity, **arguments):
     """The stream of a new rank that has taken up its share, with a reference of that share."""
     memory = streams[0].memory
-    knobs = memory.num_envs, memory.n_step, memory.frame_stack
-    stream = make_stream(-(-capacity // world_size), *knobs, seed=7, **arguments)
+    options = memory.num_envs, memory.n_step, memory.frame_stack
+    stream = make_stream(-(-capacity // world_size), *options, seed=7, **arguments)
     stream.count = LATER + 2_000 * rank
     stream.whole = frames_of(streams)
     stream.memory.refill(states_of(streams), rank=rank, world_size=world_size)
@@ -157,9 +157,9 @@ def remember(reference, pieces):
 def deals(draw):
     """How long each old rank played, the number of new ranks, the capacity of all, and the memory's arguments."""
     lengths = draw(st.lists(st.integers(0, 60) | st.integers(100, 400), min_size=1, max_size=4))
-    knobs = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 4]))
+    options = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 4]))
     capacity = draw(st.sampled_from([40, 300, 9_000]))
-    return lengths, draw(st.integers(1, 4)), capacity, knobs, draw(st.sampled_from(sorted(PLACES)))
+    return lengths, draw(st.integers(1, 4)), capacity, options, draw(st.sampled_from(sorted(PLACES)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -204,8 +204,8 @@ def test_nothing_is_lost_but_k_transitions_a_cut_and_nothing_comes_twice(drawn):
 @settings(max_examples=60, deadline=None)
 @given(deals())
 def test_shares_are_equal_to_within_ten_rows_of_each_old_rank_and_environment(drawn):
-    lengths, world_size, capacity, knobs, _ = drawn
-    streams = old_ranks(lengths, capacity, *knobs)
+    lengths, world_size, capacity, options, _ = drawn
+    streams = old_ranks(lengths, capacity, *options)
     shares = [
         sum(
             len(piece["playable"])
@@ -259,9 +259,9 @@ def test_of_more_than_there_is_room_for_the_oldest_are_left_out(k):
 
 @settings(max_examples=40, deadline=None)
 @given(deals(), st.integers(0, 3))
-def test_play_goes_on_from_a_share_over_several_wraps(drawn, rank):
-    lengths, world_size, capacity, knobs, place = drawn
-    streams = old_ranks(lengths, capacity, *knobs)
+def test_play_resumes_from_a_share_over_several_wraps(drawn, rank):
+    lengths, world_size, capacity, options, place = drawn
+    streams = old_ranks(lengths, capacity, *options)
     stream = refilled(streams, rank % world_size, world_size, min(capacity, 300), **PLACES[place])
     assert_equals_reference(stream)
     stream.begin()
@@ -274,7 +274,7 @@ def test_play_goes_on_from_a_share_over_several_wraps(drawn, rank):
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("sampler", [{}, {"sampler": PrioritizedSampler}])
 @pytest.mark.parametrize(("n_step", "k"), [(1, 1), (3, 4)])
-def test_a_share_from_a_checkpoint_goes_on_to_the_bit(tmp_path, n_step, k, sampler, begun):
+def test_a_share_from_a_checkpoint_resumes_bitwise(tmp_path, n_step, k, sampler, begun):
     streams = old_ranks([200] * 3, 450, 2, n_step, k, **sampler)
     stream = refilled(streams, 1, 2, 450, **sampler)
     if begun:
@@ -427,8 +427,8 @@ def test_masks_go_with_their_rows(k):
 
     def make(capacity):
         space = spaces.Box(0, 255, (k, 1, 2), np.uint8)
-        knobs = {"num_envs": 2, "observation_space": space, "gamma": GAMMA, "frame_stack": k, "mask_size": 3}
-        return ReplayMemory(capacity=capacity, **knobs)
+        options = {"num_envs": 2, "observation_space": space, "gamma": GAMMA, "frame_stack": k, "mask_size": 3}
+        return ReplayMemory(capacity=capacity, **options)
 
     streams = [make_stream(200, 2, 1, k) for _ in range(2)]
     for rank, stream in enumerate(streams):
@@ -461,8 +461,8 @@ def test_masks_go_with_their_rows(k):
     ],
 )
 def test_a_share_of_another_kind_of_memory_is_rejected(other, words):
-    knobs = {"capacity": 30, "num_envs": 1, "observation_space": BOX, "gamma": 0.5} | other
-    memory = ReplayMemory(**knobs)
+    options = {"capacity": 30, "num_envs": 1, "observation_space": BOX, "gamma": 0.5} | other
+    memory = ReplayMemory(**options)
     with pytest.raises(CheckpointError, match=words):
         memory.refill([remembered(n_step=1, steps=4)], rank=0, world_size=1)
     assert len(memory) == 0

@@ -122,7 +122,7 @@ def test_an_iteration_of_equal_ranks_is_what_they_compute_and_say(world, message
     assert figures["efficiency"] == pytest.approx(4000 / (4000 + messages_us))
 
 
-def test_one_rank_says_nothing():
+def test_one_rank_sends_nothing():
     def nobody(kind, size):
         raise AssertionError(kind)
 

@@ -25,7 +25,7 @@ def test_linear_epsilon_at_start_middle_and_end():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("options", "words"),
     [
         ({"start": 1.1}, "start=1.1"),
         ({"end": -0.1}, "end=-0.1"),
@@ -33,18 +33,18 @@ def test_linear_epsilon_at_start_middle_and_end():
         ({"schedule": "cosine"}, "schedule=cosine"),
     ],
 )
-def test_epsilon_knobs_out_of_range_are_refused_by_name_and_value(knobs, words):
+def test_epsilon_options_out_of_range_are_rejected_by_name_and_value(options, words):
     with pytest.raises(ValueError, match=words):
-        EpsilonDecay(**knobs)
+        EpsilonDecay(**options)
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("options", "words"),
     [({"tau": 0.0}, "tau=0.0"), ({"tau": 1.5}, "tau=1.5"), ({"every_n_updates": 0}, "every_n_updates=0")],
 )
-def test_target_knobs_out_of_range_are_refused_by_name_and_value(knobs, words):
+def test_target_options_out_of_range_are_rejected_by_name_and_value(options, words):
     with pytest.raises(ValueError, match=words):
-        SoftTargetUpdate(**knobs)
+        SoftTargetUpdate(**options)
 
 
 class Watch(pl.Callback):
@@ -72,9 +72,9 @@ class Watch(pl.Callback):
         self.distances.append((trainer.global_step, gap))
 
 
-def watched_run(*callbacks, **knobs):
+def watched_run(*callbacks, **options):
     pl.seed_everything(0)
-    data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=100, eval_episodes=1, **knobs)
+    data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=100, eval_episodes=1, **options)
     watch = Watch()
     trainer = quiet_trainer(callbacks=[*callbacks, watch])
     trainer.fit(DQN(data.observation_space, data.action_space), data)

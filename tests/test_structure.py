@@ -1,4 +1,4 @@
-"""The house itself: which way imports run, and that every knob has a reader."""
+"""The house itself: which way imports run, and that every option has a reader."""
 
 import ast
 import inspect
@@ -111,12 +111,12 @@ def names_read():
                 yield node.id if isinstance(node, ast.Name) else node.attr
 
 
-def kept_as(owner, knob):
+def kept_as(owner, option):
     """The attributes that a constructor keeps an argument in."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner.__init__)))
     for node in ast.walk(tree):
         assigns = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
-        if assigns and knob in {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}:
+        if assigns and option in {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}:
             yield node.targets[0].attr
 
 
@@ -145,14 +145,14 @@ def kept_as(owner, knob):
     ],
     ids=lambda owner: owner.__name__,
 )
-def test_every_knob_is_read_and_explained(owner):
+def test_every_option_is_read_and_explained(owner):
     read = Counter(names_read())
-    for knob in inspect.signature(owner).parameters:
-        attributes = list(kept_as(owner, knob))
-        # a knob that is not kept is used where it comes in; a kept one is read somewhere
-        used = any(read[attribute] > 0 for attribute in attributes) if attributes else read[knob] > 0
-        assert used, f"{owner.__name__}.{knob} is never read"
-        assert f"{knob}: " in owner.__doc__, f"{owner.__name__}.{knob} is not explained"
+    for option in inspect.signature(owner).parameters:
+        attributes = list(kept_as(owner, option))
+        # a option that is not kept is used where it comes in; a kept one is read somewhere
+        used = any(read[attribute] > 0 for attribute in attributes) if attributes else read[option] > 0
+        assert used, f"{owner.__name__}.{option} is never read"
+        assert f"{option}: " in owner.__doc__, f"{owner.__name__}.{option} is not explained"
 
 
 def test_every_public_definition_has_a_docstring():

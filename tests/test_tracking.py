@@ -59,9 +59,9 @@ def test_a_default_fit_without_credentials_asks_nothing_and_ends_well(run):
         assert question not in run.text
 
 
-def test_a_default_fit_without_credentials_says_in_one_line_that_it_is_offline(run):
-    said = [line for line in run.text.splitlines() if line.startswith("W&B is offline")]
-    assert said == ["W&B is offline: no credentials are configured. `wandb sync` uploads the run later."]
+def test_a_default_fit_without_credentials_states_in_one_line_that_it_is_offline(run):
+    reported = [line for line in run.text.splitlines() if line.startswith("W&B is offline")]
+    assert reported == ["W&B is offline: no credentials are configured. `wandb sync` uploads the run later."]
 
 
 def test_the_offline_run_has_every_metric(rows):
@@ -127,8 +127,10 @@ def test_a_key_without_a_network_makes_the_run_offline_in_one_line(tmp_path, clo
     run = run_cli(tmp_path, env, *DEFAULT_FIT, "--trainer.max_epochs", "1", "--video.episodes", "0")
     assert run.exit_code == 0, run.text
     assert run.seconds < 60
-    said = [line for line in run.text.splitlines() if "W&B is offline" in line]
-    assert said == ["W&B is offline: 127.0.0.1 does not answer (ConnectionError). `wandb sync` uploads the run later."]
+    reported = [line for line in run.text.splitlines() if "W&B is offline" in line]
+    assert reported == [
+        "W&B is offline: 127.0.0.1 does not answer (ConnectionError). `wandb sync` uploads the run later."
+    ]
     rows = [record["history"]["item"] for record in read_offline_run(run.folder) if record["type"] == "history"]
     assert [row["env_steps"] for row in rows if "val/episode_return" in row] == [250]
     for path in run.folder.rglob("*"):
@@ -158,7 +160,7 @@ def test_credentials_in_netrc_count_as_a_key(credentials, monkeypatch, closed_po
 
 
 @pytest.mark.parametrize(("status", "down"), [(200, False), (404, False), (503, True)])
-def test_a_server_is_used_unless_it_says_that_it_is_down(credentials, monkeypatch, status, down):
+def test_a_server_is_used_unless_it_states_that_it_is_down(credentials, monkeypatch, status, down):
     class Answer(BaseHTTPRequestHandler):
         def do_HEAD(self):
             self.send_response(status)

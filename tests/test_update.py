@@ -24,11 +24,11 @@ from lightning_dqn.speed.updater import denormals_are_flushed
 BOX = spaces.Box(-1, 1, (3,))
 
 
-def trained(num_updates, callbacks=(), owner=DQN, **knobs):
+def trained(num_updates, callbacks=(), owner=DQN, **options):
     """A module and its trainer after so many updates on CartPole, from seed 0."""
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, updates_per_iteration=4)
-    model = owner(data.observation_space, data.action_space, **knobs)
+    model = owner(data.observation_space, data.action_space, **options)
     schedules = [SoftTargetUpdate(), EpsilonDecay()]
     trainer = quiet_trainer(
         max_epochs=None, max_steps=num_updates, limit_val_batches=0, callbacks=[*schedules, *callbacks]
@@ -62,7 +62,7 @@ def test_compiled_gradients_are_clipped_by_value():
     assert moved > 1e-4
 
 
-def test_the_checkpoint_of_a_compiled_run_goes_on_in_a_plain_one(tmp_path):
+def test_the_checkpoint_of_a_compiled_run_resumes_in_a_plain_one(tmp_path):
     model, trainer = trained(40, compile=True)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
@@ -92,7 +92,7 @@ def test_auto_compiles_where_a_run_is_long_enough(max_steps, compiles):
 
 
 @pytest.mark.integration
-def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(monkeypatch, caplog):
+def test_without_a_compiler_training_continues_and_is_reported_in_one_line(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     nowhere = torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",), "fx_graph_cache": False})
     # a network of its own shape, whose kernels no cache has
@@ -114,7 +114,7 @@ class StepCounter(pl.Callback):
         self.norms.append(float(pl_module.policy_net.output.bias.grad.norm()))
 
 
-def test_lightnings_own_calls_and_the_lean_update_give_the_same_weights_to_the_bit():
+def test_lightnings_own_calls_and_the_fused_update_give_the_same_weights_bitwise():
     lean, _ = trained(60, compile=False)
     counter = StepCounter()
     watched, _ = trained(60, callbacks=[counter], compile=False)
@@ -124,7 +124,7 @@ def test_lightnings_own_calls_and_the_lean_update_give_the_same_weights_to_the_b
         assert torch.equal(watched.state_dict()[name], value), name
 
 
-def test_who_watches_an_update_is_called_even_where_compiling_was_asked_for(caplog):
+def test_a_hook_on_an_update_is_called_even_where_compiling_was_asked_for(caplog):
     counter = StepCounter()
     with caplog.at_level(logging.INFO):
         trained(8, callbacks=[counter], compile=True)
@@ -137,7 +137,7 @@ def test_denormals_are_flushed_in_updates_only_even_where_one_fails(before):
     torch.set_flush_denormal(before)
     seen = {"update": [], "iteration": []}
 
-    class Look(UpdateCallback):
+    class Hooked(UpdateCallback):
         def on_update_end(self, trainer, module):
             seen["update"].append(denormals_are_flushed())
             if len(seen["update"]) == 6:
@@ -147,7 +147,7 @@ def test_denormals_are_flushed_in_updates_only_even_where_one_fails(before):
             seen["iteration"].append(denormals_are_flushed())
 
     with pytest.raises(OSError, match="sixth"):
-        trained(8, callbacks=[Look()], compile=False)
+        trained(8, callbacks=[Hooked()], compile=False)
     assert set(seen["update"]) == {True}
     assert set(seen["iteration"]) == {before}
     assert denormals_are_flushed() == before
@@ -289,7 +289,7 @@ def test_acting_in_numpy_follows_the_parameters_wherever_they_go():
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["fast", "plain"])
-def test_parameters_whose_data_is_replaced_go_on_learning(watched):
+def test_parameters_whose_data_is_replaced_continue_learning(watched):
     class Replace(UpdateCallback):
         """Gives the parameters other memory after the second update."""
 
