@@ -168,12 +168,7 @@ def test_a_memory_gives_each_observation_its_own_mask(num_envs, n_step):
 
     collector = Collector(envs=envs, policy=policy, seed=0, action_masks=True)
     memory = ReplayMemory(
-        capacity=60,
-        num_envs=num_envs,
-        observation_space=Walk.observation_space,
-        gamma=0.9,
-        n_step=n_step,
-        mask_size=3,
+        capacity=60, num_envs=num_envs, observation_space=Walk.observation_space, gamma=0.9, n_step=n_step, mask_size=3
     )
     memory.begin(collector.start(), collector.action_mask)
     for _ in range(100):

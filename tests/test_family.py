@@ -238,11 +238,7 @@ def linear_schedule(optimizer):
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [
-        ("plain", "fast"),
-        ("watched", "plain"),
-        pytest.param("compiled", "compiled", marks=pytest.mark.learning),
-    ],
+    [("plain", "fast"), ("watched", "plain"), pytest.param("compiled", "compiled", marks=pytest.mark.learning)],
 )
 def test_the_rate_goes_a_step_an_update_whatever_makes_the_update(path, kind, recwarn):
     rates = Rates()

@@ -255,12 +255,7 @@ class Diverging(torch.optim.SGD):
 def test_a_loss_that_is_nan_ends_the_fit_within_50_iterations(tmp_path, updates):
     at = (73 + 5) * updates
     with pytest.raises(FloatingPointError) as error:
-        fit(
-            tmp_path,
-            FiniteCheck(),
-            updates_per_iteration=updates,
-            optimizer=lambda params: Diverging(params, at),
-        )
+        fit(tmp_path, FiniteCheck(), updates_per_iteration=updates, optimizer=lambda params: Diverging(params, at))
     stopped = int(re.search(r"after ([\d,]+) updates", str(error.value))[1].replace(",", ""))
     assert at <= stopped <= at + 50 * updates
     assert "loss is nan" in str(error.value)

@@ -278,11 +278,7 @@ def test_all_places_give_the_same_samples():
 @pytest.mark.parametrize("place", PLACES)
 def test_observations_that_are_no_stacks_are_stored_in_any_place_too(place):
     memory = ReplayMemory(
-        capacity=5,
-        num_envs=1,
-        observation_space=spaces.Box(-1, 1, (2,), np.float64),
-        gamma=GAMMA,
-        **PLACES[place],
+        capacity=5, num_envs=1, observation_space=spaces.Box(-1, 1, (2,), np.float64), gamma=GAMMA, **PLACES[place]
     )
     # what environments hand out may be read-only, and in double precision
     observations = [np.array([[number / 3, number]]) for number in range(9)]

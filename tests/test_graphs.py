@@ -167,7 +167,7 @@ def test_a_recording_that_fails_leaves_the_plain_call_and_a_line(caplog):
     assert results == [i + 1 for i in range(8)]
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        "Updates are no CUDA graph: RuntimeError: operation not permitted. Training continues without them.",
+        "Updates are no CUDA graph: RuntimeError: operation not permitted. Training continues without them."
     ]
 
 

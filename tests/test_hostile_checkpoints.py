@@ -93,12 +93,12 @@ WRITES = {
     "a root elsewhere": options(trainer__default_root_dir="outside"),
     "another account": {
         ("options", "loggers"): [
-            {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"entity": "stranger"}},
+            {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"entity": "stranger"}}
         ]
     },
     "a tracking server": {
         ("options", "loggers"): [
-            {"class_path": "lightning.pytorch.loggers.MLFlowLogger", "init_args": {"tracking_uri": "outside"}},
+            {"class_path": "lightning.pytorch.loggers.MLFlowLogger", "init_args": {"tracking_uri": "outside"}}
         ]
     },
 }

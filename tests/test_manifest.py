@@ -35,13 +35,7 @@ from lightning_dqn.resume.manifest import MAY_CHANGE, changed
 from lightning_dqn.resume.spaces import decode_space, encode_space
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SMALL = {
-    "epoch_env_steps": 100,
-    "warmup_env_steps": 50,
-    "batch_size": 8,
-    "eval_episodes": 1,
-    "eval_max_steps": 20,
-}
+SMALL = {"epoch_env_steps": 100, "warmup_env_steps": 50, "batch_size": 8, "eval_episodes": 1, "eval_max_steps": 20}
 MODELS = (DQN, C51, QRDQN, IQN, PQN)
 SCHEDULES = {"epsilon": EpsilonDecay, "target_update": SoftTargetUpdate, "priorities": PriorityUpdate}
 CLASSES = {**{cls.__name__: cls for cls in (*MODELS, DQNDataModule)}, **SCHEDULES}

@@ -73,9 +73,6 @@ def assert_same_weights(one, other):
         assert torch.equal(value, other.policy_net.state_dict()[name]), name
 
 
-# ---- the statistics
-
-
 @settings(deadline=None, max_examples=30)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
@@ -147,9 +144,6 @@ def test_half_precision_leaves_the_statistics_in_double_precision():
 def test_only_boxes_of_floats_can_be_normalized(space):
     with pytest.raises(ValueError, match="normalize_observations=True"):
         DQN(space, spaces.Discrete(2), network=lambda *_: torch.nn.Linear(1, 2), normalize_observations=True)
-
-
-# ---- in acting, learning, evaluation
 
 
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["numpy", "torch"])
@@ -246,9 +240,6 @@ def test_without_the_option_there_are_no_statistics(model):
     assert {name.partition(".")[0] for name in module.state_dict()} <= {"policy_net", "target_net", "epsilon"}
 
 
-# ---- saved and resumed
-
-
 def test_statistics_are_saved_and_loaded_with_the_weights(tmp_path):
     trainer = fit(tmp_path, **NORMALIZED, limits={"max_epochs": 1})
     state = load(tmp_path / "epoch0.ckpt")["state_dict"]
@@ -279,11 +270,7 @@ def test_statistics_that_no_observations_have_are_rejected(name, value):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"model": C51, "num_envs": 3, "epoch_env_steps": 900},
-        {"model": PQN, **ROLLOUTS, "every_n_updates": 28},
-    ],
+    [{}, {"model": C51, "num_envs": 3, "epoch_env_steps": 900}, {"model": PQN, **ROLLOUTS, "every_n_updates": 28}],
     ids=["DQN", "C51", "PQN"],
 )
 def test_a_normalized_run_resumes_exactly(tmp_path, options):
@@ -301,9 +288,6 @@ def test_a_run_resumes_with_the_same_options_only(tmp_path, name, value):
     fit(tmp_path, learner=options, limits={"max_epochs": 1})
     with pytest.raises(Exception, match=name if name == "reward_scale" else "normalize"):
         fit(tmp_path / "other", learner={**options, name: value}, ckpt_path=tmp_path / "epoch0.ckpt")
-
-
-# ---- scaled rewards
 
 
 @pytest.mark.parametrize(
@@ -327,9 +311,6 @@ def test_a_reward_scale_learns_as_a_wrapper_that_scales_rewards(model, options):
 def test_a_reward_scale_is_a_positive_finite_number(value):
     with pytest.raises(ValueError, match=f"reward_scale={value}"):
         DQN(BOX, spaces.Discrete(2), reward_scale=value)
-
-
-# ---- wrappers that these options replace
 
 
 class OwnNormalizer(NormalizeObservation):
@@ -366,9 +347,6 @@ def test_wrappers_of_a_registered_environment_are_rejected_too():
             DQNDataModule(env_id="FarInside-v0")
     finally:
         del gym.registry["FarWrapped-v0"], gym.registry["FarInside-v0"]
-
-
-# ---- several ranks
 
 
 @pytest.mark.ranks

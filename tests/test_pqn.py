@@ -42,9 +42,6 @@ def trained(num_updates, callbacks=(), **options):
     return model, trainer
 
 
-# ---- targets
-
-
 def values_of(*rows):
     """A learner whose action values of the observation 0, 1, ... are these rows."""
     table = torch.tensor(rows)
@@ -98,9 +95,6 @@ def test_one_update_takes_half_the_squared_error_of_the_return():
     torch.testing.assert_close(loss, ((expected - first.reward) ** 2 / 2).mean())
 
 
-# ---- no target net
-
-
 def test_there_is_no_target_net_anywhere(tmp_path):
     model, trainer = trained(8, callbacks=[SoftTargetUpdate()])
     assert model.target_net is None
@@ -117,9 +111,6 @@ def test_a_trainer_without_callbacks_gets_an_epsilon_schedule_but_no_target_upda
     trainer = quiet_trainer(callbacks=[], max_steps=2, limit_val_batches=0, max_epochs=None)
     trainer.fit(PQN(data.observation_space, data.action_space, compile=False), data)
     assert [type(each) for each in trainer.callbacks] == [EpsilonDecay]
-
-
-# ---- the paths of an update
 
 
 def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws():
@@ -162,9 +153,6 @@ def test_layer_norm_stands_before_each_relu_and_acting_knows_it():
     assert net.forward_numpy(np.zeros((1, 3), np.float32)) is None
 
 
-# ---- what it learns
-
-
 class Chain(gym.Env):
     """Six states in a row: left or right by one, and 1 for the last, where the episode ends."""
 
@@ -202,9 +190,6 @@ def test_one_step_returns_of_random_behaviour_lead_to_the_optimal_values_of_a_ch
     left = 0.9 * right[[0, 0, 1, 2, 3]]
     with torch.no_grad():
         torch.testing.assert_close(model(torch.arange(5)), torch.stack([left, right], 1), atol=1e-3, rtol=0)
-
-
-# ---- going on
 
 
 @pytest.mark.parametrize(
@@ -247,9 +232,6 @@ def test_another_learner_s_checkpoint_is_rejected_by_name(tmp_path):
         fit(tmp_path / "other", **SMALL, ckpt_path=tmp_path / "dqn" / "epoch0.ckpt")
     with pytest.raises(MisconfigurationException, match=r"model=\S+\.DQN: .*PQN;"):
         fit(tmp_path / "other", **{**SMALL, "model": DQN}, ckpt_path=tmp_path / "pqn" / "epoch0.ckpt")
-
-
-# ---- the command line
 
 
 WORDS = (

@@ -218,9 +218,6 @@ def assert_same_to_the_bit(ones: list[Transition], others: list[Transition]) -> 
         assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
 
 
-# ---- length and clock
-
-
 @pytest.mark.parametrize(
     ("num_envs", "steps", "epoch_env_steps", "length"),
     # 2500 / (4 * 3) = 208.3 and 100 / 16 = 6.25: whole iterations, rounded up
@@ -251,9 +248,6 @@ def test_the_clock_of_many_environments_stays_within_one_step_of_each(num_envs, 
         played = sum(len(steps) for steps in written_by(dataset))
         assert dataset.env_steps == played
         assert abs(dataset.env_steps - iteration * num_envs * steps) < num_envs
-
-
-# ---- warm-up and batches
 
 
 @pytest.mark.parametrize(("num_envs", "warmup"), [(1, 10), (4, 30), (1, 0)])
@@ -289,9 +283,6 @@ def test_the_batches_of_an_iteration_hold_what_was_just_played():
         assert len(dataset.memory) == dataset.env_steps
 
 
-# ---- state on the object
-
-
 def test_a_second_iterator_resumes_where_the_first_stopped():
     whole, halves, broken_off = (countdown(3, epoch_env_steps=steps) for steps in (120, 60, 120))
     expected = list(whole)
@@ -312,9 +303,6 @@ def test_the_seed_decides_what_is_played():
     assert written_by(first) != written_by(other)
 
 
-# ---- history
-
-
 @pytest.mark.parametrize(
     ("env_id", "num_envs", "vectorization", "policy"),
     [
@@ -332,9 +320,6 @@ def test_the_history_equals_the_sums_of_recorded_rewards(env_id, num_envs, vecto
     assert dataset.episodes.returns == envs.returns
     assert dataset.episodes.lengths == envs.lengths
     assert dataset.episodes.env_steps == envs.ends
-
-
-# ---- ends of episodes in real vector environments
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
@@ -398,9 +383,6 @@ def test_frozen_lake_transitions_follow_its_own_dynamics(num_envs):
         discounts[round(discount, 5)] += 1
     assert set(discounts) == {0.0, GAMMA}
     assert max(dataset.episodes.lengths) == 6
-
-
-# ---- checkpoints
 
 
 def through_a_file(dataset: ReplayDataset, path: Any) -> dict[str, Any]:
@@ -511,9 +493,6 @@ def test_the_history_after_an_interruption_counts_new_episodes_from_zero():
     assert fresh.episodes.returns[before:] == fresh.envs.returns
     assert fresh.episodes.lengths[before:] == fresh.envs.lengths
     assert [end - played.env_steps for end in fresh.episodes.env_steps[before:]] == fresh.envs.ends
-
-
-# ---- evaluation episodes
 
 
 @pytest.fixture

@@ -344,11 +344,7 @@ def test_three_steps_up_to_a_cut_by_hand():
     # the rows 0 1 2 3 | 4 5 6 7 of one old rank, 20 21 | 22 23 of the other, then 30 31 32: an episode after the deal
     streams = [remembered(n_step=3, steps=7), remembered(n_step=3, steps=3, first=20)]
     share.refill(streams, rank=0, world_size=2)
-    to_the_cut = {
-        0: (1 + 0.5 * 2 + 0.25 * 4, 0.125, 3),
-        1: (2 + 0.5 * 4, 0.25, 3),
-        2: (4, 0.5, 3),
-    }
+    to_the_cut = {0: (1 + 0.5 * 2 + 0.25 * 4, 0.125, 3), 1: (2 + 0.5 * 4, 0.25, 3), 2: (4, 0.5, 3)}
     # the newer half of the second old rank, whose 22 still waits
     assert by_observation(share) == to_the_cut
     share.begin(seen([30]))
@@ -443,10 +439,7 @@ def test_masks_go_with_their_rows(k):
     share = make(140)
     share.refill(states_of(streams), rank=2, world_size=3)
     batch = share.sample(1, 2_000)
-    for observation, mask in (
-        (batch.observation, batch.action_mask),
-        (batch.next_observation, batch.next_action_mask),
-    ):
+    for observation, mask in ((batch.observation, batch.action_mask), (batch.next_observation, batch.next_action_mask)):
         numbers = np.array([number_of(stack[-1]) for stack in observation[0].numpy()])
         assert np.array_equal(mask[0], mask_of(numbers))
 

@@ -16,14 +16,7 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from runs import Dropout, Unrepeatable, assert_same_run, fit, load, make_pair
-from test_replay_dataset import (
-    countdown,
-    make_dataset,
-    one_step,
-    take,
-    transitions,
-    written_by,
-)
+from test_replay_dataset import countdown, make_dataset, one_step, take, transitions, written_by
 from torch import nn
 
 from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler

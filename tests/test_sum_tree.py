@@ -70,10 +70,7 @@ def test_a_tree_is_a_list_and_a_loop(form, drawn, shares):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    moves(st.floats(1e-9, 1e9)),
-    st.lists(st.floats(0, 1), min_size=1, max_size=300),
-)
+@given(moves(st.floats(1e-9, 1e9)), st.lists(st.floats(0, 1), min_size=1, max_size=300))
 def test_both_forms_are_the_same_bitwise(drawn, shares):
     size, sequence = drawn
     plain, compiled = (form(size) for form in FORMS)
