@@ -19,15 +19,8 @@ import torch
 from conftest import clean_environment
 from torch import distributed
 
-COLLECTIVES = (
-    "all_reduce",
-    "all_gather",
-    "all_gather_object",
-    "barrier",
-    "broadcast",
-    "broadcast_object_list",
-    "reduce",
-)
+COLLECTIVES = ["all_reduce", "all_gather", "all_gather_object", "barrier", "broadcast"]
+COLLECTIVES += ["broadcast_object_list", "reduce"]
 
 
 def start(folder, job, *, world_size=2, **arguments):
@@ -72,14 +65,8 @@ def witness(counts):
 
     class Witness(Callback):
         def __init__(self):
-            self.record = {
-                "env_steps": [],
-                "own_env_steps": [],
-                "epsilon": [],
-                "updates": [],
-                "digests": [],
-                "calls": [],
-            }
+            names = "env_steps own_env_steps epsilon updates digests calls"
+            self.record = {name: [] for name in names.split()}
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             record, data = self.record, trainer.datamodule
@@ -174,7 +161,7 @@ def fits(folder, rank, world_size, *, jobs):
             last |= {"rows": len(memory), "slots": len(memory._drawable)}
         if module.normalizer is not None:
             last["normalizer"] = module.normalizer.state_dict()
-        records.append({**seen.record, **last, "compiled": module._compiled})
+        records.append({**seen.record, **last, "compiled": module.update_mode == "compiled"})
     return records
 
 
@@ -271,7 +258,7 @@ def one_update(folder, rank, world_size, *, compile, sizes):
     )
     trainer.fit(model, data)
     after = torch.cat([p.detach().flatten() for p in model.policy_net.parameters()])
-    return {"gradient": before - after, "compiled": model._compiled}
+    return {"gradient": before - after, "compiled": model.update_mode == "compiled"}
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_the_plot_file_is_complete_during_the_run(plotted):
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
-    """A notebook that trains with a plot, executed: itself and the displayed about pictures that its kernel sent."""
+    """A notebook that trains with a plot, executed: itself and the messages about pictures that its kernel sent."""
     folder = tmp_path_factory.mktemp("notebook")
     code = f"""
         import lightning.pytorch as pl
@@ -186,23 +186,17 @@ def notebook(tmp_path_factory):
 
 @pytest.mark.integration
 def test_a_notebook_shows_one_picture_that_is_replaced_in_place(notebook):
-    _, outputs, displayed = notebook
+    folder, outputs, displayed = notebook
     shown = [output for output in outputs if "image/png" in output.get("data", {})]
     assert [output["output_type"] for output in shown] == ["display_data"]
     assert displayed[0]["msg_type"] == "display_data"
     assert {message["msg_type"] for message in displayed[1:]} == {"update_display_data"}
     assert len({message["content"]["transient"]["display_id"] for message in displayed}) == 1
-
-
-@pytest.mark.integration
-def test_the_picture_in_a_notebook_is_the_newest(notebook):
-    folder, outputs, displayed = notebook
     pictures = [base64.b64decode(message["content"]["data"]["image/png"]) for message in displayed]
     # 2 epochs of 100 / 4 iterations: a drawing after each, one after each evaluation, and the result
     assert len(pictures) == 2 * 25 + 2 + 1
     assert pictures[0] != pictures[-1]
-    (shown,) = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    assert base64.b64decode(shown) == pictures[-1] == (folder / "episodes.png").read_bytes()
+    assert base64.b64decode(shown[0]["data"]["image/png"]) == pictures[-1] == (folder / "episodes.png").read_bytes()
 
 
 # the progress bar
@@ -218,7 +212,7 @@ def bars(default_runs):
 
 
 @pytest.mark.integration
-def test_the_progress_bar_counts_the_env_steps_of_the_whole_run(bars):
+def test_the_progress_bar_counts_the_env_steps_of_the_whole_run_and_shows_the_time_left(bars):
     assert len(bars) > 2
     for percentage, done, total in (bar.group(1, 2, 3) for bar in bars):
         # 2 epochs of 250
@@ -227,10 +221,6 @@ def test_the_progress_bar_counts_the_env_steps_of_the_whole_run(bars):
     done = [int(bar[2]) for bar in bars]
     assert done == sorted(done)
     assert done[-1] == 500
-
-
-@pytest.mark.integration
-def test_the_progress_bar_tells_the_time_that_is_left(bars):
     between = [bar for bar in bars if 0 < int(bar[2]) < 500]
     assert between
     for bar in between:
@@ -297,14 +287,9 @@ def test_every_row_has_the_env_step(logged):
             assert row["step"] == row["env_steps"]
             # one update after each env step from the 128th on
             assert row["updates"] == max(0, row["env_steps"] - 127)
-    assert [row["env_steps"] for row in rows if "val/episode_return" in row] == [200, 400]
-
-
-def test_epsilon_is_logged_as_the_schedule_has_it(logged):
-    _, rows = logged
-    for row in rows:
         if "train/epsilon" in row:
             assert row["train/epsilon"] == pytest.approx(0.05 + 0.85 * np.exp(-row["env_steps"] / 1000))
+    assert [row["env_steps"] for row in rows if "val/episode_return" in row] == [200, 400]
 
 
 def test_losses_are_logged_once_there_are_updates(logged):
@@ -444,16 +429,13 @@ def test_the_video_has_the_size_and_speed_of_the_environment(toys, tmp_path, mes
     assert not [line for line in messages if line.startswith("No video")]
 
 
-def test_the_video_is_cut_after_so_many_env_steps(toys, tmp_path):
+def test_the_video_is_cut_after_so_many_env_steps_or_left_out(toys, tmp_path):
     train(tmp_path, AgentVideo(max_env_steps=3), env_id="Visible-v0", max_epochs=1)
     (video,) = (tmp_path / "videos").glob("*.mp4")
     with imageio.get_reader(video) as film:
         assert sum(1 for _ in film) == 1 + 3
-
-
-def test_a_video_can_be_left_out(toys, tmp_path):
-    train(tmp_path, AgentVideo(episodes=0), env_id="Visible-v0", max_epochs=1)
-    assert not list(tmp_path.rglob("*.mp4"))
+    train(tmp_path / "without", AgentVideo(episodes=0), env_id="Visible-v0", max_epochs=1)
+    assert not list((tmp_path / "without").rglob("*.mp4"))
 
 
 def test_a_run_in_python_warns_of_nothing(tmp_path, recwarn):

@@ -161,31 +161,13 @@ class Subclass(torch.Tensor):
 
 
 PolicyTargetParams = namedtuple("PolicyTargetParams", "first second")
-PLAIN = [
-    None,
-    True,
-    1 - (1 << 2039),
-    (1 << 2039) - 1,
-    float("nan"),
-    1j,
-    "\ud800ä",
-    b"\x00\xff",
-    torch.Size([2]),
-    torch.float16,
-]
-PLAIN += [torch.device("cpu"), {1: {(2, "x"): 3.5}}, OrderedDict(a=[()]), {1, 2}, nn.Parameter(torch.ones(1))]
+PLAIN = [None, True, 1 - (1 << 2039), (1 << 2039) - 1, float("nan"), 1j, "\ud800ä", b"\x00\xff", torch.Size([2])]
+PLAIN += [torch.float16, torch.device("cpu"), {1: {(2, "x"): 3.5}}, OrderedDict(a=[()]), {1, 2}]
+PLAIN += [nn.Parameter(torch.ones(1))]
 PLAIN += [torch.eye(2).to_sparse(), hung_on([1]), hung_on({"a": 1}, OrderedDict)]
 OTHERS = [np.float64(1), np.float32(1), np.bool_(True), np.int64(1), np.str_("a"), np.zeros(2), Path("a"), deque([1])]
-OTHERS += [
-    1 << 2039,
-    PolicyTargetParams(1, 2),
-    frozenset({1}),
-    range(3),
-    int,
-    len,
-    np.dtype("int8"),
-    torch.zeros(2).as_subclass(Subclass),
-]
+OTHERS += [1 << 2039, PolicyTargetParams(1, 2), frozenset({1}), range(3), int, len, np.dtype("int8")]
+OTHERS += [torch.zeros(2).as_subclass(Subclass)]
 OTHERS += [hung_on(np.float64(1)), hung_on(np.float64(1), OrderedDict), {np.int64(1): 1}, [{"a": (np.float64(1),)}]]
 
 

@@ -31,7 +31,6 @@ METRICS = {
     *("val/episode_return", "val/episode_return_std", "val/episode_length"),
     *("env_steps", "updates", "env_steps_per_second", "updates_per_second"),
 }
-TAXI = max((env_id for env_id in gym.registry if re.fullmatch(r"Taxi-v\d+", env_id)), key=lambda i: int(i[6:]))
 
 TOYS = '''
 import gymnasium as gym
@@ -149,9 +148,6 @@ def toys(tmp_path, monkeypatch):
     sys.modules.pop("toys", None)
 
 
-# what a run leaves behind
-
-
 def test_fit_leaves_configuration_checkpoints_and_plot_in_the_folder_of_its_run(workplace, run):
     assert run.parent == workplace / "runs" / "CartPole-v1"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?", run.name)
@@ -176,23 +172,12 @@ def test_the_saved_configuration_names_no_folder(workplace, run):
 def test_the_saved_configuration_makes_the_same_run_again_in_a_folder_of_its_own(workplace, run):
     first, second = runs_in(workplace)
     assert first != second
+    for folder in (first, second):
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
     losses = [[row["train/loss"] for row in history(folder) if "train/loss" in row] for folder in (first, second)]
     assert len(losses[0]) == 2, "logged at 150 and 200 env steps"
     assert losses[0] == losses[1]
-
-
-def test_every_run_of_one_process_has_its_checkpoints_for_itself(workplace):
-    for folder in runs_in(workplace):
-        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-
-
-def test_two_fits_at_once_have_separate_folders(default_runs):
-    folders = {name: run.folder for name, run in default_runs.items()}
-    assert folders["plain"] != folders["tty"]
-    for folder in folders.values():
-        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-        assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 500 - 127
 
 
 def test_folders_made_in_the_same_second_are_separate(tmp_path):
@@ -200,9 +185,6 @@ def test_folders_made_in_the_same_second_are_separate(tmp_path):
         folders = list(pool.map(lambda _: new_run_folder(tmp_path, "module:Team/Env-v0"), range(32)))
     assert len(set(folders)) == 32
     assert {folder.parent for folder in folders} == {tmp_path / "module-Team-Env-v0"}
-
-
-# loggers
 
 
 def test_the_csv_logger_writes_every_metric_into_the_folder_of_the_run(run):
@@ -218,18 +200,8 @@ def test_the_csv_logger_writes_every_metric_into_the_folder_of_the_run(run):
 def test_the_tensorboard_logger_counts_env_steps_of_all_environments(tmp_path, monkeypatch):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.chdir(tmp_path)
-    main(
-        [
-            "fit",
-            *SMALL,
-            "--data.num_envs",
-            "4",
-            "--trainer.logger",
-            "TensorBoardLogger",
-            "--trainer.log_every_n_steps",
-            "10",
-        ]
-    )
+    words = "--data.num_envs 4 --trainer.logger TensorBoardLogger --trainer.log_every_n_steps 10"
+    main(["fit", *SMALL, *words.split()])
     (run,) = runs_in(tmp_path)
     events = reader.EventAccumulator(str(run)).Reload()
     assert set(events.Tags()["scalars"]) >= METRICS
@@ -244,10 +216,8 @@ def test_the_tensorboard_logger_counts_env_steps_of_all_environments(tmp_path, m
     assert [event.step for event in events.Scalars("val/episode_return")] == steps[-1:]
 
 
-# evaluation
-
-
-def test_validate_prints_mean_spread_and_length_of_the_episodes(here, run, capfd):
+def test_validate_prints_mean_spread_and_length_of_the_episodes_and_changes_no_checkpoint(here, run, capfd):
+    before = snapshot()
     main(["validate", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *QUIET])
     printed = printed_metrics(capfd.readouterr().out)
     low, high = printed["val/episode_return_min"], printed["val/episode_return_max"]
@@ -259,12 +229,15 @@ def test_validate_prints_mean_spread_and_length_of_the_episodes(here, run, capfd
     assert printed["val/episode_length"] == printed["val/episode_return"]
     at_its_end = [row for row in history(run) if "val/episode_return" in row][-1]
     assert printed["val/episode_return"] == at_its_end["val/episode_return"], "best is from the only evaluation"
+    assert snapshot() == before
 
 
-def test_test_finds_the_newest_run_and_films_the_episode_that_predict_plays(here, capfd):
+def test_test_finds_the_newest_run_and_films_the_episode_that_predict_plays(here, capfd, messages):
     newest = runs_in(here)[-1]
     main(["test", "--ckpt_path", "best", *QUIET, "--video.episodes", "1"])
     printed = printed_metrics(capfd.readouterr().out)
+    (reported,) = [line.removeprefix("video: ") for line in messages if line.startswith("video: ")]
+    assert Path(reported).is_file()
     main(["predict", "--ckpt_path", "best", *QUIET])
     episodes = torch.load(newest / "evaluation" / "episodes.pt", weights_only=True)
     assert len(episodes) == 2
@@ -276,13 +249,6 @@ def test_test_finds_the_newest_run_and_films_the_episode_that_predict_plays(here
     assert metadata["size"] == (600, 400)
     assert metadata["fps"] == 50
     assert frames - 1 in [len(episode["action"]) for episode in episodes]
-
-
-def test_test_reports_the_path_of_the_video(here, messages):
-    main(["test", "--ckpt_path", "best", *QUIET, "--video.episodes", "1"])
-    (reported,) = [line for line in messages if line.startswith("video: ")]
-    assert Path(reported.removeprefix("video: ")).suffix == ".mp4"
-    assert Path(reported.removeprefix("video: ")).is_file()
 
 
 def test_predict_writes_episodes_whose_actions_are_the_greedy_ones(here, run, messages):
@@ -299,13 +265,7 @@ def test_predict_writes_episodes_whose_actions_are_the_greedy_ones(here, run, me
         assert episode["reward"].tolist() == [1.0] * length
 
 
-def test_evaluation_leaves_the_checkpoints_as_they_are(here, run):
-    before = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
-    main(["validate", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *QUIET])
-    assert {path: path.read_bytes() for path in (run / "checkpoints").iterdir()} == before
-
-
-def test_a_fit_resumes_from_the_last_checkpoint_with_its_clocks(copy):
+def test_a_fit_resumes_from_the_last_checkpoint_with_its_clocks_and_warns_of_nothing(copy, recwarn):
     main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
     # in the folder of its run, beside the record of before
     assert set(runs_in(Path.cwd())) == {copy}
@@ -318,17 +278,10 @@ def test_a_fit_resumes_from_the_last_checkpoint_with_its_clocks(copy):
     checkpoint = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 273
     assert checkpoint["DQNDataModule"]["train"]["env_steps"] == 400
-
-
-def test_going_on_and_evaluating_warn_of_nothing(copy, recwarn):
-    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
     main(["validate", "--ckpt_path", str(copy / "checkpoints" / "best.ckpt"), *QUIET])
     # Python shows no deprecations to users
     shown = [warning for warning in recwarn if not issubclass(warning.category, DeprecationWarning)]
     assert [str(warning.message) for warning in shown] == []
-
-
-# environments
 
 
 def test_frozen_lake_trains_with_arguments_of_the_environment(tmp_path, monkeypatch, capfd):
@@ -340,17 +293,6 @@ def test_frozen_lake_trains_with_arguments_of_the_environment(tmp_path, monkeypa
     main(["validate", "--ckpt_path", "best", "--data.eval_episodes", "5", *QUIET])
     # one start and no chance: five greedy episodes are one and the same
     assert printed_metrics(capfd.readouterr().out)["val/episode_return_std"] == 0
-
-
-def test_taxi_trains(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main(["fit", *SMALL, *CSV, "--data.env_id", TAXI])
-    (run,) = runs_in(tmp_path)
-    assert history(run)[-1]["updates"] == 73
-    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    # 500 states, one-hot, and 6 actions
-    assert weights["policy_net.hidden.0.weight"].shape == (128, 500)
-    assert weights["policy_net.output.weight"].shape == (6, 128)
 
 
 @pytest.mark.parametrize(
@@ -411,14 +353,10 @@ def test_models_go_by_their_short_names_and_come_back_from_their_configuration(t
     arguments = saved["model"]["init_args"]
     if model == "C51":
         network = arguments["network"]["init_args"]
-        assert (arguments["v_max"], network["dueling"], network["noisy"], network["layer_norm"]) == (
-            200,
-            True,
-            True,
-            False,
-        )
+        assert {"dueling": True, "noisy": True, "layer_norm": False}.items() <= network.items()
+        assert arguments["v_max"] == 200
     if model == "QRDQN":
-        assert (arguments["num_quantiles"], arguments["munchausen"], arguments["clip_grad_norm"]) == (8, True, 10)
+        assert {"num_quantiles": 8, "munchausen": True, "clip_grad_norm": 10}.items() <= arguments.items()
     if model == "IQN":
         assert arguments["lr_scheduler"]["init_args"]["total_iters"] == 100
         assert saved["target_update"]["every_n_env_steps"] == 50
@@ -428,87 +366,40 @@ def test_models_go_by_their_short_names_and_come_back_from_their_configuration(t
     main(["fit", "--config", str(first / "config.yaml")])
     second = runs_in(tmp_path)[1]
     assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
-    one, other = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (first, second)
-    )
+    paths = [run / "checkpoints" / "last.ckpt" for run in (first, second)]
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
     assert all(torch.equal(one[name], other[name]) for name in one)
     main(["validate", "--ckpt_path", "best", *QUIET])
 
 
-# rejected arguments
-
-OUT_OF_RANGE = [
-    ("data.env_kwargs", "{foo: 1}", "{'foo': 1}"),
-    ("data.num_envs", "0", "0"),
-    ("data.steps_per_iteration", "0", "0"),
-    ("data.updates_per_iteration", "0", "0"),
-    ("data.batch_size", "0", "0"),
-    ("data.memory_capacity", "127", "127"),
-    ("data.warmup_env_steps", "-1", "-1"),
-    ("data.gamma", "1.5", "1.5"),
-    ("data.gamma", "-0.1", "-0.1"),
-    ("data.gamma", ".nan", "nan"),
-    ("data.n_step", "0", "0"),
-    ("data.epoch_env_steps", "0", "0"),
-    ("data.eval_episodes", "0", "0"),
-    ("model.network.hidden_sizes", "[0]", "[0]"),
-    ("model.optimizer.lr", "0", "0"),
-    ("model.optimizer.lr", "-1", "-1"),
-    ("model.clip_grad_value", "0", "0"),
-    ("model.clip_grad_norm", "-1", "-1"),
-    ("model.boltzmann_temperature", "0", "0"),
-    ("model.munchausen_temperature", "0", "0"),
-    ("target_update.every_n_env_steps", "0", "0"),
-    ("target_update.tau", "0", "0"),
-    ("target_update.tau", "1.1", "1.1"),
-    ("target_update.every_n_updates", "0", "0"),
-    ("epsilon.start", "1.1", "1.1"),
-    ("epsilon.end", "-0.1", "-0.1"),
-    ("epsilon.decay_env_steps", "0", "0"),
-    ("priorities.beta_start", "1.1", "1.1"),
-    ("priorities.beta_end", "-0.1", "-0.1"),
-    ("priorities.anneal_env_steps", "0", "0"),
-    ("plot.window", "0", "0"),
-    ("video.episodes", "-1", "-1"),
-    ("trainer.max_epochs", "-2", "-2"),
-    ("seed_everything", "-1", "-1"),
-]
-WRONG_TYPE = [
-    ("data.env_kwargs", "many"),
-    ("data.num_envs", "many"),
-    ("data.batch_size", "1.5"),
-    ("data.gamma", "many"),
-    ("data.sampler", "many"),
-    ("data.sampler", "lightning_dqn.MLP"),
-    ("model.network.hidden_sizes", "many"),
-    ("model.optimizer.lr", "many"),
-    ("model.clip_grad_value", "many"),
-    ("model.double", "many"),
-    ("model.loss", "mae"),
-    ("model.network.noisy", "many"),
-    ("target_update.tau", "many"),
-    ("target_update.every_n_updates", "1.5"),
-    ("epsilon.start", "many"),
-    ("epsilon.schedule", "cosine"),
-    ("trainer.max_epochs", "many"),
-    ("seed_everything", "many"),
-]
-UNKNOWN = [
-    ("data.num_env", "--data.num_envs"),
-    ("data.gama", "--data.gamma"),
-    ("gamma", "--data.gamma"),
-    ("model.gamma", "--data.gamma"),
-    ("model.clip_grad_val", "--model.clip_grad_value"),
-    ("model.network.hiden_sizes", "--model.network.hidden_sizes"),
-    ("lr", "--model.optimizer.lr"),
-    ("model.network.duelling", "--model.network.dueling"),
-    ("model.boltzmann", "--model.boltzmann_temperature"),
-    ("target_update.every_n_env", "--target_update.every_n_env_steps"),
-    ("target_update.ta", "--target_update.tau"),
-    ("epsilon.st", "--epsilon.start"),
-    ("trainer.max_epoch", "--trainer.max_epochs"),
-    ("seed", "--seed_everything"),
-]
+# option, value and what the error shows of it
+OUT_OF_RANGE = """
+    data.num_envs=0 data.steps_per_iteration=0 data.updates_per_iteration=0 data.batch_size=0 data.memory_capacity=127
+    data.warmup_env_steps=-1 data.gamma=1.5 data.gamma=-0.1 data.n_step=0 data.epoch_env_steps=0 data.eval_episodes=0
+    model.network.hidden_sizes=[0] model.optimizer.lr=0 model.optimizer.lr=-1 model.clip_grad_value=0
+    model.clip_grad_norm=-1 model.boltzmann_temperature=0 model.munchausen_temperature=0
+    target_update.every_n_env_steps=0 target_update.tau=0 target_update.tau=1.1 target_update.every_n_updates=0
+    epsilon.start=1.1 epsilon.end=-0.1 epsilon.decay_env_steps=0 priorities.beta_start=1.1 priorities.beta_end=-0.1
+    priorities.anneal_env_steps=0 plot.window=0 video.episodes=-1 trainer.max_epochs=-2 seed_everything=-1
+"""
+OUT_OF_RANGE = [(*each.split("="), each.split("=")[1]) for each in OUT_OF_RANGE.split()]
+OUT_OF_RANGE += [("data.env_kwargs", "{foo: 1}", "{'foo': 1}"), ("data.gamma", ".nan", "nan")]
+WRONG_TYPE = """
+    data.env_kwargs=many data.num_envs=many data.batch_size=1.5 data.gamma=many data.sampler=many
+    data.sampler=lightning_dqn.MLP model.network.hidden_sizes=many model.optimizer.lr=many model.clip_grad_value=many
+    model.double=many model.loss=mae model.network.noisy=many target_update.tau=many target_update.every_n_updates=1.5
+    epsilon.start=many epsilon.schedule=cosine trainer.max_epochs=many seed_everything=many
+"""
+WRONG_TYPE = [each.split("=") for each in WRONG_TYPE.split()]
+# unknown key, and the one that is suggested
+UNKNOWN = """
+    data.num_env=data.num_envs data.gama=data.gamma gamma=data.gamma model.gamma=data.gamma
+    model.clip_grad_val=model.clip_grad_value model.network.hiden_sizes=model.network.hidden_sizes
+    lr=model.optimizer.lr model.network.duelling=model.network.dueling model.boltzmann=model.boltzmann_temperature
+    target_update.every_n_env=target_update.every_n_env_steps target_update.ta=target_update.tau
+    epsilon.st=epsilon.start trainer.max_epoch=trainer.max_epochs seed=seed_everything
+"""
+UNKNOWN = [each.split("=") for each in UNKNOWN.split()]
 
 
 @pytest.fixture
@@ -534,26 +425,6 @@ def test_a_value_out_of_its_range_is_rejected_by_key_and_value(empty, capfd, key
     assert shown in line
 
 
-@pytest.mark.parametrize(("setting", "value"), [("alpha", "1.5"), ("alpha", "-1.0"), ("epsilon", "0.0")])
-def test_a_setting_of_the_sampler_out_of_its_range_is_rejected(empty, capfd, setting, value):
-    flags = "--data.sampler", PRIORITIZED, f"--data.sampler.{setting}", value, "--data.env_id", "NoSuch-v0"
-    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, *flags)
-    # before the environment is made, which there isn't
-    assert f"data.sampler.{setting}={value}: must be" in line
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "hint"),
-    [
-        ("data.sampler", "PrioritisedSampler", "give its whole path, module.Class"),
-        ("model", "Rainbow", "give its whole path, module.Class"),
-    ],
-)
-def test_a_class_that_is_not_found_is_named(empty, capfd, key, value, hint):
-    line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
-    assert line == f"error: {key}={value}: no such class; {hint}"
-
-
 @pytest.mark.parametrize(("key", "value"), WRONG_TYPE, ids=[f"{k}={v}" for k, v in WRONG_TYPE])
 def test_a_value_of_the_wrong_type_is_rejected_by_key_and_value(empty, capfd, key, value):
     line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
@@ -567,10 +438,13 @@ def test_a_value_of_the_wrong_type_is_rejected_by_key_and_value(empty, capfd, ke
 def test_unknown_and_shortened_keys_are_rejected_with_what_was_meant(empty, capfd, key, meant):
     line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", "3")
     assert key.rpartition(".")[2] in line
-    assert line.endswith(f"did you mean {meant}?")
+    assert line.endswith(f"did you mean --{meant}?")
 
 
 OF_A_MODEL = {
+    "sampler-range": (["--data.sampler", PRIORITIZED, "--data.sampler.alpha", "1.5"], "data.sampler.alpha=1.5: must"),
+    "no-such-sampler": (["--data.sampler", "Prioritised"], "data.sampler=Prioritised: no such class; give its whole"),
+    "no-such-model": (["--model", "Rainbow"], "model=Rainbow: no such class; give its whole path, module.Class"),
     "wrong-type": (["--model.clip_grad_norm", "many"], "model.clip_grad_norm=many: must be of type float"),
     "no-such-choice": (
         ["--model", "DQN", "--model.loss", "mae"],
@@ -714,8 +588,6 @@ def test_a_rejected_command_line_ends_with_one_line_and_exit_code_2(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-# output
-
 # `model.compile` comes with the tight path
 OPTIONS = """
     data.env_id data.env_kwargs data.num_envs data.steps_per_iteration data.updates_per_iteration data.batch_size
@@ -727,22 +599,11 @@ OPTIONS = """
     epsilon.start epsilon.end epsilon.decay_env_steps epsilon.schedule
     checkpoint.monitor trainer.max_epochs seed_everything
 """
-DEFAULTS = {
-    "data.env_id": "CartPole-v1",
-    "data.batch_size": "128",
-    "data.memory_capacity": "10000",
-    "data.gamma": "0.99",
-    "data.epoch_env_steps": "2500",
-    "model.network.hidden_sizes": "(128, 128)",
-    "model.clip_grad_value": "100.0",
-    "target_update.tau": "0.005",
-    "epsilon.start": "0.9",
-    "epsilon.end": "0.05",
-    "epsilon.decay_env_steps": "1000",
-    "trainer.max_epochs": "40",
-    "trainer.devices": "1",
-    "seed_everything": "0",
-}
+DEFAULTS = """
+    data.env_id=CartPole-v1 data.batch_size=128 data.memory_capacity=10000 data.gamma=0.99 data.epoch_env_steps=2500
+    model.clip_grad_value=100.0 target_update.tau=0.005 epsilon.start=0.9 epsilon.end=0.05
+    epsilon.decay_env_steps=1000 trainer.max_epochs=40 trainer.devices=1 seed_everything=0
+"""
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
@@ -759,7 +620,8 @@ def test_help_explains_every_option(empty, capfd, subcommand):
     for option in OPTIONS.split():
         assert option in explained, option
         assert len(explained[option].partition("(type:")[0].split()) >= 3, (option, explained[option])
-    for option, default in DEFAULTS.items():
+    defaults = dict(each.split("=") for each in DEFAULTS.split())
+    for option, default in {**defaults, "model.network.hidden_sizes": "(128, 128)"}.items():
         assert f"default: {default})" in explained[option], option
 
 

@@ -168,12 +168,6 @@ def test_frames_too_small_are_rejected_with_their_shape_and_a_remedy(owner, shap
     assert "ResizeObservation" in str(error.value)
 
 
-def test_the_smallest_frames_leave_one_pixel():
-    assert NatureCNN(pixels(4, SIZE, SIZE), 2).num_features == 64
-    assert MinAtarCNN(pixels(3, 3), 2).num_features == 16
-    assert ImpalaCNN(pixels(1, 1), 2).num_features == 32
-
-
 # what becomes of the values
 
 

@@ -205,14 +205,6 @@ def test_boltzmann_chances_go_with_the_exponentials_of_the_values():
     assert (learner.act(np.ones((50, 1), np.float32)) == 4).all(), "without a generator it is greedy"
 
 
-def test_boltzmann_never_takes_what_is_not_allowed():
-    learner = linear_dqn([[1.0], [0.0], [-1.0]], boltzmann_temperature=5.0)
-    learner.set_epsilon(0.0)
-    mask = np.array([[False, True, True]] * 500)
-    taken = learner.act(np.ones((500, 1), np.float32), np.random.default_rng(0), mask)
-    assert set(taken.tolist()) == {1, 2}
-
-
 # schedules of the rate
 
 
@@ -325,7 +317,8 @@ class Gradients(UpdateCallback):
         self.seen = []
 
     def on_update_end(self, trainer, module):
-        self.seen.append(module._flat[0].vector.grad.clone())
+        parameters = module.trainer.optimizers[0].param_groups[0]["params"]
+        self.seen.append(torch.cat([p.grad.flatten() for p in parameters]))
 
 
 @pytest.mark.parametrize("path", ["plain", "watched", pytest.param("compiled", marks=pytest.mark.learning)])
@@ -341,12 +334,14 @@ def test_gradients_are_limited_by_value_and_then_by_norm_as_torch_does_it(path, 
         seen = Gradients()
         watchers = [StepCounter()] * (path == "watched")
         trainer = quiet_trainer(callbacks=[SoftTargetUpdate(), EpsilonDecay(), seen, *watchers])
-        trainer.fit(learner, datamodule=Batches([batch_of(3)]))
+        # the errors of the two rows have different signs
+        batch = batch_of(3)._replace(reward=torch.tensor([1.0, -8.0]).expand(3, 2))
+        trainer.fit(learner, datamodule=Batches([batch]))
         return seen.seen
 
     free = gradients(clip_grad_value=None)
-    # -.5 at the weight and the bias of each row's action: norm sqrt(4 * .25) = 1
-    assert free[0].tolist() == pytest.approx([-0.5, 0, 0, -0.5, -0.5, -0.5])
+    # +-.5 at the weight and the bias of each row's action: norm sqrt(4 * .25) = 1
+    assert free[0].tolist() == pytest.approx([-0.5, 0, 0, 0.5, -0.5, 0.5])
     expected = []
     for gradient in free:
         vector = torch.nn.Parameter(torch.zeros(6))
@@ -360,7 +355,7 @@ def test_gradients_are_limited_by_value_and_then_by_norm_as_torch_does_it(path, 
     if value is not None and norm == 0.4:
         # cut to .3, the norm of the 4 is .6, which is made .4: .2 each; the other way round they would be .2 as well
         # only if nothing were cut
-        assert expected[0].tolist() == pytest.approx([-0.2, 0, 0, -0.2, -0.2, -0.2], abs=1e-6)
+        assert expected[0].tolist() == pytest.approx([-0.2, 0, 0, 0.2, -0.2, 0.2], abs=1e-6)
 
 
 def test_the_value_is_cut_before_the_norm_is_taken():
@@ -435,18 +430,6 @@ def test_a_longer_period_takes_effect_when_a_run_resumes():
     assert moved[-3:] == [3000, 4000, 5000]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"every_n_env_steps": 0}, "every_n_env_steps=0: must be at least 1, or null"),
-        ({"every_n_env_steps": 5, "every_n_updates": 2}, "every_n_updates=2, every_n_env_steps=5: two clocks"),
-    ],
-)
-def test_clocks_that_make_no_sense_are_rejected(options, words):
-    with pytest.raises(ValueError, match=words):
-        SoftTargetUpdate(**options)
-
-
 # compiled
 
 
@@ -465,6 +448,7 @@ COMPILED = {
 @pytest.mark.integration
 def test_plain_and_compiled_updates_give_the_same_weights_from_the_same_draws(name):
     owner, options = COMPILED[name]
+    bias = f"policy_net.{'net.' * (owner is IQN)}hidden.0.bias"
     env_id = "FrozenLake-v1" if name == "frozen-lake" else "CartPole-v1"
     weights = []
     for compile in (False, True):
@@ -474,12 +458,10 @@ def test_plain_and_compiled_updates_give_the_same_weights_from_the_same_draws(na
             data.observation_space, data.action_space, **{"network": small_mlp, **options, "compile": compile}
         )
         trainer = quiet_trainer(max_epochs=None, max_steps=60, limit_val_batches=0)
-        start = learner.policy_net.state_dict()["hidden.0.bias" if owner is not IQN else "net.hidden.0.bias"].clone()
+        start = learner.state_dict()[bias].clone()
         trainer.fit(learner, data)
         assert (learner.update_mode == "compiled") is compile
         weights.append(learner.state_dict())
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5)
-    assert (
-        start - weights[0]["policy_net.hidden.0.bias" if owner is not IQN else "policy_net.net.hidden.0.bias"]
-    ).any()
+    assert not torch.equal(start, weights[0][bias])

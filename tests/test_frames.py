@@ -159,16 +159,6 @@ def test_a_first_stack_and_a_last_one_by_hand():
     assert numbers(batch.next_observation) == [[0, 1, 2], [1, 2, 3], [0, 4, 5]]
 
 
-def test_both_stacks_of_one_gather_equal_those_of_two():
-    stream = played_stream(40, 2, 1, 4)
-    rows = draw_all(stream.memory).index.numpy()
-    stacks, lead = stream.memory._stacks, rows.shape
-    both = stacks.take_both(rows.ravel(), lead)
-    assert torch.equal(both[0], stacks.take(rows.ravel(), lead))
-    # rows of the last slot are followed by those of the first
-    assert torch.equal(both[1], stacks.take(rows.ravel() + 2, lead))
-
-
 class Counting(gym.Env):
     """Frames that tell how often this environment stepped; episodes of all lengths from 1 on, of both kinds of end."""
 
@@ -267,12 +257,6 @@ def test_frames_from_a_checkpoint_resume_bitwise_in_any_place(tmp_path, saved_fr
             play(one, 5, seed)
             if seed == 2:
                 one.begin()
-
-
-def test_all_places_give_the_same_samples():
-    batches = [played_stream(30, 2, 1, 4, **place).memory.sample(2, 64) for place in PLACES.values()]
-    assert_same_to_the_bit(batches[0], batches[1])
-    assert_same_to_the_bit(batches[0], batches[2])
 
 
 @pytest.mark.parametrize("place", PLACES)

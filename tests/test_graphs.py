@@ -19,8 +19,8 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 
 
 class Recorded(TorchDispatchMode):
-    """Does for a CPU what a CUDA graph does: messages each operation with the tensors it works on, numbers as they are,
-    and makes them again at the very same places. Unlike a graph it runs them when it messages them."""
+    """Does for a CPU what a CUDA graph does: records each operation with the tensors it works on, numbers as they are,
+    and repeats them at the same addresses. Unlike a graph it runs them when it records them."""
 
     def __init__(self):
         super().__init__()

@@ -100,13 +100,15 @@ def test_one_update_moves_both_nets_as_worked_by_hand():
     assert model.target_net.output.weight.flatten().tolist() == pytest.approx([0.525, 1.0, 2.0, 1.025])
 
 
-def test_gradient_entries_are_clipped_by_value():
+@pytest.mark.parametrize(("reward", "step"), [([1.0, 2.0], 0.02), ([-2.0, -2.0], -0.02)])
+def test_gradient_entries_are_clipped_by_value(reward, step):
     model = linear_dqn(
         [[0.5, 1.0], [2.0, 1.0]], optimizer=lambda params: torch.optim.SGD(params, lr=0.1), clip_grad_value=0.2
     )
-    quiet_trainer().fit(model, datamodule=Batches([batch_of(1)]))
-    # gradients of -.5 (above) become -.2: weights rise by .1 * .2
-    assert model.policy_net.output.weight.flatten().tolist() == pytest.approx([0.52, 1.0, 2.0, 1.02])
+    quiet_trainer().fit(model, datamodule=Batches([batch_of(1)._replace(reward=torch.tensor([reward]))]))
+    # gradients of -.5 (above), or .5 where the values are too high, become -.2 or .2: weights move by .1 * .2
+    weight = model.policy_net.output.weight.flatten().tolist()
+    assert weight == pytest.approx([0.5 + step, 1.0, 2.0, 1.0 + step])
 
 
 def test_several_updates_in_one_iteration_equal_as_many_iterations_of_one():

@@ -234,12 +234,6 @@ def test_all_paths_of_an_update_give_the_same_weights(model):
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", [DQN, PQN])
-def test_without_the_option_there_are_no_statistics(model):
-    module, _, _ = trained(4, model)
-    assert {name.partition(".")[0] for name in module.state_dict()} <= {"policy_net", "target_net", "epsilon"}
-
-
 def test_statistics_are_saved_and_loaded_with_the_weights(tmp_path):
     trainer = fit(tmp_path, **NORMALIZED, limits={"max_epochs": 1})
     state = load(tmp_path / "epoch0.ckpt")["state_dict"]
@@ -280,14 +274,6 @@ def test_a_normalized_run_resumes_exactly(tmp_path, options):
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
     state = load(tmp_path / "resumed" / "epoch1.ckpt")["state_dict"]
     assert state["normalizer.count"] > load(tmp_path / "whole" / "epoch0.ckpt")["state_dict"]["normalizer.count"] > 0
-
-
-@pytest.mark.parametrize(("name", "value"), [("normalize_observations", False), ("reward_scale", 2.0)])
-def test_a_run_resumes_with_the_same_options_only(tmp_path, name, value):
-    options = {"normalize_observations": True, "reward_scale": 1.0}
-    fit(tmp_path, learner=options, limits={"max_epochs": 1})
-    with pytest.raises(Exception, match=name if name == "reward_scale" else "normalize"):
-        fit(tmp_path / "other", learner={**options, name: value}, ckpt_path=tmp_path / "epoch0.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from lightning_dqn import (
     SoftTargetUpdate,
     UniformSampler,
 )
-from lightning_dqn.replay import ReplayMemory, Sampler
+from lightning_dqn.replay import ReplayMemory
 from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.sampling.sum_tree import SumTree
 
@@ -35,11 +35,6 @@ def sampler_with(errors, capacity=None, seed=0, **settings):
     sampler.add(np.arange(len(errors)))
     sampler.update_priorities(np.arange(len(errors)), np.array(errors, np.float32))
     return sampler
-
-
-def test_both_samplers_are_samplers():
-    assert isinstance(PrioritizedSampler(3, 0), Sampler)
-    assert isinstance(UniformSampler(3, 0), Sampler)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
@@ -84,12 +79,6 @@ def test_the_weights_of_two_rows_by_hand():
     assert sampler.draw(4)[1].tolist() == pytest.approx([1 / 3] * 3 + [1])
     sampler.beta = 0.0
     assert sampler.draw(4)[1].tolist() == [1, 1, 1, 1]
-
-
-def test_alpha_makes_less_of_the_errors_by_hand():
-    sampler = sampler_with([16.0, 1.0], alpha=0.5, epsilon=1e-9)
-    # chances 4 : 1
-    assert sampler.draw(5)[0].tolist() == [0, 0, 0, 0, 1]
 
 
 def test_the_largest_weight_is_1_in_each_minibatch():
@@ -271,13 +260,6 @@ def test_the_bytes_are_those_that_the_sampler_takes():
 def test_beta_rises_linearly_and_then_stays():
     update = PriorityUpdate(beta_start=0.4, beta_end=1.0, anneal_env_steps=100)
     assert [update.beta_at(t) for t in (0, 50, 100, 1000)] == pytest.approx([0.4, 0.7, 1.0, 1.0])
-
-
-@pytest.mark.parametrize("options", [{"beta_start": 1.1}, {"beta_end": -0.1}, {"anneal_env_steps": 0}])
-def test_options_of_priorities_out_of_range_are_rejected_by_name_and_value(options):
-    [(name, value)] = options.items()
-    with pytest.raises(ValueError, match=f"priorities.{name}={value}"):
-        PriorityUpdate(**options)
 
 
 # in a fit

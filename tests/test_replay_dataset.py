@@ -60,36 +60,15 @@ class Countdown(gym.Env):
         return self.observe(), reward, over, False, {}
 
 
-class ShortOrLong(gym.Env):
-    """Episodes of 2 steps from even seeds, of 40 from odd ones; each step gives 1."""
-
-    observation_space = spaces.Box(0, 100, (1,), np.float32)
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, render_mode: str | None = None) -> None:
-        self.left = 0
-
-    def reset(self, *, seed: int | None = None, options: Any = None):
-        super().reset(seed=seed)
-        assert seed is not None
-        self.left = 40 if seed % 2 else 2
-        return np.array([self.left], np.float32), {}
-
-    def step(self, action: int):
-        self.left -= 1
-        return np.array([self.left], np.float32), 1.0, self.left == 0, False, {}
-
-
-class Plain(ShortOrLong):
-    """Has no picture to show and so no `render_mode` to take, which `gymnasium.make` is content with."""
+class Plain(Countdown):
+    """Takes no `render_mode`, which `gymnasium.make` accepts."""
 
     def __init__(self) -> None:
         super().__init__()
 
 
 gym.register("TestCountdown-v0", Countdown, max_episode_steps=5)
-gym.register("TestShortOrLong-v0", ShortOrLong)
-gym.register("TestPlain-v0", Plain)
+gym.register("TestPlain-v0", Plain, max_episode_steps=5)
 
 
 class Recorder(gym.vector.VectorWrapper):
@@ -230,19 +209,9 @@ def test_the_length_is_the_number_of_iterations_in_an_epoch(num_envs, steps, epo
         assert len(list(dataset)) == length
 
 
-@pytest.mark.parametrize("env_id", ["TestCountdown-v0", "CartPole-v1"])
-def test_one_environment_plays_exactly_one_env_step_an_iteration(env_id):
-    envs = Recorder(make_vector_env(EnvSettings(env_id), 1))
-    dataset = make_dataset(envs, at_random if env_id == "TestCountdown-v0" else lean)
-    for iteration, _ in enumerate(dataset, start=1):
-        assert dataset.env_steps == envs.clock == iteration
-    # episodes did end on the way, so reset steps were played, and not counted
-    assert len(dataset.episodes) >= 2
-
-
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("num_envs", [4, 16])
-def test_the_clock_of_many_environments_stays_within_one_step_of_each(num_envs, steps):
+@pytest.mark.parametrize("num_envs", [1, 4, 16])
+def test_the_clock_stays_within_one_step_of_each_environment(num_envs, steps):
     dataset = countdown(num_envs, steps_per_iteration=steps, epoch_env_steps=60 * num_envs * steps)
     for iteration, _ in enumerate(dataset, start=1):
         played = sum(len(steps) for steps in written_by(dataset))
@@ -332,17 +301,6 @@ def test_cartpole_bootstraps_from_the_true_last_observation_of_cut_episodes(vect
     assert transitions(dataset.memory) == one_step(envs.written)
 
 
-def test_what_the_memory_holds_is_what_the_environments_themselves_did():
-    dataset = countdown(3)
-    take(dataset, 150)
-    written = written_by(dataset)
-    # TimeLimit lets a fifth step be the last one: terminated with length 5, cut with a length above
-    fifth = [one.terminated for steps in written for one in steps if one.next_observation[1] == 5]
-    assert len(set(fifth)) == 2
-    assert len(dataset.memory) == dataset.env_steps
-    assert transitions(dataset.memory) == one_step(written)
-
-
 def test_three_step_returns_stay_within_the_episodes_that_the_environments_wrote_down():
     dataset = countdown(3, n_step=3)
     take(dataset, 100)
@@ -358,31 +316,6 @@ def test_three_step_returns_stay_within_the_episodes_that_the_environments_wrote
     # the last two slots of each environment lack rewards; a reset may be one of them
     assert dataset.env_steps - 2 * 3 <= len(drawn) <= dataset.env_steps
     assert drawn == {observation: expected[observation] for observation in drawn}
-
-
-@pytest.mark.parametrize("num_envs", [1, 4])
-def test_frozen_lake_transitions_follow_its_own_dynamics(num_envs):
-    # cut at 6 steps, of which many walks on the ice are still under way
-    envs = make_vector_env(EnvSettings("FrozenLake-v1", {"max_episode_steps": 6}), num_envs)
-
-    def wander(observation: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        assert rng is not None
-        return rng.integers(4, size=len(observation))
-
-    dataset = make_dataset(envs, wander, epoch_env_steps=400)
-    last = take(dataset, len(dataset))[-1]
-    assert last.observation.dtype == last.next_observation.dtype == torch.int64
-    assert tuple(last.observation.shape) == (1, 8)
-    dynamics = envs.envs[0].unwrapped.P
-    batch = draw_all(dataset.memory)
-    columns = (batch.observation, batch.action, batch.reward, batch.discount, batch.next_observation)
-    discounts = Counter()
-    for state, action, reward, discount, following in zip(*(c.tolist() for c in columns), strict=True):
-        ends = {(int(s), float(r), bool(over)) for _, s, r, over in dynamics[state][action]}
-        assert (following, reward, discount == 0) in ends
-        discounts[round(discount, 5)] += 1
-    assert set(discounts) == {0.0, GAMMA}
-    assert max(dataset.episodes.lengths) == 6
 
 
 def through_a_file(dataset: ReplayDataset, path: Any) -> dict[str, Any]:
@@ -441,21 +374,6 @@ def test_the_history_is_loaded_in_place_for_those_who_hold_it():
     assert held.returns == played.episodes.returns
     take(fresh, 30)
     assert len(held) > len(played.episodes)
-
-
-def test_the_generator_resumes_where_it_was_saved():
-    played, first, second = countdown(2), countdown(2, seed=5), countdown(2, seed=6)
-    take(played, 33)
-    state = played.state_dict(with_envs=False)
-    # the next draw of the generator seeds the new episodes
-    rng = np.random.default_rng()
-    rng.bit_generator.state = state["rng"]
-    starts, _ = make_vector_env(EnvSettings("TestCountdown-v0"), 2).reset(seed=int(rng.integers(2**31)))
-    first.load_state_dict(state)
-    second.load_state_dict(state)
-    assert_same_to_the_bit(take(first, 30), take(second, 30))
-    assert [env.unwrapped.resets[0] for env in first.envs.envs] == [tuple(start) for start in starts.tolist()]
-    assert [one.action for one in written_by(first)[0][:1]] == [rng.integers(3, size=2)[0]]
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -572,16 +490,12 @@ def test_the_result_does_not_depend_on_how_many_are_played_side_by_side(make_epi
 
 def test_the_same_seed_plays_the_same_episodes_in_each_pass(make_episodes):
     first, same, other = (make_episodes("CartPole-v1", lean, seed=seed) for seed in (7, 7, 1007))
+    # a pass that is abandoned does not change the next
+    next(iter(first))
     expected = results(first)
     assert results(first) == expected
     assert results(same) == expected
     assert results(other) != expected
-
-
-def test_a_pass_that_was_broken_off_does_not_show_in_the_next(make_episodes):
-    dataset, same = make_episodes("CartPole-v1", lean), make_episodes("CartPole-v1", lean)
-    next(iter(dataset))
-    assert results(dataset) == results(same)
 
 
 class Remembering(gym.Env):
@@ -674,30 +588,6 @@ def test_episodes_carry_no_steps_where_nobody_asked(make_episodes):
         assert float(episode.episode_return) == float(episode.episode_length) > 5
 
 
-def test_short_episodes_are_not_favoured(make_episodes):
-    # seeds 0 to 39, half of them short; stopping at the first 40 ends would show more short ones
-    assert Counter(results(make_episodes("TestShortOrLong-v0", first_action, num_episodes=40))) == {
-        (2.0, 2.0): 20,
-        (40.0, 40.0): 20,
-    }
-
-
 def test_an_environment_that_takes_no_render_mode_can_be_played(make_episodes):
-    assert gym.make("TestPlain-v0").reset(seed=0)[0].tolist() == [2]
-    assert results(make_episodes("TestPlain-v0", first_action, num_episodes=2)) == [(2.0, 2.0), (40.0, 40.0)]
-
-
-def test_discrete_observations_reach_the_policy_as_one_batch_of_numbers(make_episodes):
-    shapes = []
-
-    def go_right_and_down(observation: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        shapes.append((observation.shape, observation.dtype))
-        return np.where(observation % 4 < 3, 2, 1)
-
-    episodes = list(make_episodes("FrozenLake-v1", go_right_and_down, keep_steps=True, num_episodes=5))
-    assert shapes[0] == ((5,), np.int64)
-    for episode in episodes:
-        assert episode.observation.dtype == torch.int64
-        assert episode.observation.shape == (int(episode.episode_length),)
-        assert int(episode.observation[0]) == 0
-        assert torch.equal(episode.action, torch.where(episode.observation % 4 < 3, 2, 1))
+    plain, same = (make_episodes(f"Test{name}-v0", first_action) for name in ("Plain", "Countdown"))
+    assert results(plain) == results(same)

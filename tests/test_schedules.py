@@ -25,26 +25,25 @@ def test_linear_epsilon_at_start_middle_and_end():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("cls", "options", "words"),
     [
-        ({"start": 1.1}, "start=1.1"),
-        ({"end": -0.1}, "end=-0.1"),
-        ({"decay_env_steps": 0}, "decay_env_steps=0"),
-        ({"schedule": "cosine"}, "schedule=cosine"),
+        (EpsilonDecay, {"start": 1.1}, "start=1.1"),
+        (EpsilonDecay, {"end": -0.1}, "end=-0.1"),
+        (EpsilonDecay, {"decay_env_steps": 0}, "decay_env_steps=0"),
+        (EpsilonDecay, {"schedule": "cosine"}, "schedule=cosine"),
+        (PriorityUpdate, {"beta_start": 1.1}, "beta_start=1.1"),
+        (PriorityUpdate, {"beta_end": -0.1}, "beta_end=-0.1"),
+        (PriorityUpdate, {"anneal_env_steps": 0}, "anneal_env_steps=0"),
+        (SoftTargetUpdate, {"tau": 0.0}, "tau=0.0"),
+        (SoftTargetUpdate, {"tau": 1.5}, "tau=1.5"),
+        (SoftTargetUpdate, {"every_n_updates": 0}, "every_n_updates=0"),
+        (SoftTargetUpdate, {"every_n_env_steps": 0}, "every_n_env_steps=0: must be at least 1, or null"),
+        (SoftTargetUpdate, {"every_n_env_steps": 5, "every_n_updates": 2}, "every_n_updates=2, every_n_env_steps=5"),
     ],
 )
-def test_epsilon_options_out_of_range_are_rejected_by_name_and_value(options, words):
+def test_options_out_of_range_are_rejected_by_name_and_value(cls, options, words):
     with pytest.raises(ValueError, match=words):
-        EpsilonDecay(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"tau": 0.0}, "tau=0.0"), ({"tau": 1.5}, "tau=1.5"), ({"every_n_updates": 0}, "every_n_updates=0")],
-)
-def test_target_options_out_of_range_are_rejected_by_name_and_value(options, words):
-    with pytest.raises(ValueError, match=words):
-        SoftTargetUpdate(**options)
+        cls(**options)
 
 
 class Watch(pl.Callback):

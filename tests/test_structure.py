@@ -1,4 +1,4 @@
-"""The house itself: which way imports run, and that every option has a reader."""
+"""The structure of the package: which way imports run, and that every option is read and documented."""
 
 import ast
 import inspect
@@ -9,23 +9,6 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import (
-    C51,
-    DQN,
-    IQN,
-    MLP,
-    PQN,
-    QRDQN,
-    DQNDataModule,
-    EpsilonDecay,
-    ImpalaCNN,
-    MinAtarCNN,
-    NatureCNN,
-    PrioritizedSampler,
-    PriorityUpdate,
-    SoftTargetUpdate,
-    UniformSampler,
-)
 from lightning_dqn.monitoring.agent_video import AgentVideo
 from lightning_dqn.monitoring.episode_plot import EpisodePlot
 from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
@@ -42,15 +25,7 @@ ALLOWED = {
     "collector": {"envs", "resume"},
     "data": {"collector", "distributed", "envs", "replay", "resume", "storage", "variants"},
     "module": {
-        "acting",
-        "callbacks",
-        "distributed",
-        "evaluation",
-        "losses",
-        "networks",
-        "replay",
-        "resume",
-        "speed",
+        *("acting", "callbacks", "distributed", "evaluation", "losses", "networks", "replay", "resume", "speed"),
         "validation",
     },
     "callbacks": {"resume"},
@@ -74,13 +49,13 @@ ALLOWED = {
 }
 
 
-def room(path):
+def part_of(path):
     """The name of the module or sub-package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path):
-    """Rooms of ours that a file imports when it runs, those under `if TYPE_CHECKING:` left out."""
+def imported_parts(path):
+    """Parts of the package that a file imports when it runs, those under `if TYPE_CHECKING:` left out."""
     tree = ast.parse(path.read_text())
     typing_only = {
         node
@@ -100,7 +75,7 @@ def imported_rooms(path):
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_one_way(path):
-    assert set(imported_rooms(path)) <= ALLOWED[room(path)] | {room(path)}
+    assert set(imported_parts(path)) <= ALLOWED[part_of(path)] | {part_of(path)}
 
 
 def names_read():
@@ -120,36 +95,19 @@ def kept_as(owner, option):
             yield node.targets[0].attr
 
 
-@pytest.mark.parametrize(
-    "owner",
-    [
-        DQN,
-        C51,
-        QRDQN,
-        IQN,
-        PQN,
-        MLP,
-        NatureCNN,
-        MinAtarCNN,
-        ImpalaCNN,
-        DQNDataModule,
-        EpsilonDecay,
-        PrioritizedSampler,
-        PriorityUpdate,
-        SoftTargetUpdate,
-        UniformSampler,
-        AgentVideo,
-        EpisodePlot,
-        EpisodeStatistics,
-        RunProgressBar,
-    ],
-    ids=lambda owner: owner.__name__,
+CLASSES = (
+    "DQN C51 QRDQN IQN PQN MLP NatureCNN MinAtarCNN ImpalaCNN DQNDataModule EpsilonDecay PrioritizedSampler "
+    "PriorityUpdate SoftTargetUpdate UniformSampler"
 )
+MONITORING = [AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar]
+
+
+@pytest.mark.parametrize("owner", [getattr(lightning_dqn, name) for name in CLASSES.split()] + MONITORING)
 def test_every_option_is_read_and_explained(owner):
     read = Counter(names_read())
     for option in inspect.signature(owner).parameters:
         attributes = list(kept_as(owner, option))
-        # a option that is not kept is used where it comes in; a kept one is read somewhere
+        # an option that is not kept is used where it comes in; a kept one is read somewhere
         used = any(read[attribute] > 0 for attribute in attributes) if attributes else read[option] > 0
         assert used, f"{owner.__name__}.{option} is never read"
         assert f"{option}: " in owner.__doc__, f"{owner.__name__}.{option} is not explained"
