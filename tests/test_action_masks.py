@@ -7,7 +7,8 @@ import torch
 from conftest import quiet_trainer
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
-from runs import assert_same_run, fit, small_mlp
+from runs import small_mlp
+from test_module import batch_of
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule
 from lightning_dqn.acting import choose_actions
@@ -90,13 +91,7 @@ def test_no_way_of_choosing_takes_a_forbidden_action_and_each_takes_all_others(e
 def masked_batch():
     """Two rows: the best next action is forbidden in the first; in the second all are, which has terminated."""
     return MaskedTransition(
-        observation=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
-        action=torch.tensor([0, 1]),
-        reward=torch.tensor([1.0, 2.0]),
-        discount=torch.tensor([0.5, 0.0]),
-        next_observation=torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
-        weight=torch.ones(2),
-        index=torch.tensor([0, 1]),
+        *(part[0] for part in batch_of(1)),
         action_mask=torch.tensor([[True, True], [False, True]]),
         next_action_mask=torch.tensor([[True, False], [False, False]]),
     )
@@ -227,13 +222,3 @@ def test_an_environment_that_gives_no_mask_or_allows_no_action_is_named(num_envs
 def test_masks_of_an_environment_that_gives_none_are_rejected_before_the_run():
     with pytest.raises(ValueError, match=r"data.action_masks=true.*\(\), \(2,\) is needed"):
         DQNDataModule(env_id="CartPole-v1", action_masks=True)
-
-
-@pytest.mark.parametrize("num_envs", [1, 2])
-def test_a_run_with_masks_resumes_bitwise(tmp_path, num_envs):
-    options = {"env_id": "Walk-v0", "num_envs": num_envs, "action_masks": True}
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    fit(whole, limits={"max_epochs": 2}, **options)
-    fit(halves, limits={"max_epochs": 1}, **options)
-    fit(halves, limits={"max_epochs": 2}, seed=99, ckpt_path=halves / "epoch0.ckpt", **options)
-    assert_same_run(whole / "epoch1.ckpt", halves / "epoch1.ckpt")

@@ -70,9 +70,6 @@ def train(folder, *callbacks, logger=False, max_epochs=2, progress_bar=False, **
     return trainer
 
 
-# the plot of episode durations
-
-
 def test_the_plot_shows_every_duration_and_the_mean_of_the_last_hundred():
     durations = [10 + (7 * i) % 90 for i in range(250)]
     means = []
@@ -258,9 +255,6 @@ def test_the_speed_in_the_progress_bar_leaves_evaluation_out(tmp_path, capfd):
     assert float(re.search(r"updates/s=(\d+)", last)[1]) > 0.2 * slowest
 
 
-# statistics
-
-
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
     """A run of 2 epochs of 200 env steps with statistics over 5 episodes: its data module and what was logged."""
@@ -325,9 +319,6 @@ def test_nothing_is_logged_of_episodes_before_the_first_has_ended(tmp_path):
     assert memory.rows[-2]["train/episode_return"] == -200
 
 
-# the summary
-
-
 def test_the_summary_of_a_run_in_python_has_its_clocks_and_its_last_return(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = train(tmp_path, EpisodePlot(), RunSummary())
@@ -353,9 +344,6 @@ def test_the_summary_of_an_interrupted_run_states_how_far_it_came(tmp_path, caps
         signal.signal(signal.SIGINT, before)
     # 150 - 127 updates
     assert capsys.readouterr().out.startswith("Stopped: 150 env steps, 23 updates in 0 min ")
-
-
-# the video
 
 
 class Blind(gym.Env):

@@ -4,11 +4,9 @@ import csv
 import re
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gymnasium as gym
 import imageio.v2 as imageio
 import pytest
 import torch
@@ -31,45 +29,6 @@ METRICS = {
     *("val/episode_return", "val/episode_return_std", "val/episode_length"),
     *("env_steps", "updates", "env_steps_per_second", "updates_per_second"),
 }
-
-TOYS = '''
-import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
-
-
-class Cue(gym.Env):
-    """Ten times: a cue is shown, and the action that it names pays 1. The best return is 10."""
-
-    observation_space = spaces.Dict(cue=spaces.Discrete(2), noise=spaces.Box(-1, 1, (3,), np.float32))
-    action_space = spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.left = 10
-        return self.show(), {}
-
-    def show(self):
-        self.cue = int(self.np_random.integers(2))
-        return {"cue": self.cue, "noise": self.np_random.uniform(-1, 1, 3).astype(np.float32)}
-
-    def step(self, action):
-        if not self.action_space.contains(action):
-            raise ValueError(f"{action} is none of my actions")
-        reward = float(action - self.action_space.start == self.cue)
-        self.left -= 1
-        return self.show(), reward, self.left == 0, False, {}
-
-
-class Shifted(Cue):
-    """The same with the actions 3 and 4."""
-
-    action_space = spaces.Discrete(2, start=3)
-
-
-gym.register("Cue-v0", Cue)
-gym.register("Shifted-v0", Shifted)
-'''
 
 
 def runs_in(folder):
@@ -132,20 +91,6 @@ def here(workplace, monkeypatch):
 def run(workplace):
     """The folder of the first run."""
     return runs_in(workplace)[0]
-
-
-@pytest.fixture
-def toys(tmp_path, monkeypatch):
-    """A module `toys` that registers Cue-v0 and Shifted-v0, in the current folder."""
-    (tmp_path / "toys.py").write_text(TOYS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    # another test's module has the same name
-    monkeypatch.delitem(sys.modules, "toys", raising=False)
-    yield
-    for name in ("Cue-v0", "Shifted-v0"):
-        gym.registry.pop(name, None)
-    sys.modules.pop("toys", None)
 
 
 def test_fit_leaves_configuration_checkpoints_and_plot_in_the_folder_of_its_run(workplace, run):
@@ -296,16 +241,17 @@ def test_frozen_lake_trains_with_arguments_of_the_environment(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("name", "actions"), [("Cue-v0", {0, 1}), ("Shifted-v0", {3, 4})], ids=["dict-observations", "actions-from-3"]
+    ("name", "actions"), [("Cue-v0", {0, 1}), ("CueFrom3-v0", {3, 4})], ids=["dict-observations", "actions-from-3"]
 )
-def test_an_environment_of_the_user_is_learnt(toys, tmp_path, capfd, name, actions):
-    learning = ("--data.gamma", "0", "--model.optimizer.lr", "0.01", "--data.env_id", f"toys:{name}")
+def test_an_environment_of_the_user_is_learnt(tmp_path, monkeypatch, capfd, name, actions):
+    monkeypatch.chdir(tmp_path)
+    learning = ("--data.gamma", "0", "--model.optimizer.lr", "0.01", "--data.env_id", f"user_module:{name}")
     main(["fit", *SMALL, *NO_LOGGER, "--data.epoch_env_steps", "400", *learning])
     # the checkpoint alone does not get the module imported
-    assert "--trust toys" in error_line(capfd, "validate", "--ckpt_path", "best", *QUIET)
-    main(["validate", "--ckpt_path", "best", "--trust", "toys", *QUIET])
+    assert "--trust user_module" in error_line(capfd, "validate", "--ckpt_path", "best", *QUIET)
+    main(["validate", "--ckpt_path", "best", "--trust", "user_module", *QUIET])
     assert printed_metrics(capfd.readouterr().out)["val/episode_return"] == 10, "the cue is followed every time"
-    main(["predict", "--ckpt_path", "best", "--trust=toys", *QUIET])
+    main(["predict", "--ckpt_path", "best", "--trust=user_module", *QUIET])
     (run,) = runs_in(tmp_path)
     episodes = torch.load(run / "evaluation" / "episodes.pt", weights_only=True)
     assert set(torch.cat([episode["action"] for episode in episodes]).tolist()) == actions

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, EpsilonDecay, ImpalaCNN, MinAtarCNN, NatureCNN
 from lightning_dqn.callbacks import UpdateCallback
-from lightning_dqn.networks import ImageEncoder, ImplicitQuantiles, NoisyLinear
+from lightning_dqn.networks import ImageEncoder, NoisyLinear
 from lightning_dqn.replay import Transition
 from lightning_dqn.variants.rollouts import Rollout
 
@@ -41,9 +41,6 @@ def sizes(net):
 def count(net):
     """Number of parameters."""
     return sum(p.numel() for p in net.parameters())
-
-
-# against the papers
 
 
 def test_the_network_of_the_nature_paper():
@@ -88,9 +85,6 @@ def test_width_multiplies_the_channels_of_every_stack():
     assert net.num_features == 64
     with pytest.raises(ValueError, match="width=0"):
         ImpalaCNN(pixels(4, 8, 8), 6, width=0)
-
-
-# which axis is which
 
 
 def picture(num_channels, height, width, rows=2):
@@ -168,9 +162,6 @@ def test_frames_too_small_are_rejected_with_their_shape_and_a_remedy(owner, shap
     assert "ResizeObservation" in str(error.value)
 
 
-# what becomes of the values
-
-
 @pytest.mark.parametrize(
     ("space", "value", "seen"),
     [
@@ -194,9 +185,6 @@ def test_bytes_up_to_255_are_scaled_once_and_nothing_else_is(space, value, seen)
 def test_a_network_computes_in_the_type_of_its_weights(name):
     net = NETWORKS[name](pixels(SIZE, SIZE), 2, hidden_sizes=[8]).double()
     assert net(torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)).dtype == torch.float64
-
-
-# against the same by hand
 
 
 def test_a_convolution_worked_by_hand():
@@ -269,9 +257,6 @@ def test_layer_norm_stands_behind_every_convolution_and_goes_over_the_channels_o
     assert isinstance(net.head.hidden[1], nn.LayerNorm)
 
 
-# switches and models
-
-
 @pytest.mark.parametrize("outputs", [3, (3, 5)], ids=str)
 @pytest.mark.parametrize("switch", ["dueling", "noisy", "layer_norm"])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -285,23 +270,6 @@ def test_every_form_gives_its_shape_and_learns_in_all_its_parameters(name, switc
     linear = {type(layer) for layer in net.modules() if isinstance(layer, nn.Linear)}
     assert linear == {NoisyLinear if switch == "noisy" else nn.Linear}
     assert hasattr(net.head, "advantage") is (switch == "dueling")
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_features_and_head_make_the_network_and_implicit_quantiles_of_it(name):
-    torch.manual_seed(0)
-    net = NETWORKS[name](pixels(2, SIZE, SIZE), 3, hidden_sizes=[8])
-    images = picture(2, SIZE, SIZE)
-    features = net.features(images)
-    assert features.shape == (2, net.num_features)
-    assert torch.equal(net.head(features), net(images))
-    implicit = ImplicitQuantiles(net, num_cosines=4)
-    with torch.no_grad():
-        # an embedding that changes nothing
-        implicit.embedding.weight.zero_()
-        implicit.embedding.bias.fill_(1.0)
-    quantiles = implicit(images, torch.rand(2, 5))
-    torch.testing.assert_close(quantiles, net(images).unsqueeze(2).expand(2, 3, 5))
 
 
 def batch_of_images(space, rows=4):
@@ -413,9 +381,6 @@ def test_an_update_in_mixed_precision_is_near_the_one_in_floats(model, name):
         assert not torch.equal(p, start[key]), key
 
 
-# acting
-
-
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -444,9 +409,6 @@ def test_bytes_reach_the_network_as_they_are_in_every_memory_layout(spoil):
 def test_an_mlp_that_is_given_bytes_of_an_image_names_the_networks_for_images():
     with pytest.raises(TypeError, match=r"an MLP can't see; use .*NatureCNN, or MinAtarCNN"):
         MLP(pixels(4, 84, 84), 2)
-
-
-# the command line
 
 
 @pytest.mark.parametrize(

@@ -290,9 +290,6 @@ def test_forms_that_have_no_state_to_give_are_named():
     assert unsupported_reason(gym.vector.SyncVectorEnv([Clock])) is not None
 
 
-# states that were tampered with
-
-
 def forge(path, value):
     """A change of a state at a path of keys."""
 

@@ -172,9 +172,6 @@ def look_at_a_short_fit(tmp_path, model, *switches):
     assert fresh.act(states.numpy()).tolist() == learner(states).argmax(1).tolist()
 
 
-# exploration
-
-
 def test_a_noisy_network_explores_with_a_generator_and_is_silent_without_one():
     torch.manual_seed(0)
     learner = DQN(spaces.Box(-1, 1, (2,)), spaces.Discrete(4), network=network(noisy=True, dueling=True))
@@ -203,9 +200,6 @@ def test_boltzmann_chances_go_with_the_exponentials_of_the_values():
     # chi-square with 2 degrees of freedom: 13.8 is passed once in a thousand
     assert ((counts - expected) ** 2 / expected).sum() < 13.8
     assert (learner.act(np.ones((50, 1), np.float32)) == 4).all(), "without a generator it is greedy"
-
-
-# schedules of the rate
 
 
 def rate_of(trainer):
@@ -307,9 +301,6 @@ def test_a_schedule_that_cannot_be_made_is_rejected_at_once():
         linear_dqn([[0.5, 1.0], [2.0, 1.0]], lr_scheduler=torch.optim.lr_scheduler.StepLR)
 
 
-# limits of the gradient
-
-
 class Gradients(UpdateCallback):
     """Notes the gradient that each update was made with."""
 
@@ -374,9 +365,6 @@ def test_the_value_is_cut_before_the_norm_is_taken():
     assert learner.policy_net.output.bias.tolist() == pytest.approx([1 / length, 3 / length], rel=1e-5)
 
 
-# a hard target by the clock of env steps
-
-
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_a_target_by_env_steps_moves_when_the_clock_has_passed_a_multiple_and_never_between(num_envs):
     class Watch(pl.Callback):
@@ -428,9 +416,6 @@ def test_a_longer_period_takes_effect_when_a_run_resumes():
         trainer.datamodule.env_steps = clock
         target.on_train_batch_end(trainer, learner, None, None, 0)
     assert moved[-3:] == [3000, 4000, 5000]
-
-
-# compiled
 
 
 COMPILED = {

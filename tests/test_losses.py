@@ -120,9 +120,6 @@ def test_move_towards_goes_the_share_tau_of_the_way():
     assert target[0].tolist() == [4.0, 20.0]
 
 
-# distributions
-
-
 def test_gather_actions_picks_the_distribution_of_the_taken_action_of_each_row():
     # 2 rows, 3 actions, 2 atoms
     values = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[7.0, 8.0], [9.0, 10.0], [11.0, 12.0]]])
@@ -208,9 +205,6 @@ def test_midpoints_halve_equal_parts():
     assert midpoints(2, torch.zeros(1)).tolist() == [0.25, 0.75]
     assert midpoints(4, torch.zeros(1, dtype=torch.float64)).tolist() == [0.125, 0.375, 0.625, 0.875]
     assert midpoints(4, torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
-
-
-# against the slow way
 
 
 def number(low, high):

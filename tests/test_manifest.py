@@ -171,17 +171,6 @@ def test_ints_for_floats_and_lists_for_tuples_are_the_same():
     assert list(changed(one, other)) == [("e", 5, 6)]
 
 
-def test_a_run_resumes_with_ints_for_floats_and_lists_for_tuples(tmp_path):
-    def parts(sizes, norm, bonus):
-        _, data, callbacks = make_run()
-        network = functools.partial(MLP, hidden_sizes=sizes)
-        spaces = data.observation_space, data.action_space
-        return user_module.Bonus(*spaces, network=network, clip_grad_norm=norm, bonus=bonus), data, callbacks
-
-    fit(parts((8, 8), 1.0, 2)).save_checkpoint(tmp_path / "one.ckpt")
-    assert fit(parts([8, 8], 1, 2.0), tmp_path / "one.ckpt", 2).current_epoch == 2
-
-
 def test_causes_are_named_before_their_consequences():
     theirs = {"model": "DQN", "observation_space": 1, "data.gamma": 0.9, "data.env_id": "A"}
     ours = {"model": "C51", "observation_space": 2, "data.gamma": 0.8, "data.env_id": "B", "env.layers": []}

@@ -75,9 +75,6 @@ def test_layers_without_units_are_rejected():
         MLP(spaces.Discrete(4), 2, hidden_sizes=[8, 0])
 
 
-# two streams
-
-
 def fill(layer, weight, bias=0.0):
     """Give a layer its weights."""
     with torch.no_grad():
@@ -164,9 +161,6 @@ def test_every_hidden_layer_has_a_norm_of_its_own_and_the_output_none():
     assert norms == {"hidden.1": (8,), "advantage.1": (6,), "value.1": (6,)}
 
 
-# noise
-
-
 def test_a_noisy_layer_adds_the_outer_product_of_two_noises(monkeypatch):
     layer = NoisyLinear(2, 2)
     fill(layer, [[1.0, 2.0], [3.0, 4.0]], 5.0)
@@ -205,9 +199,6 @@ def test_sigmas_start_at_half_over_the_root_of_the_inputs():
 def test_a_noisy_network_has_noise_in_every_layer():
     net = MLP(spaces.Box(-1, 1, (4,)), 2, hidden_sizes=[8, 8], noisy=True, dueling=True)
     assert {type(layer) for layer in net.modules() if isinstance(layer, nn.Linear)} == {NoisyLinear}
-
-
-# implicit quantiles
 
 
 def test_implicit_quantiles_multiply_features_and_the_embedding_of_the_level():

@@ -180,12 +180,6 @@ def test_a_run_resumes_from_an_epochs_end_and_from_within_one_bitwise(tmp_path, 
     assert all(line.endswith(" env steps.") for line in reported), "nothing that is not exact"
 
 
-def test_a_run_without_saved_memory_resumes_exactly_for_there_is_none(tmp_path):
-    fit(tmp_path / "whole", **SMALL, save_memory=False)
-    fit(tmp_path / "resumed", **SMALL, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
-    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-
-
 @pytest.mark.faults
 def test_a_compiled_run_resumes_compiled(tmp_path):
     options = {**SMALL, "compile": True, "lr": 3e-3}

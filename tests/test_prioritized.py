@@ -225,9 +225,6 @@ def test_a_memory_with_another_kind_of_sampler_is_rejected(samplers):
     assert len(now.memory) == 0
 
 
-# options
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -260,9 +257,6 @@ def test_the_bytes_are_those_that_the_sampler_takes():
 def test_beta_rises_linearly_and_then_stays():
     update = PriorityUpdate(beta_start=0.4, beta_end=1.0, anneal_env_steps=100)
     assert [update.beta_at(t) for t in (0, 50, 100, 1000)] == pytest.approx([0.4, 0.7, 1.0, 1.0])
-
-
-# in a fit
 
 
 class Jackpot(gym.Env):

@@ -118,9 +118,6 @@ def test_target_net_moves_tau_of_the_way_after_each_update():
         torch.testing.assert_close(target, mean, atol=1e-6, rtol=1e-5)
 
 
-# callbacks that the module adds
-
-
 class HalfEpsilon(EpsilonSchedule):
     """A schedule of one's own."""
 

@@ -163,12 +163,6 @@ def test_a_shard_that_is_missing_or_damaged_raises_where_it_is_needed(tmp_path, 
         plugin.load_checkpoint(other)
 
 
-def test_a_checkpoint_can_not_name_files_elsewhere(tmp_path, plugin):
-    torch.save({"lightning_dqn": {"schema": 2, "shares": ["../../secret.pt"]}}, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: lightning_dqn\.shares"):
-        plugin.load_checkpoint(tmp_path / "last.ckpt")
-
-
 @settings(deadline=None, max_examples=40)
 @given(
     priorities=st.lists(st.lists(st.floats(0.01, 100), min_size=1, max_size=30), min_size=2, max_size=4),

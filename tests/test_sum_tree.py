@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dqn import PrioritizedSampler
-from lightning_dqn.sampling import compiled_tree
 from lightning_dqn.sampling.compiled_tree import CompiledTree, load_library, make_tree
 from lightning_dqn.sampling.sum_tree import SumTree
 
@@ -163,8 +162,3 @@ def test_nothing_is_compiled_before_a_row_enters(monkeypatch):
     assert made == []
     sampler.add(np.array([0]))
     assert made == [10]
-
-
-def test_what_is_compiled_has_no_arithmetic_of_its_own():
-    assert "-ffast-math" not in compiled_tree.FLAGS
-    assert "-ffp-contract=off" in compiled_tree.FLAGS

@@ -135,16 +135,17 @@ def credentials(tmp_path, monkeypatch):
     return lambda host: path.write_text(f"machine {host}\n  login user\n  password {FAKE_KEY}\n")
 
 
-def test_credentials_of_another_host_are_none(credentials, monkeypatch, closed_port):
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("example.org", "no credentials are configured"),
+        ("127.0.0.1", "127.0.0.1 does not answer (ConnectionError)"),
+    ],
+)
+def test_credentials_in_netrc_count_as_a_key_for_their_host(credentials, monkeypatch, closed_port, host, reason):
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
-    credentials("example.org")
-    assert wandb_unavailable() == "no credentials are configured"
-
-
-def test_credentials_in_netrc_count_as_a_key(credentials, monkeypatch, closed_port):
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
-    credentials("127.0.0.1")
-    assert wandb_unavailable() == "127.0.0.1 does not answer (ConnectionError)"
+    credentials(host)
+    assert wandb_unavailable() == reason
 
 
 @pytest.mark.parametrize(("status", "down"), [(200, False), (404, False), (503, True)])

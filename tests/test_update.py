@@ -177,33 +177,6 @@ def test_an_optimizer_that_needs_matrices_gets_them(caplog):
     assert not torch.equal(model.target_net.output.weight, model.policy_net.output.weight)
 
 
-def test_flat_parameters_are_the_networks_own():
-    torch.manual_seed(0)
-    net = MLP(BOX, 2, hidden_sizes=[4])
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    flat = FlatParameters(net)
-    assert list(net.state_dict()) == list(before)
-    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
-    assert torch.equal(flat.vector[:12].view(4, 3), before["hidden.0.weight"])
-    with torch.no_grad():
-        flat.vector[-1] = 7.0
-    assert net.output.bias[-1] == 7.0
-    net.load_state_dict(before)
-    assert torch.equal(flat.vector[-2:], before["output.bias"])
-
-
-def test_flat_gradients_survive_a_zero_grad_of_the_network():
-    net = MLP(BOX, 2, hidden_sizes=[4])
-    flat = FlatParameters(net)
-    observation = torch.ones(5, 3)
-    for _ in range(2):
-        net.zero_grad(set_to_none=True)
-        flat.zero_grad()
-        net(observation).sum().backward()
-        # d sum / d output bias = 5 rows each
-        assert flat.vector.grad[-2:].tolist() == [5.0, 5.0]
-
-
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_the_lean_step_is_the_optimizers_own(make, amsgrad):
