@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import clean_environment
+from conftest import clean_environment, quiet_trainer
 from torch import distributed
 
 COLLECTIVES = ["all_reduce", "all_gather", "all_gather_object", "barrier", "broadcast"]
@@ -221,7 +221,7 @@ def one_update(folder, rank, world_size, *, compile, sizes):
     import lightning.pytorch as pl  # noqa: PLC0415  as above
     import runs  # noqa: PLC0415
 
-    from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate  # noqa: PLC0415
+    from lightning_dqn import DQN, DQNDataModule  # noqa: PLC0415
     from lightning_dqn.replay import Transition  # noqa: PLC0415
 
     class Fixed(DQNDataModule):
@@ -246,16 +246,7 @@ def one_update(folder, rank, world_size, *, compile, sizes):
     model = DQN(data.observation_space, data.action_space, optimizer=sgd, compile=compile)
     before = torch.cat([p.detach().flatten().clone() for p in model.policy_net.parameters()])
     strategy = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        callbacks=[SoftTargetUpdate(), EpsilonDecay()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        **strategy,
-    )
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0, **strategy)
     trainer.fit(model, data)
     after = torch.cat([p.detach().flatten() for p in model.policy_net.parameters()])
     return {"gradient": before - after, "compiled": model.update_mode == "compiled"}

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import quiet_trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from safetensors import safe_open
@@ -332,16 +333,8 @@ def test_no_other_folder_is_used(tmp_path, beside, monkeypatch):
 def make_trainer(path, plugin, max_epochs, *callbacks):
     """A trainer that saves the last and the two best checkpoints."""
     monitor = {"monitor": "val/episode_return", "mode": "max", "save_top_k": 2, "save_last": True}
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        plugins=[plugin],
-        callbacks=[SoftTargetUpdate(), EpsilonDecay(), ModelCheckpoint(dirpath=path, **monitor), *callbacks],
-        max_epochs=max_epochs,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    callbacks = [SoftTargetUpdate(), EpsilonDecay(), *callbacks]
+    return quiet_trainer(ModelCheckpoint(path, **monitor), plugins=[plugin], callbacks=callbacks, max_epochs=max_epochs)
 
 
 def make_pair():

@@ -183,12 +183,8 @@ def test_a_slurm_job_is_requeued_with_the_state_at_the_iterations_end(tmp_path, 
 def test_a_hand_made_trainer_saves_among_its_own_checkpoints(tmp_path):
     folder = tmp_path / "mine"
     checkpoint = ModelCheckpoint(dirpath=folder, monitor=None)
-    kwargs = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    callbacks = [SoftTargetUpdate(), EpsilonDecay(), checkpoint, At(raise_in_this_process(signal.SIGTERM), batch=150)]
-    data = DQNDataModule(epoch_env_steps=EPOCH, eval_episodes=2)
-    trainer = pl.Trainer(callbacks=[*callbacks, StopOnSignal()], default_root_dir=tmp_path, **kwargs)
     with pytest.raises(SystemExit):
-        trainer.fit(DQN(data.observation_space, data.action_space), data)
+        fit(tmp_path, At(raise_in_this_process(signal.SIGTERM), batch=150), StopOnSignal(), checkpoint=checkpoint)
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 

@@ -122,26 +122,21 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_recorded_updates_end_in_the_weights_of_plain_ones_while_rate_and_target_move(optimizer):
-    options = {"compile": False, "optimizer": optimizer, "lr_scheduler": falling, "clip_grad_norm": 0.5}
+NOISY = functools.partial(MLP, noisy=True)
+VARIANTS = {name: {"optimizer": optimizer, "lr_scheduler": falling} for name, optimizer in OPTIMIZERS.items()}
+# their noise is drawn again in each update
+VARIANTS |= {"noisy DQN": {"network": NOISY}, "noisy IQN": {"network": NOISY, "model": IQN}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recorded_updates_end_in_the_weights_of_plain_ones_while_rate_and_target_move(variant):
+    options = {"compile": False, "clip_grad_norm": 0.5, **VARIANTS[variant]}
     plain = trained(60, **options)
     graphed = Graphed()
     recorded = trained(60, [graphed], **options)
     assert graphed.recorder.recordings == 1
     for name, value in plain.state_dict().items():
         # the rate has single precision as a tensor
-        torch.testing.assert_close(recorded.state_dict()[name], value, rtol=1e-5, atol=1e-7, msg=name)
-
-
-@pytest.mark.parametrize("model", [DQN, IQN])
-def test_recorded_noise_is_drawn_again_in_each_update(model):
-    noisy = functools.partial(MLP, noisy=True)
-    plain = trained(40, compile=False, network=noisy, model=model)
-    graphed = Graphed()
-    recorded = trained(40, [graphed], compile=False, network=noisy, model=model)
-    assert graphed.recorder.recordings == 1
-    for name, value in plain.state_dict().items():
         torch.testing.assert_close(recorded.state_dict()[name], value, rtol=1e-5, atol=1e-7, msg=name)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from toys import through_a_checkpoint
 
 from lightning_dqn.data import EpisodeDataset, ReplayDataset
 from lightning_dqn.distributed.sync import Sync
@@ -318,19 +319,12 @@ def test_three_step_returns_stay_within_the_episodes_that_the_environments_wrote
     assert drawn == {observation: expected[observation] for observation in drawn}
 
 
-def through_a_file(dataset: ReplayDataset, path: Any) -> dict[str, Any]:
-    torch.save(dataset.state_dict(with_envs=False), path)
-    state = torch.load(path, weights_only=True)
-    assert type(state) is dict
-    return state
-
-
 @pytest.mark.parametrize("num_envs", [1, 4])
-def test_a_loaded_dataset_has_the_clock_the_history_and_the_memory(tmp_path, num_envs):
+def test_a_loaded_dataset_has_the_clock_the_history_and_the_memory(num_envs):
     played, fresh = countdown(num_envs), countdown(num_envs, seed=5)
     take(played, 33)
     held = fresh.episodes
-    fresh.load_state_dict(through_a_file(played, tmp_path / "dataset.pt"))
+    fresh.load_state_dict(through_a_checkpoint(played.state_dict(with_envs=False)))
     assert fresh.env_steps == played.env_steps
     assert len(fresh.episodes) > 3
     assert fresh.episodes.returns == played.episodes.returns

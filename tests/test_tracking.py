@@ -137,10 +137,7 @@ def credentials(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("host", "reason"),
-    [
-        ("example.org", "no credentials are configured"),
-        ("127.0.0.1", "127.0.0.1 does not answer (ConnectionError)"),
-    ],
+    [("example.org", "no credentials are configured"), ("127.0.0.1", "127.0.0.1 does not answer (ConnectionError)")],
 )
 def test_credentials_in_netrc_count_as_a_key_for_their_host(credentials, monkeypatch, closed_port, host, reason):
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
