@@ -165,7 +165,7 @@ def fits(folder, rank, world_size, *, jobs):
     return records
 
 
-def one_goes_astray(folder, rank, world_size):
+def one_changes_its_weights(folder, rank, world_size):
     """Let the second rank's weights be changed by a callback of its own, after 150 updates."""
     import runs  # noqa: PLC0415  as above
     from lightning.pytorch import Callback  # noqa: PLC0415
@@ -190,7 +190,7 @@ def each_from_its_own(folder, rank, world_size, *, checkpoints):
     runs.fit(Path(folder, "run"), ckpt_path=checkpoints[rank], limits=limits, epoch_env_steps=100)
 
 
-def one_falls_silent(folder, rank, world_size):
+def one_stops_responding(folder, rank, world_size):
     """Let the second rank do nothing more before the first update; how many seconds the first waited for it.
 
     Meetings have a group of their own, as where gradients travel between GPUs.

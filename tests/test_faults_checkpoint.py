@@ -1,4 +1,4 @@
-"""The cases of FAULTS.md that checkpoints must survive, with real faults: kills, full disks, bad files.
+"""Faults that checkpoints must survive, with real ones: kills, full disks, bad files.
 
 A state has a version: every number in it, in the checkpoint and in its memory, is that version, so that what was loaded
 shows whether it is of one piece.

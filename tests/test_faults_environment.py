@@ -1,4 +1,4 @@
-"""Cases 13, 14, 15 and 19 of FAULTS.md: environments that fail, numbers that are none, memories that don't fit."""
+"""Environments that fail, values that are not finite, NaN losses, memories that don't fit."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Case 25 of FAULTS.md: what happens to one of two ranks happens to both, and nothing is lost by it."""
+"""Two ranks: a signal to one, or a crash of one, stops both, and nothing is lost by it."""
 
 import contextlib
 import os

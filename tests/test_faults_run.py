@@ -1,4 +1,4 @@
-"""Cases 17 and 20 to 23 of FAULTS.md: what surrounds a run, from its command line to its disk."""
+"""The environment of a run: configuration errors, W&B, secrets and the output folder."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Cases 3 and 4 of FAULTS.md: a fit that is asked to stop does so between iterations and loses nothing."""
+"""Signals: a fit that is asked to stop does so between iterations and loses nothing."""
 
 import os
 import re

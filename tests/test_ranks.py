@@ -212,7 +212,7 @@ def test_no_shard_outlives_its_checkpoint(stopped_and_resumed):
 
 
 def test_a_rank_whose_weights_were_changed_alone_ends_the_fit(tmp_path):
-    processes = start(tmp_path, "one_goes_astray")
+    processes = start(tmp_path, "one_changes_its_weights")
     assert [process.wait(120) for process in processes] == [1, 1]
     reported = (tmp_path / "output-0.txt").read_text()
     assert "policy_net of rank 1 differs from rank 0 after 200 updates" in reported
@@ -231,7 +231,7 @@ def test_ranks_that_found_other_checkpoints_end_with_both_names(tmp_path):
 
 
 def test_a_rank_waits_for_another_as_long_as_the_strategy_says(tmp_path):
-    first, second = start(tmp_path, "one_falls_silent")
+    first, second = start(tmp_path, "one_stops_responding")
     try:
         assert first.wait(200) == 0
     finally:
