@@ -13,7 +13,7 @@ COST = -0.05
 
 
 class Chain(gym.Env):
-    """Starts anywhere, goes one state a step, ends beyond the ends; observations are one-hot, or the state's number.
+    """Starts anywhere, moves one state per step, ends beyond the ends; observations are one-hot, or the state's number.
 
     Args:
         numbered: whether observations are numbers.

@@ -103,13 +103,13 @@ def default_runs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def numbers_as_they_were():
-    """A test may have chosen how the smallest floats are treated; hypothesis refuses to work with 0 for them."""
+    """A test may have chosen how the smallest floats are treated; hypothesis does not run with 0 for them."""
     yield
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture
-def notes():
+def messages():
     """What Lightning's `rank_zero_info` says in this process, line by line."""
     lines: list[str] = []
 

@@ -16,18 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import clean_environment
+from conftest import clean_environment, quiet_trainer
 from torch import distributed
 
-COLLECTIVES = (
-    "all_reduce",
-    "all_gather",
-    "all_gather_object",
-    "barrier",
-    "broadcast",
-    "broadcast_object_list",
-    "reduce",
-)
+COLLECTIVES = ["all_reduce", "all_gather", "all_gather_object", "barrier", "broadcast"]
+COLLECTIVES += ["broadcast_object_list", "reduce"]
 
 
 def start(folder, job, *, world_size=2, **arguments):
@@ -72,14 +65,8 @@ def witness(counts):
 
     class Witness(UpdateCallback):
         def __init__(self):
-            self.record = {
-                "env_steps": [],
-                "own_env_steps": [],
-                "epsilon": [],
-                "updates": [],
-                "digests": [],
-                "calls": [],
-            }
+            names = "env_steps own_env_steps epsilon updates digests calls"
+            self.record = {name: [] for name in names.split()}
 
         def on_iteration_end(self, trainer, pl_module, batch, results):
             record, data = self.record, trainer.datamodule
@@ -174,11 +161,11 @@ def fits(folder, rank, world_size, *, jobs):
             last |= {"rows": len(memory), "slots": len(memory._drawable)}
         if module.normalizer is not None:
             last["normalizer"] = module.normalizer.state_dict()
-        records.append({**seen.record, **last, "compiled": module._compiled})
+        records.append({**seen.record, **last, "compiled": module.update_mode == "compiled"})
     return records
 
 
-def one_goes_astray(folder, rank, world_size):
+def one_changes_its_weights(folder, rank, world_size):
     """Let the second rank's weights be changed by a callback of its own, after 150 updates."""
     import runs  # noqa: PLC0415  as above
     from lightning.pytorch import Callback  # noqa: PLC0415
@@ -196,14 +183,14 @@ def one_goes_astray(folder, rank, world_size):
 
 
 def each_from_its_own(folder, rank, world_size, *, checkpoints):
-    """Go on from a checkpoint that the other rank does not go on from."""
+    """Resume from another checkpoint than the other rank."""
     import runs  # noqa: PLC0415  as above
 
     limits = {"strategy": "ddp", "devices": world_size, "max_epochs": 3}
     runs.fit(Path(folder, "run"), ckpt_path=checkpoints[rank], limits=limits, epoch_env_steps=100)
 
 
-def one_falls_silent(folder, rank, world_size):
+def one_stops_responding(folder, rank, world_size):
     """Let the second rank do nothing more before the first update; how many seconds the first waited for it.
 
     Meetings have a group of their own, as where gradients travel between GPUs.
@@ -234,7 +221,7 @@ def one_update(folder, rank, world_size, *, compile, sizes):
     import lightning.pytorch as pl  # noqa: PLC0415  as above
     import runs  # noqa: PLC0415
 
-    from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate  # noqa: PLC0415
+    from lightning_dqn import DQN, DQNDataModule  # noqa: PLC0415
     from lightning_dqn.replay import Transition  # noqa: PLC0415
 
     class Fixed(DQNDataModule):
@@ -259,19 +246,10 @@ def one_update(folder, rank, world_size, *, compile, sizes):
     model = DQN(data.observation_space, data.action_space, optimizer=sgd, compile=compile)
     before = torch.cat([p.detach().flatten().clone() for p in model.policy_net.parameters()])
     strategy = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        callbacks=[SoftTargetUpdate(), EpsilonDecay()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        **strategy,
-    )
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0, **strategy)
     trainer.fit(model, data)
     after = torch.cat([p.detach().flatten() for p in model.policy_net.parameters()])
-    return {"gradient": before - after, "compiled": model._compiled}
+    return {"gradient": before - after, "compiled": model.update_mode == "compiled"}
 
 
 if __name__ == "__main__":

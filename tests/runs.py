@@ -37,9 +37,9 @@ class Dropout(nn.Module):
         return self.layers(observation)
 
 
-def make_pair(*, network=small_mlp, compile=False, lr=1e-3, model=DQN, learner=(), data=DQNDataModule, **knobs):
-    """A learner, with the knobs `learner`, and its data side."""
-    data = data(**{**SMALL, **knobs})
+def make_pair(*, network=small_mlp, compile=False, lr=1e-3, model=DQN, learner=(), data=DQNDataModule, **options):
+    """A learner, with the options `learner`, and its data side."""
+    data = data(**{**SMALL, **options})
 
     def adam(parameters):
         return torch.optim.AdamW(parameters, lr=lr, amsgrad=True)
@@ -49,7 +49,7 @@ def make_pair(*, network=small_mlp, compile=False, lr=1e-3, model=DQN, learner=(
 
 
 def fit(
-    folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, target=(), show=False, **knobs
+    folder, *, ckpt_path=None, seed=3, limits=None, callbacks=(), every_n_updates=111, target=(), show=False, **options
 ):
     """A fit with a checkpoint at every epoch's end, and one every so many updates; its trainer."""
     pl.seed_everything(seed, verbose=False)
@@ -75,7 +75,7 @@ def fit(
         num_sanity_val_steps=0,
         **{"logger": False, **(limits or {"max_epochs": 2})},
     )
-    model, data = make_pair(**knobs)
+    model, data = make_pair(**options)
     trainer.fit(model, data, ckpt_path=ckpt_path)
     return trainer
 

@@ -7,7 +7,8 @@ import torch
 from conftest import quiet_trainer
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
-from runs import assert_same_run, fit, small_mlp
+from runs import small_mlp
+from test_module import batch_of
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule
 from lightning_dqn.acting import choose_actions
@@ -80,8 +81,8 @@ def test_no_way_of_choosing_takes_a_forbidden_action_and_each_takes_all_others(e
     mask = np.array([[True, False, True, False]] * 2000)
     # where nothing is random, the values are
     values = rng.normal(size=mask.shape)
-    knobs = {"epsilon": epsilon, "temperature": temperature, "action_mask": mask}
-    actions = choose_actions(lambda: values, 2000, 4, **knobs, rng=rng)
+    options = {"epsilon": epsilon, "temperature": temperature, "action_mask": mask}
+    actions = choose_actions(lambda: values, 2000, 4, **options, rng=rng)
     assert set(actions) == {0, 2}
     # each about half the time: four standard deviations of 2000 are 90
     assert abs((actions == 0).sum() - 1000) < 90
@@ -90,21 +91,15 @@ def test_no_way_of_choosing_takes_a_forbidden_action_and_each_takes_all_others(e
 def masked_batch():
     """Two rows: the best next action is forbidden in the first; in the second all are, which has terminated."""
     return MaskedTransition(
-        observation=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
-        action=torch.tensor([0, 1]),
-        reward=torch.tensor([1.0, 2.0]),
-        discount=torch.tensor([0.5, 0.0]),
-        next_observation=torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
-        weight=torch.ones(2),
-        index=torch.tensor([0, 1]),
+        *(part[0] for part in batch_of(1)),
         action_mask=torch.tensor([[True, True], [False, True]]),
         next_action_mask=torch.tensor([[True, False], [False, False]]),
     )
 
 
-def linear(cls, weight, **knobs):
+def linear(cls, weight, **options):
     """A learner whose Q(s, a), or every quantile of it, is the dot product of s with row a of `weight`."""
-    model = cls(BOX, spaces.Discrete(2), network=lambda space, n: MLP(space, n, hidden_sizes=[]), **knobs)
+    model = cls(BOX, spaces.Discrete(2), network=lambda space, n: MLP(space, n, hidden_sizes=[]), **options)
     for net in (model.policy_net, model.target_net):
         with torch.no_grad():
             rows = torch.tensor(weight).repeat_interleave(net.output.out_features // 2, 0)
@@ -113,9 +108,9 @@ def linear(cls, weight, **knobs):
     return model
 
 
-@pytest.mark.parametrize("knobs", [{}, {"double": True}])
-def test_targets_take_the_best_of_the_allowed_actions(knobs):
-    model = linear(DQN, [[0.5, 1.0], [2.0, 4.0]], **knobs)
+@pytest.mark.parametrize("options", [{}, {"double": True}])
+def test_targets_take_the_best_of_the_allowed_actions(options):
+    model = linear(DQN, [[0.5, 1.0], [2.0, 4.0]], **options)
     result = model.td_loss(masked_batch(), model.policy_net, model.target_net)
     # s' of row 1 has values (1, 4), of which only the 1 is allowed: 1 + .5 * 1;  row 2: 2 + 0
     assert (result.q_value - result.td_error).tolist() == pytest.approx([1.5, 2.0])
@@ -168,12 +163,7 @@ def test_a_memory_gives_each_observation_its_own_mask(num_envs, n_step):
 
     collector = Collector(envs=envs, policy=policy, seed=0, action_masks=True)
     memory = ReplayMemory(
-        capacity=60,
-        num_envs=num_envs,
-        observation_space=Walk.observation_space,
-        gamma=0.9,
-        n_step=n_step,
-        mask_size=3,
+        capacity=60, num_envs=num_envs, observation_space=Walk.observation_space, gamma=0.9, n_step=n_step, mask_size=3
     )
     memory.begin(collector.start(), collector.action_mask)
     for _ in range(100):
@@ -216,7 +206,7 @@ def test_whoever_learns_and_acts_never_takes_a_forbidden_action(model, num_envs,
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
-def test_an_environment_that_falls_silent_or_allows_nothing_is_named(num_envs):
+def test_an_environment_that_gives_no_mask_or_allows_no_action_is_named(num_envs):
     for make, words in ((lambda: Walk(silent_after=3), "there is no info"), (Mute, "allows no action")):
         envs = SyncVectorEnv([make] * num_envs) if num_envs > 1 else SingleVectorEnv(make())
 
@@ -229,16 +219,6 @@ def test_an_environment_that_falls_silent_or_allows_nothing_is_named(num_envs):
             [collector.step() for _ in range(5)]
 
 
-def test_masks_of_an_environment_that_gives_none_are_refused_before_the_run():
+def test_masks_of_an_environment_that_gives_none_are_rejected_before_the_run():
     with pytest.raises(ValueError, match=r"data.action_masks=true.*\(\), \(2,\) is needed"):
         DQNDataModule(env_id="CartPole-v1", action_masks=True)
-
-
-@pytest.mark.parametrize("num_envs", [1, 2])
-def test_a_run_with_masks_goes_on_to_the_bit(tmp_path, num_envs):
-    knobs = {"env_id": "Walk-v0", "num_envs": num_envs, "action_masks": True}
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    fit(whole, limits={"max_epochs": 2}, **knobs)
-    fit(halves, limits={"max_epochs": 1}, **knobs)
-    fit(halves, limits={"max_epochs": 2}, seed=99, ckpt_path=halves / "epoch0.ckpt", **knobs)
-    assert_same_run(whole / "epoch1.ckpt", halves / "epoch1.ckpt")

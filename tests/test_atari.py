@@ -70,7 +70,7 @@ def test_learning_sees_clipped_rewards_and_evaluation_true_ones():
     assert max(game.step(1)[1] for _ in range(300)) > 1.0
 
 
-def test_a_lost_life_ends_an_episode_to_learn_from_and_the_game_goes_on():
+def test_a_lost_life_ends_an_episode_to_learn_from_and_the_game_continues():
     settings = EnvSettings("ALE/Breakout-v5", {**CLASSICAL, "episodic_life": True}, frame_stack=4)
     games = make_vector_env(settings, 1)
     shown, _ = games.reset(seed=0)
@@ -130,7 +130,7 @@ def test_a_film_shows_each_step_in_colour_for_as_long_as_it_lasts():
 
 
 @pytest.mark.parametrize("make", [make_env, lambda settings: make_vector_env(settings, 2)])
-def test_an_argument_that_no_game_takes_is_refused_by_name(make):
+def test_an_argument_that_no_game_takes_is_rejected_by_name(make):
     with pytest.raises(ValueError, match=r"env_kwargs=\{'lives': 9\}: an Atari game got an unexpected .* 'lives'"):
         make(EnvSettings("ALE/Pong-v5", {"lives": 9}))
 
@@ -154,12 +154,12 @@ def constant_policy(observation, rng=None):
     return np.full(len(observation), 1)
 
 
-def replay(envs, **knobs):
+def replay(envs, **options):
     space = envs.single_observation_space
     memory = ReplayMemory(capacity=400, num_envs=envs.num_envs, observation_space=space, gamma=0.99)
     defaults = {"steps_per_iteration": 1, "updates_per_iteration": 1, "batch_size": 4, "warmup_env_steps": 0}
     return ReplayDataset(
-        envs=envs, memory=memory, policy=constant_policy, seed=0, epoch_env_steps=60, **(defaults | knobs)
+        envs=envs, memory=memory, policy=constant_policy, seed=0, epoch_env_steps=60, **(defaults | options)
     )
 
 
@@ -187,7 +187,7 @@ def test_the_environments_are_under_way_while_the_batch_is_learnt_from():
     envs.close()
 
 
-def test_overlap_with_environments_that_cannot_step_by_themselves_is_refused():
+def test_overlap_with_environments_that_cannot_step_by_themselves_is_rejected():
     with pytest.raises(ValueError, match=r"data\.overlap=true: environments of data\.vectorization=auto .* use async"):
         DQNDataModule(overlap=True)
     with pytest.raises(ValueError, match=r"data\.overlap=true: environments of data\.vectorization=sync"):
@@ -245,7 +245,7 @@ class Followed:
 
 
 @pytest.mark.parametrize(("env_id", "before", "after"), [("ALE/Pong-v5", 60, 100), ("ALE/Breakout-v5", 350, 300)])
-def test_games_that_are_stepped_one_by_one_resume_to_the_bit(env_id, before, after):
+def test_games_that_are_stepped_one_by_one_resume_bitwise(env_id, before, after):
     # sticky actions, up to 30 no-ops at a start
     settings = EnvSettings(env_id, frame_stack=4)
     followed = Followed(settings, 2, seed=3)
@@ -257,7 +257,7 @@ def test_games_that_are_stepped_one_by_one_resume_to_the_bit(env_id, before, aft
     if env_id == "ALE/Breakout-v5":
         assert [len(resets) > 0 for resets in state["resets"]] == [True, True], "in a game that was not seeded itself"
         ends = [np.frombuffer(ended, np.bool_) for _, _, ended, _ in expected]
-        assert np.all(np.sum(ends, axis=0) >= 1), "lives were lost, games began anew"
+        assert np.all(np.sum(ends, axis=0) >= 1), "lives were lost, games restarted"
     # and nothing else would have done
     again.reset(seed=3)
     assert step_on(again, actions[before:]) != expected
@@ -284,7 +284,7 @@ def test_a_game_is_seeded_again_after_enough_actions(monkeypatch):
 @pytest.mark.parametrize(
     ("env_id", "stickiness"), [("ALE/Qbert-v5", 0.0), ("ALE/TicTacToe3D-v5", 0.0), ("ALE/Pong-v5", 0.9)]
 )
-def test_what_an_emulator_leaves_out_of_its_state_resumes_to_the_bit(env_id, stickiness):
+def test_what_an_emulator_leaves_out_of_its_state_resumes_bitwise(env_id, stickiness):
     # what it draws lines by, or the action that sticks
     settings = EnvSettings(env_id, {"frameskip": 1, "noop_max": 0, "repeat_action_probability": stickiness})
     followed = Followed(settings, 1, seed=0)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: that Atari's rows do the work they say, and that a loop which doesn't learn is refused."""
+"""`python -m benchmarks`: Atari's rows do the work they state, and a loop that doesn't learn is rejected."""
 
 import importlib.util
 from dataclasses import replace
@@ -38,8 +38,8 @@ def test_pong_is_measured_with_the_settings_that_atari_is_learnt_with():
     job = next(system.job for system in PLANNED["atari"].systems if system.name.startswith("ours, 4 envs"))
     data = ours.make_data(job, work.LEARNING_STARTS)
     fewer = {"memory_capacity", "memory_device", "warmup_env_steps", "eval_episodes"}
-    for knob, value in config["data"].items():
-        assert knob in fewer or getattr(data, knob) == value, knob
+    for option, value in config["data"].items():
+        assert option in fewer or getattr(data, option) == value, option
     assert data.steps_per_iteration == 1
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == work.LEARNING_RATE
     assert config["target_update"]["every_n_env_steps"] == work.TARGET_ENV_STEPS

@@ -1,4 +1,4 @@
-"""What callbacks show and keep while a run goes on: plot, progress bar, statistics, summary, video."""
+"""What callbacks show and keep during a run: plot, progress bar, statistics, summary, video."""
 
 import base64
 import contextlib
@@ -51,10 +51,10 @@ class Watcher(pl.Callback):
         self.look(trainer)
 
 
-def train(folder, *callbacks, logger=False, max_epochs=2, progress_bar=False, **knobs):
+def train(folder, *callbacks, logger=False, max_epochs=2, progress_bar=False, **options):
     """Train in Python, 200 env steps an epoch; the trainer, with the data module in it."""
     pl.seed_everything(0, verbose=False)
-    data = DQNDataModule(**{"epoch_env_steps": 200, "eval_episodes": 2, "iterations_per_chunk": 1, **knobs})
+    data = DQNDataModule(**{"epoch_env_steps": 200, "eval_episodes": 2, "iterations_per_chunk": 1, **options})
     trainer = pl.Trainer(
         default_root_dir=folder,
         max_epochs=max_epochs,
@@ -68,9 +68,6 @@ def train(folder, *callbacks, logger=False, max_epochs=2, progress_bar=False, **
     )
     trainer.fit(DQN(data.observation_space, data.action_space), datamodule=data)
     return trainer
-
-
-# the plot of episode durations
 
 
 def test_the_plot_shows_every_duration_and_the_mean_of_the_last_hundred():
@@ -124,7 +121,7 @@ def plotted(tmp_path_factory):
     return trainer, figures, pictures
 
 
-def test_the_plot_says_training_while_it_runs_and_result_at_its_end(plotted):
+def test_the_plot_states_training_while_it_runs_and_result_at_its_end(plotted):
     _, figures, _ = plotted
     titles = [figure.axes[0].get_title() for figure in figures]
     assert len(titles) > 2, "after each of 2 epochs, and at the end"
@@ -144,7 +141,7 @@ def test_the_plot_shows_the_episodes_of_the_run(plotted):
     assert figures[-1].axes[0].get_lines()[1].get_ydata() == pytest.approx([sum(window) / 5 for window in windows])
 
 
-def test_the_picture_lies_there_whole_during_the_run(plotted):
+def test_the_plot_file_is_complete_during_the_run(plotted):
     trainer, _, pictures = plotted
     assert min(pictures) < 200, "before the first epoch has ended"
     assert len(set(pictures.values())) > 1, "redrawn"
@@ -171,38 +168,32 @@ def notebook(tmp_path_factory):
     """.replace("pl.Trainer(", "pl.Trainer(default_root_dir=")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cell = nbformat.v4.new_code_cell(textwrap.dedent(code))
-    messages = []
+    displayed = []
 
     class Client(nbclient.NotebookClient):
         def process_message(self, msg, cell, cell_index):
             if "image/png" in msg["content"].get("data", {}):
-                messages.append(msg)
+                displayed.append(msg)
             return super().process_message(msg, cell, cell_index)
 
     book = nbformat.v4.new_notebook(cells=[cell])
     Client(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
-    return folder, book.cells[0].outputs, messages
+    return folder, book.cells[0].outputs, displayed
 
 
 @pytest.mark.integration
 def test_a_notebook_shows_one_picture_that_is_replaced_in_place(notebook):
-    _, outputs, messages = notebook
+    folder, outputs, displayed = notebook
     shown = [output for output in outputs if "image/png" in output.get("data", {})]
     assert [output["output_type"] for output in shown] == ["display_data"]
-    assert messages[0]["msg_type"] == "display_data"
-    assert {message["msg_type"] for message in messages[1:]} == {"update_display_data"}
-    assert len({message["content"]["transient"]["display_id"] for message in messages}) == 1
-
-
-@pytest.mark.integration
-def test_the_picture_in_a_notebook_is_the_newest(notebook):
-    folder, outputs, messages = notebook
-    pictures = [base64.b64decode(message["content"]["data"]["image/png"]) for message in messages]
+    assert displayed[0]["msg_type"] == "display_data"
+    assert {message["msg_type"] for message in displayed[1:]} == {"update_display_data"}
+    assert len({message["content"]["transient"]["display_id"] for message in displayed}) == 1
+    pictures = [base64.b64decode(message["content"]["data"]["image/png"]) for message in displayed]
     # 2 epochs of 100 / 4 iterations: a drawing after each, one after each evaluation, and the result
     assert len(pictures) == 2 * 25 + 2 + 1
     assert pictures[0] != pictures[-1]
-    (shown,) = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    assert base64.b64decode(shown) == pictures[-1] == (folder / "episodes.png").read_bytes()
+    assert base64.b64decode(shown[0]["data"]["image/png"]) == pictures[-1] == (folder / "episodes.png").read_bytes()
 
 
 # the progress bar
@@ -218,7 +209,7 @@ def bars(default_runs):
 
 
 @pytest.mark.integration
-def test_the_progress_bar_counts_the_env_steps_of_the_whole_run(bars):
+def test_the_progress_bar_counts_the_env_steps_of_the_whole_run_and_shows_the_time_left(bars):
     assert len(bars) > 2
     for percentage, done, total in (bar.group(1, 2, 3) for bar in bars):
         # 2 epochs of 250
@@ -227,10 +218,6 @@ def test_the_progress_bar_counts_the_env_steps_of_the_whole_run(bars):
     done = [int(bar[2]) for bar in bars]
     assert done == sorted(done)
     assert done[-1] == 500
-
-
-@pytest.mark.integration
-def test_the_progress_bar_tells_the_time_that_is_left(bars):
     between = [bar for bar in bars if 0 < int(bar[2]) < 500]
     assert between
     for bar in between:
@@ -268,9 +255,6 @@ def test_the_speed_in_the_progress_bar_leaves_evaluation_out(tmp_path, capfd):
     assert float(re.search(r"updates/s=(\d+)", last)[1]) > 0.2 * slowest
 
 
-# statistics
-
-
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
     """A run of 2 epochs of 200 env steps with statistics over 5 episodes: its data module and what was logged."""
@@ -290,21 +274,16 @@ def test_training_return_and_length_are_means_over_the_window(logged):
     assert len(data.episodes) > 5
 
 
-def test_every_row_lies_on_the_env_step_clock(logged):
+def test_every_row_has_the_env_step(logged):
     _, rows = logged
     for row in rows:
         if "env_steps" in row:
             assert row["step"] == row["env_steps"]
             # one update after each env step from the 128th on
             assert row["updates"] == max(0, row["env_steps"] - 127)
-    assert [row["env_steps"] for row in rows if "val/episode_return" in row] == [200, 400]
-
-
-def test_epsilon_is_logged_as_the_schedule_has_it(logged):
-    _, rows = logged
-    for row in rows:
         if "train/epsilon" in row:
             assert row["train/epsilon"] == pytest.approx(0.05 + 0.85 * np.exp(-row["env_steps"] / 1000))
+    assert [row["env_steps"] for row in rows if "val/episode_return" in row] == [200, 400]
 
 
 def test_losses_are_logged_once_there_are_updates(logged):
@@ -330,7 +309,7 @@ def test_speed_is_counted_from_log_to_log(tmp_path):
         assert row["updates_per_second"] == pytest.approx(row["env_steps_per_second"] * updates / env_steps)
 
 
-def test_nothing_is_said_of_episodes_before_the_first_has_ended(tmp_path):
+def test_nothing_is_logged_of_episodes_before_the_first_has_ended(tmp_path):
     memory = InMemory()
     # MountainCar's episodes last 200 env steps, unless the top is reached
     train(tmp_path, EpisodeStatistics(), logger=memory, env_id="MountainCar-v0", max_epochs=1, epoch_env_steps=250)
@@ -338,9 +317,6 @@ def test_nothing_is_said_of_episodes_before_the_first_has_ended(tmp_path):
         if "train/epsilon" in row:
             assert ("train/episode_return" in row) == (row["env_steps"] >= 200)
     assert memory.rows[-2]["train/episode_return"] == -200
-
-
-# the summary
 
 
 def test_the_summary_of_a_run_in_python_has_its_clocks_and_its_last_return(tmp_path, capsys, monkeypatch):
@@ -355,7 +331,7 @@ def test_the_summary_of_a_run_in_python_has_its_clocks_and_its_last_return(tmp_p
     assert len(lines) == 3, "no checkpoint, no video, nothing to replay"
 
 
-def test_the_summary_of_an_interrupted_run_says_how_far_it_came(tmp_path, capsys):
+def test_the_summary_of_an_interrupted_run_states_how_far_it_came(tmp_path, capsys):
     def interrupt(trainer):
         if trainer.datamodule.env_steps == 150:
             raise KeyboardInterrupt
@@ -368,9 +344,6 @@ def test_the_summary_of_an_interrupted_run_says_how_far_it_came(tmp_path, capsys
         signal.signal(signal.SIGINT, before)
     # 150 - 127 updates
     assert capsys.readouterr().out.startswith("Stopped: 150 env steps, 23 updates in 0 min ")
-
-
-# the video
 
 
 class Blind(gym.Env):
@@ -420,17 +393,17 @@ def toys():
 
 
 @pytest.mark.parametrize("env_id", ["Blind-v0", "Brittle-v0"])
-def test_an_environment_that_cannot_be_drawn_is_said_in_one_line(toys, tmp_path, notes, capsys, env_id):
+def test_an_environment_that_cannot_be_rendered_is_reported_in_one_line(toys, tmp_path, messages, capsys, env_id):
     train(tmp_path, AgentVideo(), RunSummary(), env_id=env_id, max_epochs=1)
-    (said,) = [line for line in notes if "video" in line.lower()]
-    assert said.startswith("No video: ")
-    assert env_id in said
-    assert "\n" not in said
-    assert capsys.readouterr().out.startswith("Finished: 200 env steps"), "the run goes on"
+    (reported,) = [line for line in messages if "video" in line.lower()]
+    assert reported.startswith("No video: ")
+    assert env_id in reported
+    assert "\n" not in reported
+    assert capsys.readouterr().out.startswith("Finished: 200 env steps"), "the run continues"
     assert not list(tmp_path.rglob("*.mp4"))
 
 
-def test_the_video_has_the_size_and_speed_of_the_environment(toys, tmp_path, notes):
+def test_the_video_has_the_size_and_speed_of_the_environment(toys, tmp_path, messages):
     train(tmp_path, AgentVideo(episodes=2), env_id="Visible-v0", max_epochs=1)
     videos = sorted((tmp_path / "videos").glob("*.mp4"))
     assert len(videos) == 2
@@ -441,19 +414,16 @@ def test_the_video_has_the_size_and_speed_of_the_environment(toys, tmp_path, not
             frames = np.stack([frame for frame in film]).astype(float)  # noqa: C416  list() asks for a length
         # one before the first of 5 env steps and one after each: 200, 160, ... 0, as far as the codec keeps them
         assert frames.mean(axis=(1, 2, 3)) == pytest.approx([200, 160, 120, 80, 40, 0], abs=8)
-    assert not [line for line in notes if line.startswith("No video")]
+    assert not [line for line in messages if line.startswith("No video")]
 
 
-def test_the_video_is_cut_after_so_many_env_steps(toys, tmp_path):
+def test_the_video_is_cut_after_so_many_env_steps_or_left_out(toys, tmp_path):
     train(tmp_path, AgentVideo(max_env_steps=3), env_id="Visible-v0", max_epochs=1)
     (video,) = (tmp_path / "videos").glob("*.mp4")
     with imageio.get_reader(video) as film:
         assert sum(1 for _ in film) == 1 + 3
-
-
-def test_a_video_can_be_left_out(toys, tmp_path):
-    train(tmp_path, AgentVideo(episodes=0), env_id="Visible-v0", max_epochs=1)
-    assert not list(tmp_path.rglob("*.mp4"))
+    train(tmp_path / "without", AgentVideo(episodes=0), env_id="Visible-v0", max_epochs=1)
+    assert not list((tmp_path / "without").rglob("*.mp4"))
 
 
 def test_a_run_in_python_warns_of_nothing(tmp_path, recwarn):

@@ -30,11 +30,11 @@ def linear(space, outputs):
     return MLP(space, outputs, hidden_sizes=[])
 
 
-def learnt(make=DQN, *, network=linear, updates=1000, lr=0.03, tau=0.1, data=(), **knobs):
+def learnt(make=DQN, *, network=linear, updates=1000, lr=0.03, tau=0.1, data=(), **options):
     """Action values after a fit that plays each action as often as the other, unless the learner explores itself."""
     pl.seed_everything(0, verbose=False)
-    knobs_of_data = {**DATA, **dict(data)}
-    env_steps = 500 + updates * knobs_of_data["num_envs"] // knobs_of_data["updates_per_iteration"]
+    options_of_data = {**DATA, **dict(data)}
+    env_steps = 500 + updates * options_of_data["num_envs"] // options_of_data["updates_per_iteration"]
     # nothing is forgotten
     side = DQNDataModule(
         env_id="Chain-v0",
@@ -42,7 +42,7 @@ def learnt(make=DQN, *, network=linear, updates=1000, lr=0.03, tau=0.1, data=(),
         epoch_env_steps=env_steps,
         memory_capacity=2 * env_steps,
         eval_episodes=1,
-        **knobs_of_data,
+        **options_of_data,
     )
 
     def adam(parameters):
@@ -53,7 +53,7 @@ def learnt(make=DQN, *, network=linear, updates=1000, lr=0.03, tau=0.1, data=(),
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / updates))
 
     spaces = side.observation_space, side.action_space
-    model = make(*spaces, network=network, optimizer=adam, lr_scheduler=falling, compile=False, **knobs)
+    model = make(*spaces, network=network, optimizer=adam, lr_scheduler=falling, compile=False, **options)
     schedules = [SoftTargetUpdate(tau=tau), EpsilonDecay(start=1.0, end=1.0), PriorityUpdate()]
     trainer = quiet_trainer(callbacks=schedules, limit_val_batches=0)
     trainer.fit(model, side)
@@ -74,7 +74,7 @@ BEST = chain.best_values()
 # the value of an action that is hardly ever chosen comes to rest late: a tenth of the way a sweep
 SOFT = {"munchausen": True, "munchausen_temperature": 0.1, "updates": 1600}
 SOFT_VALUES = chain.munchausen_values(0.1)
-# (learner, its knobs, where it must arrive, how near)
+# (learner, its options, where it must arrive, how near)
 FAMILY = {
     "dqn": (DQN, {}, BEST, 0.01),
     "mse": (DQN, {"loss": "mse"}, BEST, 0.01),
@@ -93,7 +93,7 @@ FAMILY = {
     "iqn": (IQN, {**COSINES}, BEST, 0.03),
     "iqn-munchausen": (IQN, {**COSINES, **SOFT, "updates": 3000}, SOFT_VALUES, 0.03),
 }
-# said nearly as well by others
+# nearly covered by others
 SELDOM = {"mse", "layer-norm", "boltzmann", "c51", "qrdqn", "iqn-munchausen", "iqn", "noisy", "qrdqn-munchausen"}
 
 
@@ -111,10 +111,10 @@ def test_the_values_of_the_chain_are_what_one_works_out_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("make", "knobs", "values", "tolerance"),
+    ("make", "options", "values", "tolerance"),
     [pytest.param(*case, id=name, marks=[pytest.mark.learning] * (name in SELDOM)) for name, case in FAMILY.items()],
 )
 @pytest.mark.integration
-def test_a_fit_arrives_at_the_known_values(make, knobs, values, tolerance):
-    found = learnt(make, **knobs)
+def test_a_fit_arrives_at_the_known_values(make, options, values, tolerance):
+    found = learnt(make, **options)
     assert np.abs(found - values).max() < tolerance, np.round(found - values, 3)

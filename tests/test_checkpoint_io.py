@@ -1,4 +1,4 @@
-"""What the checkpoint plugin keeps, refuses, shares and sweeps, on small checkpoints made here and in one short fit."""
+"""The checkpoint plugin: what it saves, rejects, shares and removes, on small checkpoints and in one short fit."""
 
 import hashlib
 import io
@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import quiet_trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from safetensors import safe_open
@@ -66,7 +67,7 @@ def beside():
 
 
 @pytest.mark.parametrize(("max_inline_bytes", "files"), [(0, 1), (10_000, 0)], ids=["beside", "inline"])
-def test_a_memory_comes_back_to_the_bit(tmp_path, max_inline_bytes, files):
+def test_a_memory_comes_back_bitwise(tmp_path, max_inline_bytes, files):
     plugin, saved = AtomicCheckpointIO(max_inline_bytes=max_inline_bytes), checkpoint()
     plugin.save_checkpoint(saved, tmp_path / "new" / "last.ckpt")
     assert len(memories(tmp_path / "new")) == files
@@ -161,38 +162,20 @@ class Subclass(torch.Tensor):
 
 
 PolicyTargetParams = namedtuple("PolicyTargetParams", "first second")
-PLAIN = [
-    None,
-    True,
-    1 - (1 << 2039),
-    (1 << 2039) - 1,
-    float("nan"),
-    1j,
-    "\ud800ä",
-    b"\x00\xff",
-    torch.Size([2]),
-    torch.float16,
-]
-PLAIN += [torch.device("cpu"), {1: {(2, "x"): 3.5}}, OrderedDict(a=[()]), {1, 2}, nn.Parameter(torch.ones(1))]
+PLAIN = [None, True, 1 - (1 << 2039), (1 << 2039) - 1, float("nan"), 1j, "\ud800ä", b"\x00\xff", torch.Size([2])]
+PLAIN += [torch.float16, torch.device("cpu"), {1: {(2, "x"): 3.5}}, OrderedDict(a=[()]), {1, 2}]
+PLAIN += [nn.Parameter(torch.ones(1))]
 PLAIN += [torch.eye(2).to_sparse(), hung_on([1]), hung_on({"a": 1}, OrderedDict)]
 OTHERS = [np.float64(1), np.float32(1), np.bool_(True), np.int64(1), np.str_("a"), np.zeros(2), Path("a"), deque([1])]
-OTHERS += [
-    1 << 2039,
-    PolicyTargetParams(1, 2),
-    frozenset({1}),
-    range(3),
-    int,
-    len,
-    np.dtype("int8"),
-    torch.zeros(2).as_subclass(Subclass),
-]
+OTHERS += [1 << 2039, PolicyTargetParams(1, 2), frozenset({1}), range(3), int, len, np.dtype("int8")]
+OTHERS += [torch.zeros(2).as_subclass(Subclass)]
 OTHERS += [hung_on(np.float64(1)), hung_on(np.float64(1), OrderedDict), {np.int64(1): 1}, [{"a": (np.float64(1),)}]]
 
 
 @pytest.mark.parametrize(
     ("value", "accepted"), [*((v, True) for v in PLAIN), *((v, False) for v in OTHERS)], ids=lambda v: repr(v)[:40]
 )
-def test_what_is_refused_at_save_is_what_torch_would_refuse_at_load(value, accepted):
+def test_what_is_rejected_at_save_is_what_torch_would_reject_at_load(value, accepted):
     buffer = io.BytesIO()
     torch.save({"value": value}, buffer)
     buffer.seek(0)
@@ -216,7 +199,7 @@ def test_what_is_refused_at_save_is_what_torch_would_refuse_at_load(value, accep
     ],
     ids=["callback", "optimizer", "key", "attribute"],
 )
-def test_a_refusal_names_the_key_path_and_writes_nothing(tmp_path, value, where):
+def test_an_error_names_the_key_path_and_writes_nothing(tmp_path, value, where):
     with pytest.raises(TypeError) as error:
         AtomicCheckpointIO().save_checkpoint(value, tmp_path / "last.ckpt")
     assert str(error.value).startswith(where)
@@ -259,7 +242,7 @@ def test_saving_over_a_link_replaces_the_link_and_not_what_it_shows(tmp_path, be
     assert epochs == [1, 2]
 
 
-def test_a_newer_schema_is_refused_and_its_memory_left_alone(tmp_path, beside, monkeypatch):
+def test_a_newer_schema_is_rejected_and_its_memory_left_alone(tmp_path, beside, monkeypatch):
     monkeypatch.setattr("lightning_dqn.resume.checkpoint_io.SCHEMA", 3)
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
     monkeypatch.undo()
@@ -288,7 +271,7 @@ def test_weights_only_can_not_be_switched_off(tmp_path, beside):
     assert beside.load_checkpoint(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
-def test_file_urls_are_paths_and_options_for_remote_ones_are_refused(tmp_path, beside):
+def test_file_urls_are_paths_and_options_for_remote_ones_are_rejected(tmp_path, beside):
     beside.save_checkpoint(checkpoint(), f"file://{tmp_path}/last.ckpt")
     assert beside.load_checkpoint(f"file://{tmp_path}/last.ckpt")["epoch"] == 3
     with pytest.raises(TypeError, match="storage_options"):
@@ -303,9 +286,14 @@ def dead():
     return process.pid
 
 
-def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path, beside, dead):
+def test_a_sweep_removes_files_of_ended_processes_and_nothing_else(tmp_path, beside, dead):
     beside.save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
-    keep = {path.name for path in tmp_path.iterdir()} | {"notes.tmp", "memory-1.safetensors", ".saving-x.tmp", "a.ckpt"}
+    keep = {path.name for path in tmp_path.iterdir()} | {
+        "messages.tmp",
+        "memory-1.safetensors",
+        ".saving-x.tmp",
+        "a.ckpt",
+    }
     for name in keep - {"last.ckpt", *memories(tmp_path)}:
         (tmp_path / name).write_text("mine")
     # the second is of an earlier process that had the number of this one
@@ -318,7 +306,7 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path, beside, d
     assert remove_stale_files(tmp_path / "not there") == []
 
 
-def test_a_sweep_waits_for_the_living(tmp_path, dead):
+def test_a_sweep_keeps_files_of_running_processes(tmp_path, dead):
     under_way = f".saving-{os.getppid()}-00000000-00000000.tmp"
     for name in (under_way, f".saving-{dead}-00000000-00000000.tmp", "memory-0123456789abcdef.safetensors"):
         (tmp_path / name).write_text("")
@@ -345,16 +333,8 @@ def test_no_other_folder_is_used(tmp_path, beside, monkeypatch):
 def make_trainer(path, plugin, max_epochs, *callbacks):
     """A trainer that saves the last and the two best checkpoints."""
     monitor = {"monitor": "val/episode_return", "mode": "max", "save_top_k": 2, "save_last": True}
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        plugins=[plugin],
-        callbacks=[SoftTargetUpdate(), EpsilonDecay(), ModelCheckpoint(dirpath=path, **monitor), *callbacks],
-        max_epochs=max_epochs,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    callbacks = [SoftTargetUpdate(), EpsilonDecay(), *callbacks]
+    return quiet_trainer(ModelCheckpoint(path, **monitor), plugins=[plugin], callbacks=callbacks, max_epochs=max_epochs)
 
 
 def make_pair():
@@ -364,9 +344,7 @@ def make_pair():
 
 
 @pytest.mark.parametrize("max_inline_bytes", [0, 2**20], ids=["beside", "inline"])
-def test_case_07_every_checkpoint_of_a_fit_loads_with_weights_only_and_a_fit_goes_on_from_it(
-    tmp_path, max_inline_bytes
-):
+def test_every_checkpoint_of_a_fit_loads_with_weights_only_and_a_fit_resumes_from_it(tmp_path, max_inline_bytes):
     plugin = AtomicCheckpointIO(max_inline_bytes=max_inline_bytes)
     others = EarlyStopping("val/episode_return", patience=9), Timer(duration="00:01:00:00")
     make_trainer(tmp_path, plugin, 4, *others).fit(*make_pair())
@@ -395,7 +373,7 @@ class Careless(pl.Callback):
         return {"scores": [1.0, np.float64(2)]}
 
 
-def test_case_07_a_state_that_would_not_load_is_refused_at_the_first_save(tmp_path):
+def test_a_state_that_would_not_load_is_rejected_at_the_first_save(tmp_path):
     trainer = make_trainer(tmp_path, AtomicCheckpointIO(), 1, Careless())
     with pytest.raises(TypeError, match=r"^callbacks\.Careless\.scores\[1\] is of type numpy\.float64: "):
         trainer.fit(*make_pair())

@@ -52,7 +52,7 @@ def test_every_configuration_runs_for_a_short_epoch(path, tmp_path, monkeypatch)
     assert (run / "checkpoints" / "best.ckpt").is_file()
 
 
-def test_the_textbook_configuration_says_the_defaults_in_full(capsys):
+def test_the_textbook_configuration_states_the_defaults_in_full(capsys):
     with_config = resolved(capsys, "--config", str(CONFIGS / "cartpole.yaml"))
     by_default = resolved(capsys)
     # it stops when solved; that is all it adds
@@ -60,41 +60,41 @@ def test_the_textbook_configuration_says_the_defaults_in_full(capsys):
     by_default["trainer"].pop("callbacks")
     by_default["data"]["env_kwargs"] = {}
     assert with_config == by_default
-    said = yaml.safe_load((CONFIGS / "cartpole.yaml").read_text())
+    in_file = yaml.safe_load((CONFIGS / "cartpole.yaml").read_text())
     by_default["epsilon"] = by_default["epsilon"]["init_args"]
     for group in ("data", "target_update", "epsilon"):
-        assert said[group].keys() == by_default[group].keys()
-    assert said["model"]["init_args"].keys() == by_default["model"]["init_args"].keys()
+        assert in_file[group].keys() == by_default[group].keys()
+    assert in_file["model"]["init_args"].keys() == by_default["model"]["init_args"].keys()
 
 
 @pytest.mark.parametrize("words", ["--model.optimizer Adam", "--model.optimizer=torch.optim.Adam"])
 def test_another_optimizer_starts_from_its_own_defaults(words, capsys):
-    knobs = resolved(capsys, *words.split())["model"]["init_args"]["optimizer"]
-    assert knobs["class_path"] == "torch.optim.Adam"
+    options = resolved(capsys, *words.split())["model"]["init_args"]["optimizer"]
+    assert options["class_path"] == "torch.optim.Adam"
     # AdamW of the default model: lr 1e-4, weight_decay 0.01, amsgrad true
-    assert (knobs["init_args"]["lr"], knobs["init_args"]["weight_decay"]) == (1e-3, 0.0)
-    assert knobs["init_args"]["amsgrad"] is False
+    assert (options["init_args"]["lr"], options["init_args"]["weight_decay"]) == (1e-3, 0.0)
+    assert options["init_args"]["amsgrad"] is False
 
 
 def test_another_optimizer_in_a_file_starts_from_its_own_defaults_and_what_follows_counts(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text("model: {init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {momentum: 0.9}}}}\n")
     words = ["--config", str(CONFIGS / "acrobot.yaml"), "--config", str(file), "--model.optimizer.lr", "0.5"]
-    knobs = resolved(capsys, *words)["model"]["init_args"]["optimizer"]["init_args"]
-    assert (knobs["lr"], knobs["momentum"], knobs["weight_decay"]) == (0.5, 0.9, 0.0)
+    options = resolved(capsys, *words)["model"]["init_args"]["optimizer"]["init_args"]
+    assert (options["lr"], options["momentum"], options["weight_decay"]) == (0.5, 0.9, 0.0)
 
 
-def test_the_same_optimizer_keeps_what_was_said_of_it(capsys):
-    knobs = resolved(capsys, "--model.optimizer.lr", "3e-4", "--model.optimizer.weight_decay", "0.1")
-    knobs = knobs["model"]["init_args"]["optimizer"]["init_args"]
-    assert (knobs["lr"], knobs["weight_decay"], knobs["amsgrad"]) == (3e-4, 0.1, True)
+def test_the_same_optimizer_keeps_its_arguments(capsys):
+    options = resolved(capsys, "--model.optimizer.lr", "3e-4", "--model.optimizer.weight_decay", "0.1")
+    options = options["model"]["init_args"]["optimizer"]["init_args"]
+    assert (options["lr"], options["weight_decay"], options["amsgrad"]) == (3e-4, 0.1, True)
 
 
 def test_another_schedule_starts_from_its_own_defaults(capsys):
     words = "--model.lr_scheduler ExponentialLR --model.lr_scheduler.gamma 0.9 --model.lr_scheduler.last_epoch 3"
     words += " --model.lr_scheduler StepLR --model.lr_scheduler.step_size 2"
-    knobs = resolved(capsys, *words.split())["model"]["init_args"]["lr_scheduler"]["init_args"]
-    assert (knobs["step_size"], knobs["gamma"], knobs["last_epoch"]) == (2, 0.1, -1)
+    options = resolved(capsys, *words.split())["model"]["init_args"]["lr_scheduler"]["init_args"]
+    assert (options["step_size"], options["gamma"], options["last_epoch"]) == (2, 0.1, -1)
 
 
 @pytest.mark.parametrize("owner", ["--model.optimizer", "--model"])

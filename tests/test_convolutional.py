@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, EpsilonDecay, ImpalaCNN, MinAtarCNN, NatureCNN
 from lightning_dqn.callbacks import UpdateCallback
-from lightning_dqn.networks import ImageEncoder, ImplicitQuantiles, NoisyLinear
+from lightning_dqn.networks import ImageEncoder, NoisyLinear
 from lightning_dqn.replay import Transition
 from lightning_dqn.variants.rollouts import Rollout
 
@@ -41,9 +41,6 @@ def sizes(net):
 def count(net):
     """Number of parameters."""
     return sum(p.numel() for p in net.parameters())
-
-
-# against the papers
 
 
 def test_the_network_of_the_nature_paper():
@@ -90,9 +87,6 @@ def test_width_multiplies_the_channels_of_every_stack():
         ImpalaCNN(pixels(4, 8, 8), 6, width=0)
 
 
-# which axis is which
-
-
 def picture(num_channels, height, width, rows=2):
     """(B, C, H, W) bytes, all different in their neighbourhood."""
     return torch.from_numpy(
@@ -113,7 +107,7 @@ def picture(num_channels, height, width, rows=2):
     ],
     ids=str,
 )
-def test_the_shape_says_where_the_channels_are(shape, size):
+def test_the_shape_states_where_the_channels_are(shape, size):
     encode = ImageEncoder(pixels(*shape))
     assert (encode.num_channels, *encode.size) == size
     assert encode(torch.zeros(5, *shape, dtype=torch.uint8), torch.float32).shape == (5, *size)
@@ -132,10 +126,9 @@ def test_a_picture_is_the_same_in_every_layout():
 
 
 @pytest.mark.parametrize("shape", [(10, 10, 10), (8, 8, 16), (9, 3, 9), (4, 10, 10, 10)], ids=str)
-def test_a_shape_that_does_not_say_is_refused_until_somebody_does(shape):
-    with pytest.raises(
-        ValueError, match=r"neither .* give the channel axis .*model\.network\.channels=first or last"
-    ) as error:
+def test_an_ambiguous_shape_is_rejected_until_it_is_given(shape):
+    words = r"neither .* give the channel axis .*model\.network\.channels=first or last"
+    with pytest.raises(ValueError, match=words) as error:
         MinAtarCNN(pixels(*shape), 2)
     assert str(shape) in str(error.value)
     stack = shape[0] if len(shape) == 4 else 1
@@ -149,7 +142,7 @@ def test_a_cube_of_bools_has_its_channels_last_as_seaquest_has():
 
 @pytest.mark.parametrize("space", [pixels(8), pixels(2, 2, 2, 2, 2), spaces.Discrete(4)], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_no_image_is_refused_by_name(name, space):
+def test_what_is_no_image_is_rejected_by_name(name, space):
     with pytest.raises(TypeError, match=r"convolutions need a Box of 2 axes.*; use MLP") as error:
         NETWORKS[name](space, 2)
     assert str(space) in str(error.value)
@@ -163,20 +156,11 @@ def test_what_is_no_image_is_refused_by_name(name, space):
         (MinAtarCNN, (2, 9), "2 x 9 pixels, and MinAtarCNN needs 3 x 3 at least: enlarge"),
     ],
 )
-def test_frames_too_small_are_refused_with_their_shape_and_a_remedy(owner, shape, words):
+def test_frames_too_small_are_rejected_with_their_shape_and_a_remedy(owner, shape, words):
     with pytest.raises(ValueError, match=words) as error:
         owner(pixels(*shape), 2)
     assert str(shape) in str(error.value)
     assert "ResizeObservation" in str(error.value)
-
-
-def test_the_smallest_frames_leave_one_pixel():
-    assert NatureCNN(pixels(4, SIZE, SIZE), 2).num_features == 64
-    assert MinAtarCNN(pixels(3, 3), 2).num_features == 16
-    assert ImpalaCNN(pixels(1, 1), 2).num_features == 32
-
-
-# what becomes of the values
 
 
 @pytest.mark.parametrize(
@@ -202,9 +186,6 @@ def test_bytes_up_to_255_are_scaled_once_and_nothing_else_is(space, value, seen)
 def test_a_network_computes_in_the_type_of_its_weights(name):
     net = NETWORKS[name](pixels(SIZE, SIZE), 2, hidden_sizes=[8]).double()
     assert net(torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)).dtype == torch.float64
-
-
-# against the same by hand
 
 
 def test_a_convolution_worked_by_hand():
@@ -277,9 +258,6 @@ def test_layer_norm_stands_behind_every_convolution_and_goes_over_the_channels_o
     assert isinstance(net.head.hidden[1], nn.LayerNorm)
 
 
-# switches and models
-
-
 @pytest.mark.parametrize("outputs", [3, (3, 5)], ids=str)
 @pytest.mark.parametrize("switch", ["dueling", "noisy", "layer_norm"])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -293,23 +271,6 @@ def test_every_form_gives_its_shape_and_learns_in_all_its_parameters(name, switc
     linear = {type(layer) for layer in net.modules() if isinstance(layer, nn.Linear)}
     assert linear == {NoisyLinear if switch == "noisy" else nn.Linear}
     assert hasattr(net.head, "advantage") is (switch == "dueling")
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_features_and_head_make_the_network_and_implicit_quantiles_of_it(name):
-    torch.manual_seed(0)
-    net = NETWORKS[name](pixels(2, SIZE, SIZE), 3, hidden_sizes=[8])
-    images = picture(2, SIZE, SIZE)
-    features = net.features(images)
-    assert features.shape == (2, net.num_features)
-    assert torch.equal(net.head(features), net(images))
-    implicit = ImplicitQuantiles(net, num_cosines=4)
-    with torch.no_grad():
-        # an embedding that changes nothing
-        implicit.embedding.weight.zero_()
-        implicit.embedding.bias.fill_(1.0)
-    quantiles = implicit(images, torch.rand(2, 5))
-    torch.testing.assert_close(quantiles, net(images).unsqueeze(2).expand(2, 3, 5))
 
 
 def batch_of_images(space, rows=4):
@@ -353,14 +314,14 @@ def updated(model, owner, *, updates=1, precision="32-true", **switches):
     """A learner after some updates from the same start and draws, and their losses."""
     space = planes(10, 10, 4) if owner is MinAtarCNN else pixels(2, SIZE, SIZE)
     torch.manual_seed(0)
-    make, knobs = MODELS[model]
+    make, options = MODELS[model]
     compile = switches.pop("compile", False)
     learner = make(
         space,
         spaces.Discrete(3),
         network=lambda space, outputs: owner(space, outputs, hidden_sizes=[16], **switches),
         compile=compile,
-        **knobs,
+        **options,
     )
     start = {name: p.clone() for name, p in learner.policy_net.named_parameters()}
     batch = batch_of_images(space)
@@ -421,9 +382,6 @@ def test_an_update_in_mixed_precision_is_near_the_one_in_floats(model, name):
         assert not torch.equal(p, start[key]), key
 
 
-# acting
-
-
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -434,7 +392,7 @@ def test_an_update_in_mixed_precision_is_near_the_one_in_floats(model, name):
     ],
     ids=["plain", "transposed", "backwards", "read-only"],
 )
-def test_bytes_reach_the_network_as_they_are_however_they_lie_in_memory(spoil):
+def test_bytes_reach_the_network_as_they_are_in_every_memory_layout(spoil):
     images = spoil(picture(2, SIZE, SIZE).numpy().copy())
     torch.manual_seed(0)
     learner = DQN(pixels(2, SIZE, SIZE), spaces.Discrete(3), network=NatureCNN)
@@ -449,12 +407,9 @@ def test_bytes_reach_the_network_as_they_are_however_they_lie_in_memory(spoil):
     assert action.tolist() == learner(picture(2, SIZE, SIZE)).argmax(1).tolist()
 
 
-def test_an_mlp_that_is_given_bytes_of_an_image_says_who_could_see_it():
+def test_an_mlp_that_is_given_bytes_of_an_image_names_the_networks_for_images():
     with pytest.raises(TypeError, match=r"is an image, .*: use NatureCNN, or MinAtarCNN"):
         MLP(pixels(4, 84, 84), 2)
-
-
-# the command line
 
 
 @pytest.mark.parametrize(

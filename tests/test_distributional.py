@@ -1,4 +1,4 @@
-"""C51, QR-DQN and IQN: what one update minimises, on two rows worked by hand, and what each of them refuses.
+"""C51, QR-DQN and IQN: what one update minimises, on two rows worked by hand, and the arguments they reject.
 
 The networks are linear and the observations one-hot, so that row i of a weight is what action i (or its atom) is worth.
 """
@@ -37,7 +37,7 @@ def two_rows(*, action_start=0, weight=(1.0, 1.0)):
     )
 
 
-def judged(model, batch):
+def loss_of(model, batch):
     """What an update minimises, for the two nets of a model."""
     return model.td_loss(batch, model.policy_net, model.target_net)
 
@@ -47,10 +47,10 @@ def logits(*rows):
     return torch.tensor(rows).log().T.tolist()
 
 
-def make_c51(policy, target, *, start=0, **knobs):
+def make_c51(policy, target, *, start=0, **options):
     """C51 with the atoms 0, 1, 2 and 2 actions, of given chances."""
     space = spaces.Discrete(2, start=start)
-    model = C51(BOX, space, network=linear, num_atoms=3, v_min=0.0, v_max=2.0, **knobs)
+    model = C51(BOX, space, network=linear, num_atoms=3, v_min=0.0, v_max=2.0, **options)
     fill(model.policy_net.output, logits(*policy))
     fill(model.target_net.output, logits(*target))
     return model
@@ -78,7 +78,7 @@ def test_c51_acts_by_the_means_of_its_distributions():
 @pytest.mark.parametrize(("double", "projected"), [(False, [0.0, 0.3, 0.7]), (True, [0.0, 0.6, 0.4])])
 def test_c51_loss_is_the_cross_entropy_to_the_projected_target(double, projected, start):
     model = make_c51(C51_POLICY, C51_TARGET, double=double, start=start)
-    result = judged(model, two_rows(action_start=start, weight=(1.0, 0.1)))
+    result = loss_of(model, two_rows(action_start=start, weight=(1.0, 0.1)))
     # row 1: atoms 1 + .5 (0, 1, 2) = 1, 1.5, 2. The target net's best action in state 1 is 1, with chances .2, .2, .6:
     # m = (0, .2 + .1, .1 + .6); the policy net's is 0, with .4, .4, .2: m = (0, .4 + .2, .2 + .2)
     # row 2: all at 2: m = (0, 0, 1)
@@ -92,19 +92,9 @@ def test_c51_loss_is_the_cross_entropy_to_the_projected_target(double, projected
     assert result.priority.tolist() == pytest.approx([rows[0] - entropy, rows[1]], rel=1e-5)
 
 
-def test_c51_has_nothing_left_to_learn_where_it_equals_its_target():
-    # row 1 as the target without double above; in row 2 all but nothing lies at 2
-    model = make_c51([[1e-30, 0.3, 0.7, 1, 1, 1], [1, 1, 1, 1e-30, 1e-30, 1.0]], C51_TARGET)
-    result = judged(model, two_rows())
-    assert result.priority.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
-    assert result.td_error.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
-    result.loss.backward()
-    assert model.policy_net.output.weight.grad.abs().max() < 1e-6
-
-
 def test_c51_gradient_is_the_difference_of_the_distributions():
     model = make_c51(C51_POLICY, C51_TARGET)
-    judged(model, two_rows()).loss.backward()
+    loss_of(model, two_rows()).loss.backward()
     gradient = model.policy_net.output.weight.grad.T
     # d/d logits of -sum m ln p is p - m, over 2 rows; other actions get none
     assert gradient[0].tolist() == pytest.approx([0.125, (0.25 - 0.3) / 2, (0.5 - 0.7) / 2, 0, 0, 0], abs=1e-6)
@@ -116,9 +106,9 @@ QR_POLICY = [[0.0, 3.0, 9.0, 9.0], [4.0, 4.0, 1.0, 2.0]]  # means 1.5 and 9; 4 a
 QR_TARGET = [[1.0, 2.0, 0.0, 2.0], [0.0, 2.0, 2.0, 4.0]]  # means 1.5 and 1; 1 and 3
 
 
-def make_qrdqn(policy=QR_POLICY, target=QR_TARGET, *, start=0, **knobs):
+def make_qrdqn(policy=QR_POLICY, target=QR_TARGET, *, start=0, **options):
     """QR-DQN with 2 quantiles and 2 actions, of given values."""
-    model = QRDQN(BOX, spaces.Discrete(2, start=start), network=linear, num_quantiles=2, **knobs)
+    model = QRDQN(BOX, spaces.Discrete(2, start=start), network=linear, num_quantiles=2, **options)
     fill(model.policy_net.output, np.transpose(policy).tolist())
     fill(model.target_net.output, np.transpose(target).tolist())
     return model
@@ -132,7 +122,7 @@ def test_qrdqn_acts_by_the_means_of_its_quantiles():
 
 @pytest.mark.parametrize("start", [0, 5])
 def test_qrdqn_loss_regresses_each_quantile_on_all_of_the_target(start):
-    result = judged(make_qrdqn(start=start), two_rows(action_start=start, weight=(1.0, 0.1)))
+    result = loss_of(make_qrdqn(start=start), two_rows(action_start=start, weight=(1.0, 0.1)))
     # row 1: the target net's best in state 1 is action 1, (2, 4): targets 1 + .5 (2, 4) = 2, 3; estimates 0, 3
     # level 1/4: u = 2, 3: 1/4 * (1.5 + 2.5) / 2 = .5;  level 3/4: u = -1, 0: 1/4 * .5 / 2 = .0625
     # row 2: targets 2, 2; estimates 1, 2: level 1/4: u = 1: 1/4 * .5 = .125;  level 3/4: 0
@@ -144,7 +134,7 @@ def test_qrdqn_loss_regresses_each_quantile_on_all_of_the_target(start):
 
 
 def test_qrdqn_double_takes_the_policy_nets_choice():
-    result = judged(make_qrdqn(double=True), two_rows())
+    result = loss_of(make_qrdqn(double=True), two_rows())
     # the policy net's best in state 1 is action 0, of which the target net thinks (0, 2): targets 1, 2
     # level 1/4, estimate 0: u = 1, 2: 1/4 * (.5 + 1.5) / 2 = .25;  level 3/4, 3: u = -2, -1: 1/4 * (1.5 + .5) / 2
     assert result.priority.tolist() == pytest.approx([0.5, 0.125])
@@ -152,7 +142,7 @@ def test_qrdqn_double_takes_the_policy_nets_choice():
 
 
 def test_qrdqn_kappa_is_where_its_loss_turns_straight():
-    result = judged(make_qrdqn(kappa=2.0), two_rows())
+    result = loss_of(make_qrdqn(kappa=2.0), two_rows())
     # row 1: level 1/4: u = 2, 3: h = 2, 2 * (3 - 1) = 4, over 2: 1/4 * (1 + 2) / 2; level 3/4: 1/4 * .25 / 2
     # row 2: 1/4 * .25
     assert result.priority.tolist() == pytest.approx([0.375 + 0.03125, 0.0625])
@@ -180,7 +170,7 @@ def test_dqn_munchausen_rewards_sure_actions_and_softens_the_value():
     # target values (T ln 3, 0) in state 0 and (0, 0) in state 1
     high = 0.5 * math.log(3)
     fill(model.target_net.output, [[high, 0.0], [0.0, 0.0]])
-    result = judged(model, two_rows())
+    result = loss_of(model, two_rows())
     # row 1: 1 + .9 * .5 ln 3/4 + .5 * .5 ln 2;  row 2: 2 + .9 * .5 ln 1/2 + 0
     by_hand = [1 + 0.45 * math.log(0.75) + 0.25 * math.log(2), 2 + 0.45 * math.log(0.5)]
     assert (result.q_value - result.td_error).tolist() == pytest.approx(by_hand)
@@ -191,29 +181,17 @@ def test_dqn_munchausen_rewards_sure_actions_and_softens_the_value():
 def test_qrdqn_munchausen_mixes_quantiles_by_the_policy_of_their_means():
     model = make_qrdqn(munchausen=True, munchausen_temperature=2.0)
     batch = two_rows()
-    result = judged(model, batch)
+    result = loss_of(model, batch)
     means = [[1.5, 1.0], [1.0, 3.0]]
     quantiles = [[[0.0, 2.0], [2.0, 4.0]], [[1.0, 2.0], [0.0, 2.0]]]
     targets = munchausen_targets(batch, means, means[::-1], 2.0, quantiles=quantiles)
     assert (result.q_value - result.td_error).tolist() == pytest.approx([sum(row) / 2 for row in targets], rel=1e-5)
-    # and the loss is that of the regression on just these
-    model.munchausen_temperature = None
-    rows = [[0.0, 3.0], [1.0, 2.0]]
-    expected = []
-    for estimates, samples in zip(rows, targets, strict=True):
-        parts = []
-        for level, estimate in zip((0.25, 0.75), estimates, strict=True):
-            errors = [sample - estimate for sample in samples]
-            huber = [u * u / 2 if abs(u) <= 1 else abs(u) - 0.5 for u in errors]
-            parts.append(sum(abs(level - (u < 0)) * h for u, h in zip(errors, huber, strict=True)) / 2)
-        expected.append(sum(parts))
-    assert result.priority.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def make_iqn(**knobs):
+def make_iqn(**options):
     """IQN whose quantile at level t is its weight times 1 + cos(pi t); 2 drawn levels, 2 to act by."""
     counts = {"num_quantiles": 2, "num_target_quantiles": 2, "num_policy_quantiles": 2, "num_cosines": 2}
-    model = IQN(BOX, spaces.Discrete(2), network=linear, **counts, **knobs)
+    model = IQN(BOX, spaces.Discrete(2), network=linear, **counts, **options)
     for net, weight in ((model.policy_net, [[2.0, 5.0], [0.0, 3.0]]), (model.target_net, [[0.0, 1.0], [2.0, 4.0]])):
         # phi = relu(1 + cos(pi t)), for both features
         fill(net.embedding, [[0.0, 1.0], [0.0, 1.0]], 1.0)
@@ -238,7 +216,7 @@ def test_iqn_acts_by_the_mean_of_evenly_spaced_quantiles():
 
 
 def test_iqn_loss_regresses_drawn_quantiles_on_drawn_quantiles(levels):
-    result = judged(make_iqn(), two_rows(weight=(1.0, 0.1)))
+    result = loss_of(make_iqn(), two_rows(weight=(1.0, 0.1)))
     # row 1: estimates of action 0 in state 0: 2 * (2, 1) = 4, 2. The target's best in state 1 is action 1, 4 * (1, 0):
     # targets 1 + .5 (4, 0) = 3, 1
     # level 0: u = -1, -3: |0 - 1| (.5 + 2.5) / 2 = 1.5;  level 1/2: u = 1, -1: 1/2 * .5
@@ -250,14 +228,14 @@ def test_iqn_loss_regresses_drawn_quantiles_on_drawn_quantiles(levels):
 
 
 def test_iqn_double_takes_the_policy_nets_choice(levels):
-    result = judged(make_iqn(double=True), two_rows())
+    result = loss_of(make_iqn(double=True), two_rows())
     # the policy net's best in state 1 is action 0, of which the target net thinks 1 * (1, 0): targets 1.5, 1
     assert (result.q_value - result.td_error).tolist() == pytest.approx([1.25, 2.0])
 
 
 def test_iqn_munchausen_follows_the_target_nets_means(levels):
     batch = two_rows()
-    result = judged(make_iqn(munchausen=True, munchausen_temperature=2.0), batch)
+    result = loss_of(make_iqn(munchausen=True, munchausen_temperature=2.0), batch)
     means = [[0.0, 2.0], [1.0, 4.0]]
     # factors 1 and 0 of the drawn levels
     quantiles = [[[m, 0.0] for m in row] for row in means[::-1]]
@@ -268,7 +246,7 @@ def test_iqn_munchausen_follows_the_target_nets_means(levels):
 def test_iqn_draws_other_levels_in_every_update():
     torch.manual_seed(0)
     model = make_iqn()
-    assert judged(model, two_rows()).loss != judged(model, two_rows()).loss
+    assert loss_of(model, two_rows()).loss != loss_of(model, two_rows()).loss
 
 
 MODELS = [C51, QRDQN, IQN]
@@ -288,34 +266,17 @@ def test_no_gradient_flows_through_a_target_and_what_is_reported_has_its_shape(m
     torch.manual_seed(0)
     model = make(BOX, spaces.Discrete(2), network=lambda s, n: MLP(s, n, hidden_sizes=[8]), **switches)
     model.target_net.requires_grad_(True)
-    # in the target of row 1 the policy net may only pick
-    batch = two_rows()
-    result = judged(model, batch)
+    result = loss_of(model, two_rows())
     result.loss.backward()
     assert all(p.grad is None for p in model.target_net.parameters())
     assert result.loss.shape == ()
     for part in result[1:]:
         assert part.shape == (2,)
     assert result.priority.min() >= 0
-    gradient = [p.grad.clone() for p in model.policy_net.parameters()]
-    # the same with a picking net that has no gradient to give
-    if "double" in switches and make is not IQN:
-        frozen = make(BOX, spaces.Discrete(2), network=lambda s, n: MLP(s, n, hidden_sizes=[8]), **switches)
-        frozen.load_state_dict(model.state_dict())
-
-        def policy(observation, *levels):
-            return frozen.policy_net(observation, *levels) if observation is batch.observation else held(observation)
-
-        def held(observation):
-            return model.policy_net(observation).detach()
-
-        frozen.td_loss(batch, policy, frozen.target_net).loss.backward()
-        for one, other in zip(gradient, frozen.policy_net.parameters(), strict=True):
-            assert torch.equal(one, other.grad)
 
 
 @pytest.mark.parametrize(
-    ("make", "knobs", "words"),
+    ("make", "options", "words"),
     [
         (C51, {"num_atoms": 1}, r"model\.num_atoms=1: must be at least 2"),
         (C51, {"v_min": 3.0, "v_max": 3.0}, r"model\.v_min=3\.0, model\.v_max=3\.0: v_min must be below v_max"),
@@ -336,11 +297,6 @@ def test_no_gradient_flows_through_a_target_and_what_is_reported_has_its_shape(m
         ],
     ],
 )
-def test_values_and_switches_that_make_no_sense_are_refused_by_name_and_value(make, knobs, words):
+def test_values_and_switches_that_make_no_sense_are_rejected_by_name_and_value(make, options, words):
     with pytest.raises(ValueError, match=words):
-        make(BOX, spaces.Discrete(2), **knobs)
-
-
-def test_a_network_that_cannot_be_taken_apart_is_refused_by_name():
-    with pytest.raises(TypeError, match="network Linear has no features"):
-        IQN(BOX, spaces.Discrete(2), network=lambda space, n: torch.nn.Linear(2, n))
+        make(BOX, spaces.Discrete(2), **options)

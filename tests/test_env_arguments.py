@@ -84,12 +84,7 @@ def test_what_is_no_string_under_the_name_of_a_secret_is_accepted(env_kwargs):
 
 def test_references_are_resolved_at_any_depth_and_nothing_else_is_copied():
     prices, plain = np.arange(3), {"b": [1]}
-    given = {
-        "a": [1, (2, REFERENCE)],
-        "token": REFERENCE,
-        "plain": plain,
-        "pair": Pair(prices, {"x": REFERENCE}),
-    }
+    given = {"a": [1, (2, REFERENCE)], "token": REFERENCE, "plain": plain, "pair": Pair(prices, {"x": REFERENCE})}
     resolved, values = resolve(given)
     assert resolved["a"] == [1, (2, "hunter2")]
     assert resolved["token"] == "hunter2"

@@ -9,7 +9,7 @@ from lightning_dqn.envs import EnvSettings, SingleVectorEnv, make_env, make_vect
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "FrozenLake-v1", "Blackjack-v1"])
-def test_a_vector_of_one_plays_as_gymnasiums_to_the_bit(env_id):
+def test_a_vector_of_one_plays_as_gymnasiums_bitwise(env_id):
     # cut at 30 steps, so that episodes end in both ways; Blackjack's observations are flattened
     settings = EnvSettings(env_id, {"max_episode_steps": 30})
     ours = make_vector_env(settings, 1)

@@ -26,9 +26,9 @@ def at_random(observation, rng=None, *mask):
     return rng.integers(2, size=len(observation))
 
 
-def make_player(env_id="CartPole-v1", num_envs=2, vectorization="sync", seed=0, policy=at_random, **knobs):
+def make_player(env_id="CartPole-v1", num_envs=2, vectorization="sync", seed=0, policy=at_random, **options):
     envs = make_vector_env(EnvSettings(env_id), num_envs, vectorization)
-    return Collector(envs=envs, policy=policy, seed=seed, **knobs)
+    return Collector(envs=envs, policy=policy, seed=seed, **options)
 
 
 def steps_of(collector, count):
@@ -38,10 +38,10 @@ def steps_of(collector, count):
     return [[part.tobytes() for part in collector.step() if part is not None] for _ in range(count)]
 
 
-def moved(collector, **knobs):
+def moved(collector, **options):
     """A player of other environments that continues from a checkpoint of this one."""
     state = through_a_checkpoint(collector.state_dict())
-    other = make_player(num_envs=collector.envs.num_envs, seed=99, **knobs)
+    other = make_player(num_envs=collector.envs.num_envs, seed=99, **options)
     assert not other.load_state_dict(state, "train").any()
     return other
 
@@ -92,7 +92,7 @@ def test_every_episode_has_a_seed_of_its_own_and_its_actions_are_logged():
 
 
 @pytest.mark.parametrize("reseed_after", [0, 20])
-def test_a_replay_reaches_the_last_observation_and_return_to_the_bit(reseed_after):
+def test_a_replay_reaches_the_last_observation_and_return_bitwise(reseed_after):
     env, rng = EpisodeLog(Dial(), reseed_after=reseed_after), np.random.default_rng(0)
     observation, _ = env.reset(seed=3)
     total, over, unseeded = 0.0, False, 0
@@ -136,9 +136,9 @@ def test_an_environment_that_fails_in_a_replay_has_no_result():
         ("TestCountdown-v0", 3, "sync"),
     ],
 )
-def test_environments_continue_to_the_bit_wherever_they_are_cut(env_id, num_envs, vectorization):
-    knobs = {"env_id": env_id, "vectorization": vectorization}
-    collector = make_player(num_envs=num_envs, **knobs)
+def test_environments_continue_bitwise_wherever_they_are_cut(env_id, num_envs, vectorization):
+    options = {"env_id": env_id, "vectorization": vectorization}
+    collector = make_player(num_envs=num_envs, **options)
     collector.start()
     cuts_at_an_end = 0
     for count in (0, 9, 1, 14, 23, 2, 12, -1, 3, -1):
@@ -146,7 +146,7 @@ def test_environments_continue_to_the_bit_wherever_they_are_cut(env_id, num_envs
         while count < 0 and not collector.resetting.any():
             collector.step()
         cuts_at_an_end += int(collector.resetting.sum())
-        other = moved(collector, **knobs)
+        other = moved(collector, **options)
         assert other.episodes == collector.episodes
         player_then = steps_of(collector, 25)
         assert steps_of(other, 25) == player_then
@@ -157,8 +157,8 @@ def test_environments_continue_to_the_bit_wherever_they_are_cut(env_id, num_envs
 
 
 def test_a_step_under_way_is_kept_and_is_the_next_one_after_a_resume():
-    knobs = {"vectorization": "async", "overlap": True}
-    collector = make_player(**knobs)
+    options = {"vectorization": "async", "overlap": True}
+    collector = make_player(**options)
     collector.start()
     ends = 0
     for _ in range(30):
@@ -168,7 +168,7 @@ def test_a_step_under_way_is_kept_and_is_the_next_one_after_a_resume():
         assert torch.equal(
             collector.state_dict()["under_way"]["pending"]["action"], state["under_way"]["pending"]["action"]
         )
-        other = moved(collector, **knobs)
+        other = moved(collector, **options)
         first, second = collector.step(), other.step()
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first[:5], second[:5], strict=True))
         ends += int(collector.resetting.sum())
@@ -202,20 +202,20 @@ gym.register("TestClock-v0", Clock)
 assert gym.spec("Walk-v0").entry_point is Walk
 
 
-def make_clocks(overlap=False, seed=0):
-    envs = make_vector_env(EnvSettings("TestClock-v0"), 2, "sync")
+def make_replay(env_id, seed=0):
+    envs = make_vector_env(EnvSettings(env_id), 2, "sync")
     memory = ReplayMemory(capacity=100, num_envs=2, observation_space=envs.single_observation_space, gamma=0.9)
-    knobs = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
-    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=seed, epoch_env_steps=200, **knobs)
+    options = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
+    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=seed, epoch_env_steps=200, **options)
 
 
-def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_begins(notes):
-    played, fresh = make_clocks(), make_clocks(seed=5)
+def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_begins(messages):
+    played, fresh = make_replay("TestClock-v0"), make_replay("TestClock-v0", seed=5)
     # mid-episode: 4 of 9 steps
     take(played, 4)
     seen = played.collector.observation.copy()
     restore_dataset(fresh, through_a_checkpoint(played.state_dict()), with_envs=True)
-    assert "[0, 1]" in notes[-1]
+    assert "[0, 1]" in messages[-1]
     assert fresh.collector.resetting.tolist() == [True, True]
     take(fresh, 2)
     rows = fresh.memory.state_dict()["rows"]
@@ -232,7 +232,7 @@ def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_be
 
 
 def test_an_episode_that_has_ended_counts_once_whether_or_not_it_is_repeated():
-    played, fresh = make_clocks(), make_clocks(seed=5)
+    played, fresh = make_replay("TestClock-v0"), make_replay("TestClock-v0", seed=5)
     take(played, 9)
     assert played.collector.resetting.all()
     fresh.load_state_dict(through_a_checkpoint(played.state_dict()))
@@ -263,7 +263,7 @@ def test_a_step_under_way_of_an_episode_that_is_not_repeated_is_truncated(monkey
     assert other.step()[4].tolist() == [[0.0], [0.0]], "a new episode"
 
 
-def test_a_log_that_is_full_is_not_replayed_and_announced(monkeypatch, notes):
+def test_a_log_that_is_full_is_not_replayed_and_announced(monkeypatch, messages):
     for module in ("lightning_dqn.envs.episode_log", "lightning_dqn.resume.env_state"):
         monkeypatch.setattr(f"{module}.MAX_LOGGED_ACTIONS", 5)
     monkeypatch.setattr(Clock, "honest", True)
@@ -280,40 +280,6 @@ def test_a_log_that_is_full_is_not_replayed_and_announced(monkeypatch, notes):
     assert steps_of(other, 12) == steps_of(collector, 12)
 
 
-def test_constants_of_the_environments_own_module_are_left_alone():
-    # once, a restore wrote the attributes of one copy into those of another
-    class Way:
-        def __init__(self, dx):
-            self.dx = dx
-
-    left, right = Way(-1), Way(1)
-
-    class Corridor(gym.Env):
-        observation_space = spaces.Box(-20, 20, (1,), np.float32)
-        action_space = spaces.Discrete(2)
-
-        def reset(self, *, seed=None, options=None):
-            super().reset(seed=seed)
-            self.x, self.way, self.item = 0, left, None
-            return np.zeros(1, np.float32), {}
-
-        def step(self, action):
-            self.way = right if action else left
-            self.x += self.way.dx
-            # an object that appears late
-            self.item = Way(5) if abs(self.x) > 2 else self.item
-            return np.array([self.x], np.float32), float(self.item is not None), abs(self.x) > 9, False, {}
-
-    gym.registry.pop("Corridor-v0", None)
-    gym.register("Corridor-v0", Corridor)
-    collector = make_player("Corridor-v0")
-    for _ in range(6):
-        steps_of(collector, 17)
-        collector, before = moved(collector, env_id="Corridor-v0"), collector
-        assert steps_of(collector, 5) == steps_of(before, 5)
-    assert (left.dx, right.dx) == (-1, 1)
-
-
 def test_forms_that_have_no_state_to_give_are_named():
     cartpole = gym.make_vec("CartPole-v1", 2, "vector_entry_point")
     assert unsupported_reason(cartpole) is None
@@ -322,9 +288,6 @@ def test_forms_that_have_no_state_to_give_are_named():
     cartpole.model = object()
     assert "CartPoleVectorEnv.model is a object" in unsupported_reason(cartpole)
     assert unsupported_reason(gym.vector.SyncVectorEnv([Clock])) is not None
-
-
-# states that were tampered with
 
 
 def forge(path, value):
@@ -385,7 +348,7 @@ FORGED = {
 
 @pytest.mark.parametrize(("name", "change"), FORGED.values(), ids=FORGED)
 def test_a_forged_state_is_rejected_by_the_name_of_its_value(name, change):
-    dataset, other = make_carts(), make_carts()
+    dataset, other = make_replay("CartPole-v1"), make_replay("CartPole-v1")
     while (dataset.collector._lengths < 3).any() or not dataset.episodes.returns:
         take(dataset, 1)
     state = copy.deepcopy(dataset.state_dict())
@@ -393,24 +356,6 @@ def test_a_forged_state_is_rejected_by_the_name_of_its_value(name, change):
     with pytest.raises(CheckpointError) as error:
         other.load_state_dict(state, "DQNDataModule.train")
     assert str(error.value).startswith(f"DQNDataModule.train.{name}")
-
-
-def make_carts(vectorization="sync"):
-    envs = make_vector_env(EnvSettings("CartPole-v1"), 2, vectorization)
-    memory = ReplayMemory(capacity=100, num_envs=2, observation_space=envs.single_observation_space, gamma=0.9)
-    knobs = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
-    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=0, epoch_env_steps=200, **knobs)
-
-
-def test_a_state_of_plain_values_that_once_ran_commands_is_rejected():
-    dataset, other = make_carts(), make_carts()
-    take(dataset, 3)
-    state = dataset.state_dict()
-    spec = ["object", "gymnasium.envs.registration.EnvSpec", "id", "X-v0", "entry_point", "subprocess:Popen"]
-    state["under_way"]["envs"] = {"nodes": [["close_extras", ["method", [0], "make"]], spec], "num_envs": 2}
-    with pytest.raises(CheckpointError, match=r"under_way\.envs\.seeds"):
-        other.load_state_dict(state, "train")
-    assert "close_extras" not in vars(other.envs)
 
 
 NATIVE = {

@@ -69,13 +69,13 @@ SWITCHES = {
     "masked": ({}, {"env_id": "MaskedChain-v0", "action_masks": True}, {}),
 }
 # C51 has neither
-NONSENSE = {("c51", "munchausen"), ("c51", "mse"), ("qrdqn", "mse"), ("iqn", "mse")}
+INVALID = {("c51", "munchausen"), ("c51", "mse"), ("qrdqn", "mse"), ("iqn", "mse")}
 # of the other learners these alone are quick enough to be tried before every commit
-TELLING = {"nothing", "double", "munchausen", "all-networks"}
-PAIRS = [(model, switch) for model in MODELS for switch in SWITCHES if (model, switch) not in NONSENSE]
+QUICK = {"nothing", "double", "munchausen", "all-networks"}
+PAIRS = [(model, switch) for model in MODELS for switch in SWITCHES if (model, switch) not in INVALID]
 
 
-class Look(pl.Callback):
+class Recorder(pl.Callback):
     """Notes losses, and epsilon at the time of every one."""
 
     def __init__(self):
@@ -89,7 +89,7 @@ class Look(pl.Callback):
             assert all(part.isfinite().all() for part in outputs.values())
 
 
-def knobs_of(model, *switches):
+def options_of(model, *switches):
     """What is given to the learner, to the data side, and to the target's callback."""
     learner, side, target = ({}, {}, {})
     for switch in switches:
@@ -100,7 +100,7 @@ def knobs_of(model, *switches):
 
 def make(model, *switches):
     """A learner and its data side."""
-    learner, side, _ = knobs_of(model, *switches)
+    learner, side, _ = options_of(model, *switches)
     pl.seed_everything(0, verbose=False)
     sizes = {"warmup_env_steps": 40, "batch_size": 16, "memory_capacity": 500, "epoch_env_steps": 120}
     data = DQNDataModule(**{"env_id": "Chain-v0", "gamma": chain.GAMMA, "eval_episodes": 2, **sizes, **side})
@@ -114,12 +114,12 @@ def make(model, *switches):
             model,
             switch,
             id=f"{model}-{switch}",
-            marks=[pytest.mark.learning] * (model != "dqn" and switch not in TELLING),
+            marks=[pytest.mark.learning] * (model != "dqn" and switch not in QUICK),
         )
         for model, switch in PAIRS
     ],
 )
-def test_a_short_fit_learns_explores_as_it_says_and_comes_back_from_its_checkpoint(tmp_path, model, switch):
+def test_a_short_fit_learns_explores_and_comes_back_from_its_checkpoint(tmp_path, model, switch):
     look_at_a_short_fit(tmp_path, model, switch)
 
 
@@ -128,12 +128,12 @@ def pairs_of_switches():
     models = itertools.cycle(MODELS)
     for one, other in itertools.combinations([name for name in SWITCHES if name != "nothing"], 2):
         # two networks, or two environments, are one too many
-        said_twice = any(a.keys() & b.keys() for a, b in zip(SWITCHES[one], SWITCHES[other], strict=True))
-        said = {name for switch in (one, other) for part in SWITCHES[switch] for name in part}
+        given_twice = any(a.keys() & b.keys() for a, b in zip(SWITCHES[one], SWITCHES[other], strict=True))
+        given = {name for switch in (one, other) for part in SWITCHES[switch] for name in part}
         # soft values pick no action, and the bonus belongs to one step
-        if said_twice or {"munchausen", "double"} <= said or {"munchausen", "n_step"} <= said:
+        if given_twice or {"munchausen", "double"} <= given or {"munchausen", "n_step"} <= given:
             continue
-        yield next(model for model in models if not {(model, one), (model, other)} & NONSENSE), one, other
+        yield next(model for model in models if not {(model, one), (model, other)} & INVALID), one, other
 
 
 @pytest.mark.learning
@@ -148,8 +148,8 @@ def look_at_a_short_fit(tmp_path, model, *switches):
     """What must hold behind a fit of 120 env steps."""
     learner, data = make(model, *switches)
     start = {name: p.clone() for name, p in learner.named_parameters()}
-    look, decay = Look(), EpsilonDecay()
-    given, _, target = knobs_of(model, *switches)
+    look, decay = Recorder(), EpsilonDecay()
+    given, _, target = options_of(model, *switches)
     callbacks = [SoftTargetUpdate(**target), decay, PriorityUpdate(), look]
     # an episode that goes to and fro ends at last
     data.eval_max_steps = 50
@@ -170,9 +170,6 @@ def look_at_a_short_fit(tmp_path, model, *switches):
         assert net(states).shape == (chain.STATES, 2)
     assert torch.equal(fresh(states), learner(states))
     assert fresh.act(states.numpy()).tolist() == learner(states).argmax(1).tolist()
-
-
-# exploration
 
 
 def test_a_noisy_network_explores_with_a_generator_and_is_silent_without_one():
@@ -205,17 +202,6 @@ def test_boltzmann_chances_go_with_the_exponentials_of_the_values():
     assert (learner.act(np.ones((50, 1), np.float32)) == 4).all(), "without a generator it is greedy"
 
 
-def test_boltzmann_never_takes_what_is_not_allowed():
-    learner = linear_dqn([[1.0], [0.0], [-1.0]], boltzmann_temperature=5.0)
-    learner.set_epsilon(0.0)
-    mask = np.array([[False, True, True]] * 500)
-    taken = learner.act(np.ones((500, 1), np.float32), np.random.default_rng(0), mask)
-    assert set(taken.tolist()) == {1, 2}
-
-
-# schedules of the rate
-
-
 def rate_of(trainer):
     """What the next update will go by."""
     return trainer.optimizers[0].param_groups[0]["lr"]
@@ -238,11 +224,7 @@ def linear_schedule(optimizer):
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [
-        ("plain", "fast"),
-        ("watched", "plain"),
-        pytest.param("compiled", "compiled", marks=pytest.mark.learning),
-    ],
+    [("plain", "fast"), ("watched", "plain"), pytest.param("compiled", "compiled", marks=pytest.mark.learning)],
 )
 def test_the_rate_goes_a_step_an_update_whatever_makes_the_update(path, kind, recwarn):
     rates = Rates()
@@ -309,17 +291,14 @@ def test_the_state_of_a_schedule_goes_through_a_checkpoint(tmp_path, make_schedu
     assert len(set(whole)) > 2
 
 
-def test_a_schedule_that_waits_for_a_metric_is_refused():
+def test_a_schedule_that_waits_for_a_metric_is_rejected():
     with pytest.raises(ValueError, match="ReduceLROnPlateau: waits for a metric"):
         linear_dqn([[0.5, 1.0], [2.0, 1.0]], lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
-def test_a_schedule_that_cannot_be_made_is_refused_at_once():
+def test_a_schedule_that_cannot_be_made_is_rejected_at_once():
     with pytest.raises(ValueError, match=r"model\.lr_scheduler: .*step_size"):
         linear_dqn([[0.5, 1.0], [2.0, 1.0]], lr_scheduler=torch.optim.lr_scheduler.StepLR)
-
-
-# limits of the gradient
 
 
 class Gradients(UpdateCallback):
@@ -329,7 +308,8 @@ class Gradients(UpdateCallback):
         self.seen = []
 
     def on_update_end(self, trainer, module):
-        self.seen.append(module._flat[0].vector.grad.clone())
+        parameters = module.trainer.optimizers[0].param_groups[0]["params"]
+        self.seen.append(torch.cat([p.grad.flatten() for p in parameters]))
 
 
 @pytest.mark.parametrize("path", ["plain", "watched", pytest.param("compiled", marks=pytest.mark.learning)])
@@ -345,12 +325,14 @@ def test_gradients_are_limited_by_value_and_then_by_norm_as_torch_does_it(path, 
         seen = Gradients()
         watchers = [StepCounter()] * (path == "watched")
         trainer = quiet_trainer(callbacks=[SoftTargetUpdate(), EpsilonDecay(), seen, *watchers])
-        trainer.fit(learner, datamodule=Batches([batch_of(3)]))
+        # the errors of the two rows have different signs
+        batch = batch_of(3)._replace(reward=torch.tensor([1.0, -8.0]).expand(3, 2))
+        trainer.fit(learner, datamodule=Batches([batch]))
         return seen.seen
 
     free = gradients(clip_grad_value=None)
-    # -.5 at the weight and the bias of each row's action: norm sqrt(4 * .25) = 1
-    assert free[0].tolist() == pytest.approx([-0.5, 0, 0, -0.5, -0.5, -0.5])
+    # +-.5 at the weight and the bias of each row's action: norm sqrt(4 * .25) = 1
+    assert free[0].tolist() == pytest.approx([-0.5, 0, 0, 0.5, -0.5, 0.5])
     expected = []
     for gradient in free:
         vector = torch.nn.Parameter(torch.zeros(6))
@@ -364,7 +346,7 @@ def test_gradients_are_limited_by_value_and_then_by_norm_as_torch_does_it(path, 
     if value is not None and norm == 0.4:
         # cut to .3, the norm of the 4 is .6, which is made .4: .2 each; the other way round they would be .2 as well
         # only if nothing were cut
-        assert expected[0].tolist() == pytest.approx([-0.2, 0, 0, -0.2, -0.2, -0.2], abs=1e-6)
+        assert expected[0].tolist() == pytest.approx([-0.2, 0, 0, 0.2, -0.2, 0.2], abs=1e-6)
 
 
 def test_the_value_is_cut_before_the_norm_is_taken():
@@ -381,9 +363,6 @@ def test_the_value_is_cut_before_the_norm_is_taken():
     # slopes 2 / 2 = 1 and 8 / 2 = 4, the second cut to 3, each at a weight and a bias: norm sqrt(2 + 18)
     length = math.sqrt(20)
     assert learner.policy_net.output.bias.tolist() == pytest.approx([1 / length, 3 / length], rel=1e-5)
-
-
-# a hard target by the clock of env steps
 
 
 @pytest.mark.parametrize("num_envs", [1, 4])
@@ -418,7 +397,7 @@ def test_a_target_by_env_steps_moves_when_the_clock_has_passed_a_multiple_and_ne
     assert target.state_dict() == {"periods": data.env_steps // 50}
 
 
-def test_a_longer_period_takes_effect_where_a_run_goes_on():
+def test_a_longer_period_takes_effect_when_a_run_resumes():
     target = SoftTargetUpdate(tau=1.0, every_n_env_steps=1000)
     # 60 periods of 50 have passed
     target.load_state_dict({"periods": 60})
@@ -440,21 +419,6 @@ def test_a_longer_period_takes_effect_where_a_run_goes_on():
     assert moved[-3:] == [3000, 4000, 5000]
 
 
-@pytest.mark.parametrize(
-    ("knobs", "words"),
-    [
-        ({"every_n_env_steps": 0}, "every_n_env_steps=0: must be at least 1, or null"),
-        ({"every_n_env_steps": 5, "every_n_updates": 2}, "every_n_updates=2, every_n_env_steps=5: two clocks"),
-    ],
-)
-def test_clocks_that_make_no_sense_are_refused(knobs, words):
-    with pytest.raises(ValueError, match=words):
-        SoftTargetUpdate(**knobs)
-
-
-# compiled
-
-
 COMPILED = {
     "iqn": (IQN, {"num_cosines": 16}),
     "c51-rainbow": (C51, {"network": network(noisy=True, dueling=True), "double": True}),
@@ -469,22 +433,21 @@ COMPILED = {
 )
 @pytest.mark.integration
 def test_plain_and_compiled_updates_give_the_same_weights_from_the_same_draws(name):
-    owner, knobs = COMPILED[name]
+    owner, options = COMPILED[name]
+    bias = f"policy_net.{'net.' * (owner is IQN)}hidden.0.bias"
     env_id = "FrozenLake-v1" if name == "frozen-lake" else "CartPole-v1"
     weights = []
     for compile in (False, True):
         pl.seed_everything(0, verbose=False)
         data = DQNDataModule(env_id=env_id, num_envs=4, updates_per_iteration=4, batch_size=32, warmup_env_steps=64)
         learner = owner(
-            data.observation_space, data.action_space, **{"network": small_mlp, **knobs, "compile": compile}
+            data.observation_space, data.action_space, **{"network": small_mlp, **options, "compile": compile}
         )
         trainer = quiet_trainer(max_epochs=None, max_steps=60, limit_val_batches=0)
-        start = learner.policy_net.state_dict()["hidden.0.bias" if owner is not IQN else "net.hidden.0.bias"].clone()
+        start = learner.state_dict()[bias].clone()
         trainer.fit(learner, data)
         assert (learner.update_mode == "compiled") is compile
         weights.append(learner.state_dict())
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5)
-    assert (
-        start - weights[0]["policy_net.hidden.0.bias" if owner is not IQN else "policy_net.net.hidden.0.bias"]
-    ).any()
+    assert not torch.equal(start, weights[0][bias])

@@ -1,4 +1,4 @@
-"""The cases of FAULTS.md that checkpoints must survive, with real faults: kills, full disks, bad files.
+"""Faults that checkpoints must survive, with real ones: kills, full disks, bad files.
 
 A state has a version: every number in it, in the checkpoint and in its memory, is that version, so that what was loaded
 shows whether it is of one piece.
@@ -13,7 +13,6 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -70,7 +69,7 @@ def other_file_system(path):
 
 @pytest.mark.faults
 @LAYOUTS
-def test_case_05_a_kill_at_20_moments_of_a_save_leaves_a_whole_checkpoint(tmp_path, max_inline_bytes):
+def test_a_kill_at_20_moments_of_a_save_leaves_a_whole_checkpoint(tmp_path, max_inline_bytes):
     path, swept = tmp_path / "last.ckpt", []
     tmpdir = other_file_system(tmp_path)
     processes = multiprocessing.get_context("forkserver")
@@ -117,20 +116,8 @@ def no_file_beyond(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 8 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting needs rights that this user has not")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def save_too_much(folder, max_inline_bytes, size):
-    """A small save, then one that does not fit; the old checkpoint stays to the byte and nothing lies beside it."""
+    """A small save, then one that does not fit; the old checkpoint stays to the byte and there is no other file."""
     path, plugin = folder / "last.ckpt", AtomicCheckpointIO(max_inline_bytes=max_inline_bytes)
     before = contents(folder)
     with pytest.raises(CheckpointError) as error:
@@ -146,14 +133,14 @@ def save_too_much(folder, max_inline_bytes, size):
 @LAYOUTS
 # the last of them leaves room for the memory and not for the checkpoint, whose weights are a fifth of the whole
 @pytest.mark.parametrize("size", [0.01, 1, 7], ids=["nothing fits", "a part fits", "nearly all fits"])
-def test_case_06_a_full_disk_keeps_the_old_checkpoint(tmp_path, max_inline_bytes, size):
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, max_inline_bytes, size):
     AtomicCheckpointIO(max_inline_bytes=max_inline_bytes).save_checkpoint(state(1, MB), tmp_path / "last.ckpt")
     with no_file_beyond(int(size * MB)):
-        said = save_too_much(tmp_path, max_inline_bytes, 10 * MB)
-    assert "File too large" in said
+        reported = save_too_much(tmp_path, max_inline_bytes, 10 * MB)
+    assert "File too large" in reported
 
 
-def test_case_06_a_full_disk_after_the_memory_keeps_the_old_pair(tmp_path):
+def test_a_full_disk_after_the_memory_keeps_the_old_pair(tmp_path):
     plugin, path = AtomicCheckpointIO(max_inline_bytes=0), tmp_path / "last.ckpt"
     plugin.save_checkpoint(state(1, MB), path)
     before, large = contents(tmp_path), state(2, MB)
@@ -168,23 +155,14 @@ def test_case_06_a_full_disk_after_the_memory_keeps_the_old_pair(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_case_06_a_target_that_can_not_be_replaced_leaves_nothing(tmp_path):
+def test_a_target_that_can_not_be_replaced_leaves_nothing(tmp_path):
     (tmp_path / "last.ckpt").mkdir()
     with pytest.raises(CheckpointError, match=r"last\.ckpt: not saved \(Is a directory\)"):
         AtomicCheckpointIO(max_inline_bytes=0).save_checkpoint(state(1, MB), tmp_path / "last.ckpt")
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.faults
-@LAYOUTS
-# 2 of 8 MB are taken; the memory alone of 7 MB fits, of 10 MB it doesn't
-@pytest.mark.parametrize("size", [7, 10, 40])
-def test_case_06_a_small_file_system_keeps_the_old_checkpoint(small_disk, max_inline_bytes, size):
-    AtomicCheckpointIO(max_inline_bytes=max_inline_bytes).save_checkpoint(state(1, 2 * MB), small_disk / "last.ckpt")
-    assert "No space left on device" in save_too_much(small_disk, max_inline_bytes, size * MB)
-
-
-def test_case_06_a_fit_on_a_full_disk_ends_with_one_error_and_its_last_checkpoint(tmp_path):
+def test_a_fit_on_a_full_disk_ends_with_one_error_and_its_last_checkpoint(tmp_path):
     make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(*make_pair())
     before = contents(tmp_path)
     too_large = pytest.raises(CheckpointError, match=r"\.ckpt: not saved \(File too large\)")
@@ -203,7 +181,7 @@ class Malicious:
         return os.mkdir, (self.folder,)
 
 
-def test_case_08_a_malicious_checkpoint_executes_nothing(tmp_path):
+def test_a_malicious_checkpoint_executes_nothing(tmp_path):
     trace, path = tmp_path / "executed", tmp_path / "evil.ckpt"
     torch.save({"state_dict": {}, "callbacks": {"x": Malicious(trace)}}, path)
     with pytest.raises(CheckpointError, match=r"evil\.ckpt: holds \w+\.mkdir, which is no plain value"):
@@ -218,7 +196,7 @@ def test_case_08_a_malicious_checkpoint_executes_nothing(tmp_path):
     assert trace.exists()
 
 
-def test_case_08_a_bare_pickle_executes_nothing(tmp_path):
+def test_a_bare_pickle_executes_nothing(tmp_path):
     trace, path = tmp_path / "executed", tmp_path / "evil.ckpt"
     path.write_bytes(pickle.dumps({"state_dict": Malicious(trace)}))
     with pytest.raises(CheckpointError, match="not a checkpoint"):
@@ -228,12 +206,6 @@ def test_case_08_a_bare_pickle_executes_nothing(tmp_path):
         AtomicCheckpointIO().load_checkpoint(path)
     assert remove_stale_files(tmp_path) == []
     assert not trace.exists()
-
-
-def test_case_08_a_malicious_state_is_refused_when_saving(tmp_path):
-    with pytest.raises(TypeError, match=r"^x is of type test_faults_checkpoint\.Malicious"):
-        AtomicCheckpointIO().save_checkpoint({"x": Malicious(tmp_path / "executed")}, tmp_path / "last.ckpt")
-    assert list(tmp_path.iterdir()) == []
 
 
 RECORD = {"at": ["rows"], "file": "memory-0123456789abcdef.safetensors", "sha256": "0" * 64}
@@ -247,7 +219,7 @@ RECORD = {"at": ["rows"], "file": "memory-0123456789abcdef.safetensors", "sha256
     ],
     ids=repr,
 )
-def test_case_08_a_checkpoint_can_not_name_a_file_or_a_place_that_is_no_memory(tmp_path, key, value):
+def test_a_checkpoint_can_not_name_a_file_or_a_place_that_is_no_memory(tmp_path, key, value):
     (tmp_path / "run").mkdir()
     (tmp_path / "secret").write_text("secret")
     path = tmp_path / "run" / "last.ckpt"
@@ -283,7 +255,7 @@ def f32(**changed):
     ],
     ids=lambda header: str(header)[:40],
 )
-def test_case_08_a_forged_memory_with_the_right_hash_is_rejected(tmp_path, header):
+def test_a_forged_memory_with_the_right_hash_is_rejected(tmp_path, header):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     for length in (len(text), 2**63, 2**64 - 1):
         content = length.to_bytes(8, "little") + text + bytes(64)
@@ -295,7 +267,7 @@ def test_case_08_a_forged_memory_with_the_right_hash_is_rejected(tmp_path, heade
         assert "\n" not in str(error.value)
 
 
-def test_case_08_shares_that_name_each_other_do_not_hang(tmp_path):
+def test_shards_that_name_each_other_do_not_hang(tmp_path):
     names = [f"share-{i:016x}.pt" for i in range(2)]
     for name in (*names, "last.ckpt"):
         torch.save({"lightning_dqn": {"schema": 2, "shares": names}}, tmp_path / name)
@@ -307,7 +279,7 @@ def test_case_08_shares_that_name_each_other_do_not_hang(tmp_path):
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/last.ckpt", "https://a/b", "s3://a/b", "gs://a/b", "simplecache::s3://a/b"]
 )
-def test_case_08_a_remote_path_is_refused(url):
+def test_a_remote_path_is_rejected(url):
     for use in (AtomicCheckpointIO().load_checkpoint, AtomicCheckpointIO().remove_checkpoint):
         with pytest.raises(CheckpointError, match=rf"^{url}: checkpoints are local files; copy it to this machine"):
             use(url)
@@ -315,12 +287,7 @@ def test_case_08_a_remote_path_is_refused(url):
         AtomicCheckpointIO().save_checkpoint({}, url)
 
 
-def test_case_08_a_fit_does_not_ask_the_network_for_a_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="local files"):
-        make_trainer(tmp_path, AtomicCheckpointIO(), 1).fit(*make_pair(), ckpt_path="http://127.0.0.1:1/last.ckpt")
-
-
-def test_case_10_a_truncated_checkpoint_is_refused_in_one_line(tmp_path):
+def test_a_truncated_checkpoint_is_rejected_in_one_line(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(state(1, 10_000), path)
     whole = path.read_bytes()
@@ -334,19 +301,19 @@ def test_case_10_a_truncated_checkpoint_is_refused_in_one_line(tmp_path):
     assert version_of(path) == 1
 
 
-def test_case_10_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+def test_a_flipped_bit_is_rejected_or_changes_nothing(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(state(1, 2_000), path)
-    whole, refused = path.read_bytes(), 0
+    whole, rejected = path.read_bytes(), 0
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         try:
             # names, time stamps and padding of the archive may mean nothing
             assert version_of(path) == 1
         except CheckpointError:
-            refused += 1
+            rejected += 1
     # at the least where the numbers lie
-    assert refused >= 2_000
+    assert rejected >= 2_000
 
 
 @pytest.mark.parametrize(
@@ -357,13 +324,13 @@ def test_case_10_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     ],
     ids=repr,
 )
-def test_case_10_what_is_no_checkpoint_of_this_package_is_refused(tmp_path, content):
+def test_what_is_no_checkpoint_of_this_package_is_rejected(tmp_path, content):
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt: .*use another"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
 
 
-def test_case_10_a_missing_checkpoint_is_missing(tmp_path):
+def test_a_missing_checkpoint_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"last\.ckpt: no such checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
 
@@ -376,7 +343,7 @@ def pair_beside(folder):
 
 
 @pytest.mark.parametrize("place", [0, 4_000, -1])
-def test_case_11_a_memory_with_one_flipped_byte_is_refused(tmp_path, place):
+def test_a_memory_with_one_flipped_byte_is_rejected(tmp_path, place):
     path, memory = pair_beside(tmp_path)
     damaged = bytearray(memory.read_bytes())
     damaged[place] ^= 1
@@ -385,7 +352,7 @@ def test_case_11_a_memory_with_one_flipped_byte_is_refused(tmp_path, place):
         AtomicCheckpointIO().load_checkpoint(path)
 
 
-def test_case_11_a_truncated_or_missing_memory_is_refused(tmp_path):
+def test_a_truncated_or_missing_memory_is_rejected(tmp_path):
     path, memory = pair_beside(tmp_path)
     for length in (memory.stat().st_size - 1, 0):
         os.truncate(memory, length)
@@ -396,7 +363,7 @@ def test_case_11_a_truncated_or_missing_memory_is_refused(tmp_path):
         AtomicCheckpointIO().load_checkpoint(path)
 
 
-def test_case_11_training_on_a_mapped_memory_does_not_change_its_file(tmp_path):
+def test_training_on_a_mapped_memory_does_not_change_its_file(tmp_path):
     source, run = tmp_path / "source", tmp_path / "run"
     plugin = AtomicCheckpointIO(max_inline_bytes=0)
     make_trainer(source, plugin, 1).fit(*make_pair())

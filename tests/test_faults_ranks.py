@@ -1,4 +1,4 @@
-"""Case 25 of FAULTS.md: what happens to one of two ranks happens to both, and nothing is lost by it."""
+"""Two ranks: a signal to one, or a crash of one, stops both, and nothing is lost by it."""
 
 import contextlib
 import os
@@ -92,7 +92,7 @@ def wait_until_gone(pid, seconds):
     ("whom", "signum", "code"),
     [("second", signal.SIGTERM, 143), ("first", signal.SIGTERM, 143), ("both", signal.SIGINT, 130)],
 )
-def test_case_25_a_stop_of_one_is_a_stop_of_both_and_loses_nothing(two_ranks, whom, signum, code):
+def test_a_stop_of_one_is_a_stop_of_both_and_loses_nothing(two_ranks, whom, signum, code):
     second = two_ranks.wait_for_a_checkpoint()
     if whom == "both":
         # as a terminal does
@@ -116,7 +116,7 @@ def test_case_25_a_stop_of_one_is_a_stop_of_both_and_loses_nothing(two_ranks, wh
 
 
 @pytest.mark.parametrize("whom", ["first", "second"])
-def test_case_25_the_death_of_one_ends_the_other_within_a_minute(two_ranks, whom):
+def test_the_crash_of_one_ends_the_other_within_a_minute(two_ranks, whom):
     second = two_ranks.wait_for_a_checkpoint()
     victim, other = (two_ranks.first.pid, second) if whom == "first" else (second, two_ranks.first.pid)
     os.kill(victim, signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_case_25_the_death_of_one_ends_the_other_within_a_minute(two_ranks, whom
         wait_until_gone(other, 60)
     else:
         assert two_ranks.first.wait(60) not in (0, None)
-    # what is left is whole, and both go on from it
+    # what is left is whole, and both resume from it
     before = two_ranks.text
     assert "a peer has exited" in before
     [last] = two_ranks.folder.glob("runs/*/*/checkpoints/last.ckpt")
@@ -136,7 +136,7 @@ def test_case_25_the_death_of_one_ends_the_other_within_a_minute(two_ranks, whom
     assert f"Resumed at {saved} env steps" in done.text
 
 
-def test_case_25_a_death_in_an_evaluation_is_said_in_one_line_too(tmp_path):
+def test_a_crash_in_an_evaluation_is_reported_in_one_line_too(tmp_path):
     run = TwoRanks(tmp_path, "--data.eval_episodes", "8000")
     try:
         wait_until(lambda: "0/2000000 env steps" in run.text, 180)

@@ -1,8 +1,6 @@
-"""Cases 17 and 20 to 23 of FAULTS.md: what surrounds a run, from its command line to its disk."""
+"""The environment of a run: configuration errors, W&B, secrets and the output folder."""
 
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -61,26 +59,17 @@ def guarded(tmp_path, monkeypatch):
     sys.modules.pop("guarded", None)
 
 
-# case 17: configuration errors before any environment is made
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("data.memory_capacity", "127"),
         ("data.gamma", "1.01"),
-        ("data.gamma", "-0.01"),
-        ("data.updates_per_iteration", "0"),
-        ("data.updates_per_iteration", "-1"),
         ("data.num_workers", "1"),
-        ("model.optimizer.lr", "0"),
-        ("model.optimizer.lr", "-0.1"),
         ("model.optimizer.lr", ".nan"),
-        ("target_update.tau", "0"),
         ("target_update.tau", "1.01"),
     ],
 )
-def test_case_17_a_wrong_knob_is_refused_before_an_environment_is_made(guarded, capfd, key, value):
+def test_a_wrong_option_is_rejected_before_an_environment_is_made(guarded, capfd, key, value):
     with pytest.raises(SystemExit) as ended:
         main(["fit", *SMALL, *NO_LOGGER, "--data.env_id", "guarded:Guarded-v0", f"--{key}", value])
     assert ended.value.code == 2
@@ -88,9 +77,6 @@ def test_case_17_a_wrong_knob_is_refused_before_an_environment_is_made(guarded, 
     assert key.rpartition(".")[2] in line
     assert not (guarded / "made").exists()
     assert not (guarded / "runs").exists()
-
-
-# case 20: Weights & Biases never stands in a run's way
 
 
 def fit_in_a_terminal(folder, env, *words):
@@ -110,7 +96,7 @@ def fit_with_pipes(folder, env, *words):
 
 
 @pytest.fixture
-def refusing_server():
+def rejecting_server():
     """A W&B server that is there, and knows nobody."""
 
     class Answer(BaseHTTPRequestHandler):
@@ -146,29 +132,27 @@ def silent_server():
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fit", [fit_in_a_terminal, fit_with_pipes], ids=["tty", "pipes"])
-@pytest.mark.parametrize("fault", ["no-key", "no-network", "silent-server", "refused-key", "short-key"])
-def test_case_20_without_weights_and_biases_training_goes_on_offline(
-    tmp_path, fit, fault, refusing_server, silent_server
-):
+@pytest.mark.parametrize("fault", ["no-key", "no-network", "silent-server", "rejected-key", "short-key"])
+def test_without_weights_and_biases_training_continues_offline(tmp_path, fit, fault, rejecting_server, silent_server):
     settings = {
         "no-key": {},
         "no-network": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
         "silent-server": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": silent_server},
-        "refused-key": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": refusing_server},
-        "short-key": {"WANDB_API_KEY": "short", "WANDB_BASE_URL": refusing_server},
+        "rejected-key": {"WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": rejecting_server},
+        "short-key": {"WANDB_API_KEY": "short", "WANDB_BASE_URL": rejecting_server},
     }
     exit_code, shown = fit(tmp_path, clean_environment(tmp_path, **settings[fault]))
     assert exit_code == 0, shown
     assert "Finished: 200 env steps" in shown
-    said = [line for line in shown.splitlines() if line.startswith("W&B is offline: ")]
-    assert len(said) == 1, shown
+    reported = [line for line in shown.splitlines() if line.startswith("W&B is offline: ")]
+    assert len(reported) == 1, shown
     assert list(tmp_path.glob("runs/*/*/wandb/offline-run-*/*.wandb"))
     for question in ("Enter your choice", "Create a W&B account", "paste", "wandb.ai/authorize"):
         assert question not in shown
     assert FAKE_KEY not in shown
 
 
-# case 21: secrets
+# secrets
 
 TOKEN = "hunter2-0xDEADBEEF"
 
@@ -184,7 +168,7 @@ def files_with(folder, text):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("way", ["argument", "dict", "config"])
-def test_case_21_a_secret_is_in_no_file_of_a_run(guarded, way):
+def test_a_secret_is_in_no_file_of_a_run(guarded, way):
     home = guarded / "home"
     home.mkdir()
     env = clean_environment(home, EXPECTED_TOKEN=TOKEN, GAME_TOKEN=TOKEN)
@@ -222,7 +206,7 @@ def test_case_21_a_secret_is_in_no_file_of_a_run(guarded, way):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("server", ["up", "down"], ids=["TypeError", "ConnectionError"])
-def test_case_21_an_environment_that_raises_with_its_arguments_writes_no_secret(guarded, server):
+def test_an_environment_that_raises_with_its_arguments_writes_no_secret(guarded, server):
     home = guarded / "home"
     home.mkdir()
     # the first environment is made before W&B begins to record what is printed, the second one after that
@@ -252,7 +236,7 @@ def test_case_21_an_environment_that_raises_with_its_arguments_writes_no_secret(
         (("--data.env_kwargs", f"{{server: {{auth: {{password: {TOKEN}}}}}}}"), "env_kwargs.server.auth.password"),
     ],
 )
-def test_case_21_a_secret_given_by_value_is_rejected_before_anything_is_made_or_written(guarded, capfd, given, path):
+def test_a_secret_given_by_value_is_rejected_before_anything_is_made_or_written(guarded, capfd, given, path):
     with pytest.raises(SystemExit) as ended:
         main(["fit", *SMALL, *QUIET, "--data.env_id", "guarded:Guarded-v0", *given])
     assert ended.value.code == 2
@@ -263,21 +247,6 @@ def test_case_21_a_secret_given_by_value_is_rejected_before_anything_is_made_or_
     assert TOKEN not in shown.out + shown.err
     assert not (guarded / "made").exists()
     assert files_with(guarded, TOKEN) == []
-
-
-def test_case_21_a_missing_variable_is_named(guarded, capfd, monkeypatch):
-    monkeypatch.delenv("GAME_TOKEN", raising=False)
-    arguments = ("--data.env_kwargs", "{server: {tokens: [{from_env: GAME_TOKEN}]}}")
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", *SMALL, *NO_LOGGER, "--data.env_id", "guarded:Guarded-v0", *arguments])
-    assert ended.value.code == 2
-    line = "error: env_kwargs.server.tokens[0]={from_env: GAME_TOKEN}: the environment variable GAME_TOKEN is not set"
-    assert line in capfd.readouterr().err.splitlines()
-    assert not (guarded / "made").exists()
-    assert not (guarded / "runs").exists()
-
-
-# case 22: an output folder that takes nothing
 
 
 @pytest.fixture(params=["under-a-file", "full", "read-only", "full-device-link"])
@@ -303,19 +272,10 @@ def no_room(request, tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_case_22_a_folder_that_takes_nothing_is_refused_before_the_first_step(guarded, no_room, capfd):
+def test_a_folder_that_takes_nothing_is_rejected_before_the_first_step(guarded, no_room, capfd):
+    root = "--trainer.default_root_dir", str(no_room)
     with pytest.raises(SystemExit) as ended:
-        main(
-            [
-                "fit",
-                *SMALL,
-                *NO_LOGGER,
-                "--data.env_id",
-                "guarded:Guarded-v0",
-                "--trainer.default_root_dir",
-                str(no_room),
-            ]
-        )
+        main(["fit", *SMALL, *NO_LOGGER, "--data.env_id", "guarded:Guarded-v0", *root])
     assert ended.value.code == 2
     shown = capfd.readouterr()
     assert "Traceback" not in shown.err
@@ -327,58 +287,11 @@ def test_case_22_a_folder_that_takes_nothing_is_refused_before_the_first_step(gu
         assert {path.name for path in no_room.iterdir()} <= {"filler"}, "no litter"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_case_22_a_folder_without_permission_is_refused(guarded, capfd):
-    folder = guarded / "locked"
-    folder.mkdir(mode=0o500)
-    with pytest.raises(SystemExit):
-        main(["fit", *SMALL, *NO_LOGGER, "--trainer.default_root_dir", str(folder)])
-    assert f"trainer.default_root_dir={folder}" in capfd.readouterr().err
-
-
-# a SLURM job that was requeued
+# two at once
 
 
 @pytest.mark.faults
-def test_a_requeued_slurm_job_goes_on_in_its_folder(tmp_path):
-    command = tmp_path / "scontrol"
-    command.write_text("#!/bin/sh\nexit 0\n")
-    command.chmod(0o755)
-    env = clean_environment(tmp_path)
-    slurm = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "dqn", "SLURM_PROCID": "0"}
-    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_NTASKS_PER_NODE": "1"}
-    env |= {**slurm, "PATH": f"{tmp_path}:{env['PATH']}"}
-    words = ("fit", "--data.epoch_env_steps", "400", "--data.eval_episodes", "2", *QUIET, *NO_LOGGER)
-    first = subprocess.Popen(
-        [sys.executable, "-m", "lightning_dqn", *words],
-        cwd=tmp_path,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
-            assert first.poll() is None
-        first.send_signal(signal.SIGUSR1)
-        while not list(tmp_path.glob("runs/*/*/hpc_ckpt_1.ckpt")):
-            assert first.poll() is None
-        first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=60)
-    finally:
-        first.kill()
-    assert first.returncode == 143
-    again = run_cli(tmp_path, {**env, "SLURM_RESTART_COUNT": "1"}, *words, "--trainer.max_epochs", "4")
-    assert again.exit_code == 0, again.text
-    assert "Resumed at" in again.text
-    (folder,) = tmp_path.glob("runs/*/*")
-    assert folder.name.endswith("_job-77")
-
-
-# case 23: two at once
-
-
-@pytest.mark.faults
-def test_case_23_identical_runs_started_at_once_have_separate_folders(tmp_path):
+def test_identical_runs_started_at_once_have_separate_folders(tmp_path):
     command = [sys.executable, "-m", "lightning_dqn", "fit", *SMALL, *QUIET, "--trainer.logger", "CSVLogger"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     env = clean_environment(tmp_path)

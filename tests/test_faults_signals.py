@@ -1,4 +1,4 @@
-"""Cases 3 and 4 of FAULTS.md: a fit that is asked to stop does so between iterations and loses nothing."""
+"""Signals: a fit that is asked to stop does so between iterations and loses nothing."""
 
 import os
 import re
@@ -95,9 +95,7 @@ def unstopped(tmp_path_factory):
     [{"batch": 150}, {"batch": EPOCH - 1}, {"evaluation": True}],
     ids=["mid-iteration", "last-iteration", "evaluation"],
 )
-def test_case_03_and_04_a_signal_saves_the_state_at_the_iterations_end(
-    tmp_path, unstopped, capfd, signum_and_code, moment
-):
+def test_a_signal_saves_the_state_at_the_iterations_end(tmp_path, unstopped, capfd, signum_and_code, moment):
     signum, code = signum_and_code
     end = (0, 150) if moment.get("batch") == 150 else (1, 0)
     before = handlers()
@@ -109,25 +107,14 @@ def test_case_03_and_04_a_signal_saves_the_state_at_the_iterations_end(
     saved = torch.load(path, weights_only=True)
     for part in ("state_dict", "optimizer_states", "DQNDataModule", "global_step", "epoch", "loops"):
         assert_same(saved[part], unstopped[end][part], part)
-    said = [line for line in capfd.readouterr().err.splitlines() if "Stopped by" in line]
-    assert len(said) == 1
-    assert signal.Signals(signum).name in said[0]
-    assert str(path) in said[0]
-    assert "--ckpt_path last" in said[0]
+    reported = [line for line in capfd.readouterr().err.splitlines() if "Stopped by" in line]
+    assert len(reported) == 1
+    assert signal.Signals(signum).name in reported[0]
+    assert str(path) in reported[0]
+    assert "--ckpt_path last" in reported[0]
 
 
-@pytest.mark.parametrize("moment", [{"batch": 150}, {"batch": EPOCH - 1}], ids=["mid-epoch", "last-iteration"])
-def test_case_03_a_stopped_fit_goes_on_with_all_its_clocks(tmp_path, moment):
-    with pytest.raises(SystemExit):
-        fit(tmp_path, At(raise_in_this_process(signal.SIGTERM), **moment), StopOnSignal())
-    trainer, data = fit(tmp_path, StopOnSignal(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
-    assert trainer.current_epoch == 2
-    assert data.env_steps == 2 * EPOCH
-    assert trainer.global_step == 2 * EPOCH - 127
-    assert "val/episode_return" in trainer.callback_metrics
-
-
-def test_case_03_epochs_of_one_iteration_are_stopped_too(tmp_path):
+def test_epochs_of_one_iteration_are_stopped_too(tmp_path):
     act = At(raise_in_this_process(signal.SIGTERM), batch=0)
     with pytest.raises(SystemExit) as left:
         fit(tmp_path, act, StopOnSignal(), steps_per_iteration=EPOCH)
@@ -139,7 +126,7 @@ def test_case_03_epochs_of_one_iteration_are_stopped_too(tmp_path):
     assert trainer.global_step == 2
 
 
-def test_case_03_environments_are_closed_after_a_signal(tmp_path, monkeypatch):
+def test_environments_are_closed_after_a_signal(tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr(DQNDataModule, "close", lambda self, close=DQNDataModule.close: (closed.append(1), close(self)))
     with pytest.raises(SystemExit):
@@ -147,7 +134,7 @@ def test_case_03_environments_are_closed_after_a_signal(tmp_path, monkeypatch):
     assert closed
 
 
-def test_case_04_a_second_ctrl_c_ends_at_once_and_saves_nothing(tmp_path):
+def test_a_second_ctrl_c_ends_at_once_and_saves_nothing(tmp_path):
     before = handlers()
 
     def twice(_):
@@ -198,12 +185,8 @@ def test_a_slurm_job_is_requeued_with_the_state_at_the_iterations_end(tmp_path, 
 def test_a_hand_made_trainer_saves_among_its_own_checkpoints(tmp_path):
     folder = tmp_path / "mine"
     checkpoint = ModelCheckpoint(dirpath=folder, monitor=None)
-    kwargs = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    callbacks = [SoftTargetUpdate(), EpsilonDecay(), checkpoint, At(raise_in_this_process(signal.SIGTERM), batch=150)]
-    data = DQNDataModule(epoch_env_steps=EPOCH, eval_episodes=2)
-    trainer = pl.Trainer(callbacks=[*callbacks, StopOnSignal()], default_root_dir=tmp_path, **kwargs)
     with pytest.raises(SystemExit):
-        trainer.fit(DQN(data.observation_space, data.action_space), data)
+        fit(tmp_path, At(raise_in_this_process(signal.SIGTERM), batch=150), StopOnSignal(), checkpoint=checkpoint)
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
@@ -243,7 +226,7 @@ def last_of(folder):
 @pytest.mark.faults
 @STOPS
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_case_03_and_04_a_signal_to_a_process_ends_it_with_its_code(tmp_path, signum_and_code, vectorization):
+def test_a_signal_to_a_process_ends_it_with_its_code(tmp_path, signum_and_code, vectorization):
     signum, code = signum_and_code
     environments = ("--data.num_envs", "2", "--data.vectorization", vectorization)
     with process(tmp_path, "fit", *RUN, *QUIET, *environments) as child:
@@ -254,10 +237,10 @@ def test_case_03_and_04_a_signal_to_a_process_ends_it_with_its_code(tmp_path, si
         out, _ = child.communicate(timeout=60)
     assert child.returncode == code, out
     assert "Traceback" not in out
-    (said,) = re.findall(r"^Stopped by .*$", out, re.M)
+    (reported,) = re.findall(r"^Stopped by .*$", out, re.M)
     env_steps = torch.load(last, weights_only=True)["DQNDataModule"]["train"]["env_steps"]
-    assert f"{env_steps:,} env steps" in said
-    assert str(last.relative_to(tmp_path)) in said
+    assert f"{env_steps:,} env steps" in reported
+    assert str(last.relative_to(tmp_path)) in reported
     with process(tmp_path, "fit", "--ckpt_path", "last", "--trainer.max_epochs", str(env_steps // 300 + 1)) as child:
         out, _ = child.communicate(timeout=120)
     assert child.returncode == 0, out
@@ -266,7 +249,7 @@ def test_case_03_and_04_a_signal_to_a_process_ends_it_with_its_code(tmp_path, si
 
 @pytest.mark.faults
 @pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.01, 0.03, 0.1])
-def test_case_04_two_ctrl_c_leave_the_last_checkpoint_whole(tmp_path, delay):
+def test_two_ctrl_c_leave_the_last_checkpoint_whole(tmp_path, delay):
     with process(tmp_path, "fit", *RUN, *QUIET, "--trainer.logger", "false") as child:
         last = wait_for(lambda: last_of(tmp_path))
         time.sleep(0.1)
@@ -281,7 +264,7 @@ def test_case_04_two_ctrl_c_leave_the_last_checkpoint_whole(tmp_path, delay):
 
 @pytest.mark.faults
 @STOPS
-def test_case_04_an_evaluation_that_is_interrupted_says_so_by_its_exit_code(tmp_path, signum_and_code):
+def test_an_evaluation_that_is_interrupted_reports_it_by_its_exit_code(tmp_path, signum_and_code):
     signum, code = signum_and_code
     with process(tmp_path, "test", "--data.eval_episodes", "1000000", *QUIET) as child:
         shown = ""

@@ -1,4 +1,4 @@
-"""Updates as CUDA graphs: what is recorded goes on right; on a CPU by a recorder of operations, on a GPU for real."""
+"""Updates as CUDA graphs equal plain ones; on a CPU by a recorder of operations, on a GPU for real."""
 
 import functools
 import logging
@@ -19,8 +19,8 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 
 
 class Recorded(TorchDispatchMode):
-    """Does for a CPU what a CUDA graph does: notes each operation with the tensors it works on, numbers as they are,
-    and makes them again at the very same places. Unlike a graph it runs them when it notes them."""
+    """Does for a CPU what a CUDA graph does: records each operation with the tensors it works on, numbers as they are,
+    and repeats them at the same addresses. Unlike a graph it runs them when it records them."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def tensors(result):
 
 
 def record_on_cpu(function, arguments):
-    """As `record_cuda_graph`, but that it also runs the function; what is random goes on as if it had not."""
+    """As `record_cuda_graph`, but that it also runs the function; the random state is unchanged."""
     with torch.random.fork_rng(), Recorded() as recorded:
         results = function(*arguments)
     return recorded.replay, results
@@ -91,11 +91,11 @@ class Graphed(UpdateCallback):
             )
 
 
-def trained(num_updates, callbacks=(), model=DQN, accelerator="cpu", **knobs):
+def trained(num_updates, callbacks=(), model=DQN, accelerator="cpu", **options):
     """A module after so many updates on CartPole, from seed 0."""
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, updates_per_iteration=4)
-    module = model(data.observation_space, data.action_space, **knobs)
+    module = model(data.observation_space, data.action_space, **options)
     schedules = [SoftTargetUpdate(tau=0.1, every_n_updates=3), EpsilonDecay()]
     trainer = quiet_trainer(
         accelerator=accelerator,
@@ -122,30 +122,25 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_recorded_updates_end_in_the_weights_of_plain_ones_while_rate_and_target_move(optimizer):
-    knobs = {"compile": False, "optimizer": optimizer, "lr_scheduler": falling, "clip_grad_norm": 0.5}
-    plain = trained(60, **knobs)
+NOISY = functools.partial(MLP, noisy=True)
+VARIANTS = {name: {"optimizer": optimizer, "lr_scheduler": falling} for name, optimizer in OPTIMIZERS.items()}
+# their noise is drawn again in each update
+VARIANTS |= {"noisy DQN": {"network": NOISY}, "noisy IQN": {"network": NOISY, "model": IQN}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recorded_updates_end_in_the_weights_of_plain_ones_while_rate_and_target_move(variant):
+    options = {"compile": False, "clip_grad_norm": 0.5, **VARIANTS[variant]}
+    plain = trained(60, **options)
     graphed = Graphed()
-    recorded = trained(60, [graphed], **knobs)
+    recorded = trained(60, [graphed], **options)
     assert graphed.recorder.recordings == 1
     for name, value in plain.state_dict().items():
-        # the rate has single precision where it lies in a tensor
+        # the rate has single precision as a tensor
         torch.testing.assert_close(recorded.state_dict()[name], value, rtol=1e-5, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("model", [DQN, IQN])
-def test_recorded_noise_is_drawn_anew_in_each_update(model):
-    noisy = functools.partial(MLP, noisy=True)
-    plain = trained(40, compile=False, network=noisy, model=model)
-    graphed = Graphed()
-    recorded = trained(40, [graphed], compile=False, network=noisy, model=model)
-    assert graphed.recorder.recordings == 1
-    for name, value in plain.state_dict().items():
-        torch.testing.assert_close(recorded.state_dict()[name], value, rtol=1e-5, atol=1e-7, msg=name)
-
-
-def test_what_a_schedule_changes_beside_the_rate_ends_the_graph_and_a_line_says_so(caplog):
+def test_what_a_schedule_changes_beside_the_rate_ends_the_graph_and_is_reported_in_one_line(caplog):
     def cycle(optimizer):
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=80)
 
@@ -158,16 +153,16 @@ def test_what_a_schedule_changes_beside_the_rate_ends_the_graph_and_a_line_says_
 
 
 def test_a_recording_that_fails_leaves_the_plain_call_and_a_line(caplog):
-    def refuse(function, arguments):
+    def fail(function, arguments):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    call = GraphedCall(lambda a: (a + 1,), constants=tuple, record=refuse)
+    call = GraphedCall(lambda a: (a + 1,), constants=tuple, record=fail)
     with caplog.at_level(logging.INFO):
         results = [call(torch.tensor(float(i)))[0].item() for i in range(8)]
     assert results == [i + 1 for i in range(8)]
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        "Updates are no CUDA graph: RuntimeError: operation not permitted. Training continues without them.",
+        "Updates are no CUDA graph: RuntimeError: operation not permitted. Training continues without them."
     ]
 
 
@@ -193,11 +188,11 @@ def test_it_is_recorded_once_and_its_results_outlive_the_next_call():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("model", [DQN, IQN])
 def test_updates_on_a_gpu_are_graphs_and_end_in_the_weights_of_plain_ones(optimizer, model, caplog):
-    knobs = {"optimizer": optimizer, "lr_scheduler": falling, "clip_grad_norm": 0.5, "model": model}
-    knobs["accelerator"] = "cuda"
-    plain = trained(60, compile=False, **knobs)
+    options = {"optimizer": optimizer, "lr_scheduler": falling, "clip_grad_norm": 0.5, "model": model}
+    options["accelerator"] = "cuda"
+    plain = trained(60, compile=False, **options)
     with caplog.at_level(logging.INFO):
-        graph = trained(60, compile=True, **knobs)
+        graph = trained(60, compile=True, **options)
     assert "no CUDA graph" not in caplog.text
     assert graph.update_mode == "compiled"
     assert graph._fast_update._work._replay is not None

@@ -93,12 +93,12 @@ WRITES = {
     "a root elsewhere": options(trainer__default_root_dir="outside"),
     "another account": {
         ("options", "loggers"): [
-            {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"entity": "stranger"}},
+            {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"entity": "stranger"}}
         ]
     },
     "a tracking server": {
         ("options", "loggers"): [
-            {"class_path": "lightning.pytorch.loggers.MLFlowLogger", "init_args": {"tracking_uri": "outside"}},
+            {"class_path": "lightning.pytorch.loggers.MLFlowLogger", "init_args": {"tracking_uri": "outside"}}
         ]
     },
 }
@@ -148,7 +148,7 @@ def enter(folder, words):
         sys.path.remove(str(folder))
 
 
-def refusal(pool, folder, *words):
+def error_line(pool, folder, *words):
     """The line that a command ends with."""
     code, text = pool.submit(enter, folder, words).result()
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -165,7 +165,7 @@ def test_what_a_file_names_is_neither_executed_nor_opened_nor_allocated(attack, 
     before = {path.name for path in folder.parent.iterdir()}
     for command in ("test", "fit"):
         epochs = ["--trainer.max_epochs", "2"] if command == "fit" else []
-        refusal(pool, folder, command, "--ckpt_path", "f.ckpt", *epochs)
+        error_line(pool, folder, command, "--ckpt_path", "f.ckpt", *epochs)
     assert {path.name for path in folder.parent.iterdir()} == before
 
 
@@ -176,7 +176,7 @@ def test_what_a_file_names_is_neither_executed_nor_opened_nor_allocated(attack, 
 def test_a_file_that_is_loaded_in_python_has_nothing_executed(attack, command, good, folder, pool):
     changes = {**EXECUTES, **TAKES_TOO_MUCH}[attack]
     write(forged(torch.load(good, weights_only=True), changes), folder / "f.ckpt")
-    refusal(pool, folder, command, "f.ckpt")
+    error_line(pool, folder, command, "f.ckpt")
 
 
 def test_a_configuration_beside_a_checkpoint_is_not_read(good, folder, pool):
@@ -194,7 +194,7 @@ def test_an_optimizer_state_of_another_shape_is_named(good, folder, pool):
     for state in checkpoint["optimizer_states"][0]["state"].values():
         state["exp_avg"] = torch.zeros(2)
     torch.save(checkpoint, folder / "f.ckpt")
-    line = refusal(pool, folder, "fit", "--ckpt_path", "f.ckpt", "--trainer.max_epochs", "2")
+    line = error_line(pool, folder, "fit", "--ckpt_path", "f.ckpt", "--trainer.max_epochs", "2")
     assert "optimizer_states[0].state.0.exp_avg" in line
 
 
@@ -227,4 +227,4 @@ def test_a_zip_file_that_grows_when_it_is_read_is_not_read(good, folder, pool):
             packed.writestr(new, parts.read(part))
         for info in packed.filelist:
             info.external_attr = 0
-    assert "compressed" in refusal(pool, folder, "load", "f.ckpt")
+    assert "compressed" in error_line(pool, folder, "load", "f.ckpt")

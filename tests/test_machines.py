@@ -49,7 +49,7 @@ class Machine:
     output: Path
 
     def wait(self, seconds=180):
-        """Its exit code, and what it has said."""
+        """Its exit code, and its output."""
         try:
             return self.process.wait(seconds), self.output.read_text()
         finally:
@@ -80,9 +80,9 @@ def torchrun(folder, name, *words, ranks, devices):
     return start(folder, name, sys.executable, "-m", "torch.distributed.run", *words, *fit, *num_nodes)
 
 
-def the_one_run(folder, *said):
-    """The folder of the run of two ranks that said this: only the first reports, and only to one folder."""
-    text = "\n".join(said)
+def the_one_run(folder, *reported):
+    """The folder of the run of two ranks with this output: only the first reports, and only to one folder."""
+    text = "\n".join(reported)
     assert sorted(re.findall(r"GLOBAL_RANK: \d, MEMBER: \d/\d", text)) == [
         "GLOBAL_RANK: 0, MEMBER: 1/2",
         "GLOBAL_RANK: 1, MEMBER: 2/2",
@@ -114,13 +114,13 @@ def test_two_torchruns_are_one_run(tmp_path, rendezvous):
     else:
         where = [f"--rdzv_backend c10d --rdzv_endpoint 127.0.0.1:{port} --rdzv_id 1".split()] * 2
     machines = [torchrun(tmp_path, f"machine-{i}", *words, *where[i], ranks=2, devices=1) for i in range(len(where))]
-    said = [machine.wait() for machine in machines]
-    assert [code for code, _ in said] == [0, 0], said
-    run = the_one_run(tmp_path, *(text for _, text in said))
+    reported = [machine.wait() for machine in machines]
+    assert [code for code, _ in reported] == [0, 0], reported
+    run = the_one_run(tmp_path, *(text for _, text in reported))
     if rendezvous == "static":
-        # the files are made where --node_rank 0 was said, and that one was the second to start
-        assert str(run.relative_to(tmp_path)) in said[1][1]
-        assert "Finished" not in said[0][1]
+        # the files are made where --node_rank 0 was given, and that one was the second to start
+        assert str(run.relative_to(tmp_path)) in reported[1][1]
+        assert "Finished" not in reported[0][1]
 
 
 def slurm(folder, **extra):
@@ -139,12 +139,12 @@ def test_the_slurm_script_starts_one_run_in_the_first_ranks_folder(tmp_path):
     words = ["bash", SLURM_SCRIPT, *SHORT, "--trainer.callbacks+=asking.Asking"]
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     code, text = start(tmp_path, "job", *words, **slurm(tmp_path, PYTHONPATH=paths)).wait()
-    said = [(tmp_path / f"task-{rank}.txt").read_text() for rank in range(2)]
-    assert code == 0, [text, *said]
-    run = the_one_run(tmp_path, *said)
+    reported = [(tmp_path / f"task-{rank}.txt").read_text() for rank in range(2)]
+    assert code == 0, [text, *reported]
+    run = the_one_run(tmp_path, *reported)
     assert run.name.endswith("_job-77")
     for rank in range(2):
-        assert f"rank {rank} means {run.relative_to(tmp_path)}\n" in said[rank]
+        assert f"rank {rank} means {run.relative_to(tmp_path)}\n" in reported[rank]
 
 
 def wait_for(path, machine):
@@ -157,7 +157,7 @@ def wait_for(path, machine):
 
 
 @pytest.mark.ranks
-def test_a_requeued_slurm_job_of_two_machines_goes_on_in_its_folder(tmp_path):
+def test_a_requeued_slurm_job_of_two_machines_resumes_in_its_folder(tmp_path):
     words = ["bash", SLURM_SCRIPT, *SMALL.split(), "--data.epoch_env_steps", "400", "--model.compile", "false"]
     job = start(tmp_path, "job", *words, "--trainer.max_epochs", "5000", **slurm(tmp_path))
     try:
@@ -179,12 +179,12 @@ def test_a_requeued_slurm_job_of_two_machines_goes_on_in_its_folder(tmp_path):
     epochs = AtomicCheckpointIO().load_checkpoint(checkpoint)["epoch"] + 2
     again = [*words, "--trainer.max_epochs", str(epochs)]
     code, text = start(tmp_path, "again", *again, **slurm(tmp_path, SLURM_RESTART_COUNT="1")).wait()
-    said = [(tmp_path / f"task-{rank}.txt").read_text() for rank in range(2)]
-    assert code == 0, [text, *said]
-    assert the_one_run(tmp_path, *said) == run
-    assert f"Restoring states from the checkpoint path at {checkpoint.relative_to(tmp_path)}" in said[0]
-    assert f"Finished: {400 * epochs:,} env steps" in said[0]
-    assert "exists and is not empty" not in said[0]
+    reported = [(tmp_path / f"task-{rank}.txt").read_text() for rank in range(2)]
+    assert code == 0, [text, *reported]
+    assert the_one_run(tmp_path, *reported) == run
+    assert f"Restoring states from the checkpoint path at {checkpoint.relative_to(tmp_path)}" in reported[0]
+    assert f"Finished: {400 * epochs:,} env steps" in reported[0]
+    assert "exists and is not empty" not in reported[0]
 
 
 @pytest.mark.integration
@@ -208,7 +208,7 @@ def test_ranks_that_lightning_starts_are_told_which_checkpoint_is_meant(tmp_path
         pytest.param({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, id="srun"),
     ],
 )
-def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch, capfd, environment):
+def test_processes_that_would_each_train_as_a_single_process_are_rejected(tmp_path, monkeypatch, capfd, environment):
     monkeypatch.chdir(tmp_path)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

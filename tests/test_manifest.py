@@ -35,13 +35,7 @@ from lightning_dqn.resume.manifest import MAY_CHANGE, changed
 from lightning_dqn.resume.spaces import decode_space, encode_space
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SMALL = {
-    "epoch_env_steps": 100,
-    "warmup_env_steps": 50,
-    "batch_size": 8,
-    "eval_episodes": 1,
-    "eval_max_steps": 20,
-}
+SMALL = {"epoch_env_steps": 100, "warmup_env_steps": 50, "batch_size": 8, "eval_episodes": 1, "eval_max_steps": 20}
 MODELS = (DQN, C51, QRDQN, IQN, PQN)
 SCHEDULES = {"epsilon": EpsilonDecay, "target_update": SoftTargetUpdate, "priorities": PriorityUpdate}
 CLASSES = {**{cls.__name__: cls for cls in (*MODELS, DQNDataModule)}, **SCHEDULES}
@@ -176,17 +170,6 @@ def test_ints_for_floats_and_lists_for_tuples_are_the_same():
     one = {"a": 1, "b": (1, 2.0), "c": {"x": [1, (2,)]}, "d": float("nan"), "e": 5}
     other = {"a": 1.0, "b": [1, 2], "c": {"x": (1, [2])}, "d": float("nan"), "e": 6}
     assert list(changed(one, other)) == [("e", 5, 6)]
-
-
-def test_a_run_resumes_with_ints_for_floats_and_lists_for_tuples(tmp_path):
-    def parts(sizes, norm, bonus):
-        _, data, callbacks = make_run()
-        network = functools.partial(MLP, hidden_sizes=sizes)
-        spaces = data.observation_space, data.action_space
-        return user_module.Bonus(*spaces, network=network, clip_grad_norm=norm, bonus=bonus), data, callbacks
-
-    fit(parts((8, 8), 1.0, 2)).save_checkpoint(tmp_path / "one.ckpt")
-    assert fit(parts([8, 8], 1, 2.0), tmp_path / "one.ckpt", 2).current_epoch == 2
 
 
 def test_causes_are_named_before_their_consequences():

@@ -1,4 +1,4 @@
-"""Where the memory of a run lies, as its knobs say, and what is said of it."""
+"""Where the memory of a run is stored, by its options, and the message about it."""
 
 from types import SimpleNamespace
 
@@ -12,9 +12,9 @@ from lightning_dqn.data.checks import replay_location
 from lightning_dqn.storage.memory_size import MemorySize
 
 
-def data_module(**knobs):
+def data_module(**options):
     defaults = {"env_id": Catch.env_id, "frame_stack": 2, "memory_capacity": 500, "batch_size": 8}
-    return DQNDataModule(**(defaults | {"epoch_env_steps": 60, "warmup_env_steps": 20, "eval_episodes": 1} | knobs))
+    return DQNDataModule(**(defaults | {"epoch_env_steps": 60, "warmup_env_steps": 20, "eval_episodes": 1} | options))
 
 
 def network(space, outputs):
@@ -29,21 +29,21 @@ def trained(data):
     return torch.cat([parameter.detach().flatten() for parameter in model.policy_net.parameters()])
 
 
-def test_what_a_memory_takes_is_said_at_the_start(notes):
+def test_the_size_of_a_memory_is_reported_at_the_start(messages):
     trained(data_module())
     # 500 frames of 7,056 bytes, and 24 more a row
-    assert "memory: 500 transitions, 3.54 MB in RAM" in notes
+    assert "memory: 500 transitions, 3.54 MB in RAM" in messages
 
 
-def test_a_run_learns_the_same_from_a_file(tmp_path, notes):
+def test_a_run_learns_the_same_from_a_file(tmp_path, messages):
     in_ram, in_file = trained(data_module()), trained(data_module(memory_folder=str(tmp_path)))
     assert torch.equal(in_ram, in_file)
-    assert f"memory: 500 transitions, 3.53 MB in a file in {tmp_path} and 12 kB in RAM" in notes
+    assert f"memory: 500 transitions, 3.53 MB in a file in {tmp_path} and 12 kB in RAM" in messages
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("options", "reported"),
     [
         ({"memory_folder": "/nowhere"}, r"data\.memory_folder=/nowhere: no such folder"),
         ({"memory_device": "tpu"}, r"data\.memory_device=tpu: must be one of auto, cpu, cuda"),
@@ -51,12 +51,12 @@ def test_a_run_learns_the_same_from_a_file(tmp_path, notes):
         ({"memory_capacity": 10**10}, r"data\.memory_capacity=10000000000: needs 70,\d{3},000,000,000 bytes"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused_at_once(knobs, said):
-    with pytest.raises(ValueError, match=said):
-        data_module(**knobs)
+def test_a_place_that_cannot_be_is_rejected_at_once(options, reported):
+    with pytest.raises(ValueError, match=reported):
+        data_module(**options)
 
 
-def test_a_memory_of_many_processes_is_looked_at_share_by_share(monkeypatch):
+def test_a_memory_of_many_processes_is_looked_at_shard_by_shard(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "1000")
     data = data_module(memory_capacity=10**10)
@@ -66,12 +66,12 @@ def test_a_memory_of_many_processes_is_looked_at_share_by_share(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
-def test_a_device_that_is_not_there_is_refused_at_once():
+def test_a_device_that_is_not_there_is_rejected_at_once():
     with pytest.raises(ValueError, match=r"data\.memory_device=cuda: torch finds no such device"):
         data_module(memory_device="cuda")
 
 
-def test_a_memory_on_a_gpu_that_the_trainer_does_not_use_is_refused(monkeypatch):
+def test_a_memory_on_a_gpu_that_the_trainer_does_not_use_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(MemorySize, "check", lambda _: None)
     data = data_module(memory_device="cuda")
@@ -80,7 +80,7 @@ def test_a_memory_on_a_gpu_that_the_trainer_does_not_use_is_refused(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("learner", "knobs", "room", "place"),
+    ("learner", "options", "room", "place"),
     [
         ("cuda:1", {}, True, "cuda:1"),
         ("cuda:1", {}, False, None),
@@ -89,8 +89,8 @@ def test_a_memory_on_a_gpu_that_the_trainer_does_not_use_is_refused(monkeypatch)
         ("cpu", {}, True, None),
     ],
 )
-def test_images_lie_on_the_gpu_that_learns_if_it_has_room(learner, knobs, room, place, monkeypatch):
-    data = data_module(**knobs)
+def test_images_are_stored_on_the_gpu_that_learns_if_it_has_room(learner, options, room, place, monkeypatch):
+    data = data_module(**options)
     # a trainer, as far as it is asked: there may be no GPU
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(learner)))
 

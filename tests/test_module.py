@@ -1,4 +1,4 @@
-"""The learner: its policy, its step, and what it refuses."""
+"""DQN: its policy, its update, and rejected arguments."""
 
 import lightning.pytorch as pl
 import numpy as np
@@ -31,7 +31,7 @@ def linear_dqn(weight, action_space=None, **kwargs):
 
 
 def batch_of(num_updates):
-    """The same two transitions for every update: one goes on, one terminated."""
+    """The same two transitions for every update: one within an episode, one terminated."""
     rows = Transition(
         observation=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
         action=torch.tensor([0, 1]),
@@ -100,13 +100,15 @@ def test_one_update_moves_both_nets_as_worked_by_hand():
     assert model.target_net.output.weight.flatten().tolist() == pytest.approx([0.525, 1.0, 2.0, 1.025])
 
 
-def test_gradient_entries_are_clipped_by_value():
+@pytest.mark.parametrize(("reward", "step"), [([1.0, 2.0], 0.02), ([-2.0, -2.0], -0.02)])
+def test_gradient_entries_are_clipped_by_value(reward, step):
     model = linear_dqn(
         [[0.5, 1.0], [2.0, 1.0]], optimizer=lambda params: torch.optim.SGD(params, lr=0.1), clip_grad_value=0.2
     )
-    quiet_trainer().fit(model, datamodule=Batches([batch_of(1)]))
-    # gradients of -.5 (above) become -.2: weights rise by .1 * .2
-    assert model.policy_net.output.weight.flatten().tolist() == pytest.approx([0.52, 1.0, 2.0, 1.02])
+    quiet_trainer().fit(model, datamodule=Batches([batch_of(1)._replace(reward=torch.tensor([reward]))]))
+    # gradients of -.5 (above), or .5 where the values are too high, become -.2 or .2: weights move by .1 * .2
+    weight = model.policy_net.output.weight.flatten().tolist()
+    assert weight == pytest.approx([0.5 + step, 1.0, 2.0, 1.0 + step])
 
 
 def test_several_updates_in_one_iteration_equal_as_many_iterations_of_one():
@@ -142,12 +144,12 @@ def test_double_takes_the_policy_nets_choice():
     assert targets[False] == pytest.approx([3.0, 2.0])
 
 
-def test_case_16_actions_that_are_not_discrete_are_refused_by_name():
+def test_actions_that_are_not_discrete_are_rejected_by_name():
     with pytest.raises(TypeError, match=r"Box\(-2.0, 2.0, \(1,\), float32\)"):
         DQN(BOX, spaces.Box(-2, 2, (1,)))
 
 
-def test_a_clip_value_that_is_not_positive_is_refused():
+def test_a_clip_value_that_is_not_positive_is_rejected():
     with pytest.raises(ValueError, match="clip_grad_value=0"):
         DQN(BOX, spaces.Discrete(2), clip_grad_value=0)
 
@@ -188,7 +190,7 @@ def test_checkpoints_load_as_plain_values_and_give_the_agent_back(tmp_path):
     ("space", "hidden_sizes", "words"),
     [(spaces.Box(-1, 1, (3,)), [8], "observation_space"), (BOX, [9], r"\(8, 2\) in the checkpoint and \(9, 2\) here")],
 )
-def test_a_checkpoint_of_another_task_or_network_is_refused_with_both(tmp_path, space, hidden_sizes, words):
+def test_a_checkpoint_of_another_task_or_network_is_rejected_with_both(tmp_path, space, hidden_sizes, words):
     trainer = quiet_trainer()
     trainer.strategy.connect(DQN(BOX, spaces.Discrete(2), network=lambda s, n: MLP(s, n, hidden_sizes=[8])))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -201,7 +203,7 @@ def test_a_checkpoint_of_another_task_or_network_is_refused_with_both(tmp_path, 
         )
 
 
-def test_two_runs_with_one_seed_give_the_same_losses_to_the_bit():
+def test_two_runs_with_one_seed_give_the_same_losses_bitwise():
     class Losses(pl.Callback):
         def __init__(self):
             self.seen = []

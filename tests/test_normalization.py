@@ -14,7 +14,6 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TransformR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run
-from runs import assert_same_run, fit, load
 from test_update import StepCounter
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
@@ -71,9 +70,6 @@ def assert_same_weights(one, other):
     assert one.policy_net.state_dict().keys() == other.policy_net.state_dict().keys()
     for name, value in one.policy_net.state_dict().items():
         assert torch.equal(value, other.policy_net.state_dict()[name]), name
-
-
-# ---- the statistics
 
 
 @settings(deadline=None, max_examples=30)
@@ -147,9 +143,6 @@ def test_half_precision_leaves_the_statistics_in_double_precision():
 def test_only_boxes_of_floats_can_be_normalized(space):
     with pytest.raises(ValueError, match="normalize_observations=True"):
         DQN(space, spaces.Discrete(2), network=lambda *_: torch.nn.Linear(1, 2), normalize_observations=True)
-
-
-# ---- in acting, learning, evaluation
 
 
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["numpy", "torch"])
@@ -240,32 +233,6 @@ def test_all_paths_of_an_update_give_the_same_weights(model):
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", [DQN, PQN])
-def test_without_the_option_there_are_no_statistics(model):
-    module, _, _ = trained(4, model)
-    assert {name.partition(".")[0] for name in module.state_dict()} <= {"policy_net", "target_net", "epsilon"}
-
-
-# ---- saved and resumed
-
-
-def test_statistics_are_saved_and_loaded_with_the_weights(tmp_path):
-    trainer = fit(tmp_path, **NORMALIZED, limits={"max_epochs": 1})
-    state = load(tmp_path / "epoch0.ckpt")["state_dict"]
-    model = trainer.lightning_module
-    other = DQN(
-        model.observation_space,
-        model.action_space,
-        network=lambda space, n: MLP(space, n, hidden_sizes=[16, 16]),
-        normalize_observations=True,
-    )
-    other.load_state_dict(state)
-    raw = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    assert other.normalizer.count.item() > 1000
-    assert torch.equal(other(torch.from_numpy(raw)), model(torch.from_numpy(raw)))
-    assert np.array_equal(other.act(raw), model.act(raw))
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("count", -1.0), ("variance", -1e-3), ("variance", float("nan")), ("mean", float("inf"))]
 )
@@ -275,35 +242,6 @@ def test_statistics_that_no_observations_have_are_rejected(name, value):
     state[f"normalizer.{name}"] = torch.full_like(state[f"normalizer.{name}"], value)
     with pytest.raises(CheckpointError, match=rf"state_dict\.normalizer\.{name}"):
         model.load_state_dict(state)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"model": C51, "num_envs": 3, "epoch_env_steps": 900},
-        {"model": PQN, **ROLLOUTS, "every_n_updates": 28},
-    ],
-    ids=["DQN", "C51", "PQN"],
-)
-def test_a_normalized_run_resumes_exactly(tmp_path, options):
-    options = {**options, "learner": {"normalize_observations": True, "reward_scale": 0.3}}
-    fit(tmp_path / "whole", **options)
-    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
-    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-    state = load(tmp_path / "resumed" / "epoch1.ckpt")["state_dict"]
-    assert state["normalizer.count"] > load(tmp_path / "whole" / "epoch0.ckpt")["state_dict"]["normalizer.count"] > 0
-
-
-@pytest.mark.parametrize(("name", "value"), [("normalize_observations", False), ("reward_scale", 2.0)])
-def test_a_run_resumes_with_the_same_options_only(tmp_path, name, value):
-    options = {"normalize_observations": True, "reward_scale": 1.0}
-    fit(tmp_path, learner=options, limits={"max_epochs": 1})
-    with pytest.raises(Exception, match=name if name == "reward_scale" else "normalize"):
-        fit(tmp_path / "other", learner={**options, name: value}, ckpt_path=tmp_path / "epoch0.ckpt")
-
-
-# ---- scaled rewards
 
 
 @pytest.mark.parametrize(
@@ -327,9 +265,6 @@ def test_a_reward_scale_learns_as_a_wrapper_that_scales_rewards(model, options):
 def test_a_reward_scale_is_a_positive_finite_number(value):
     with pytest.raises(ValueError, match=f"reward_scale={value}"):
         DQN(BOX, spaces.Discrete(2), reward_scale=value)
-
-
-# ---- wrappers that these options replace
 
 
 class OwnNormalizer(NormalizeObservation):
@@ -366,9 +301,6 @@ def test_wrappers_of_a_registered_environment_are_rejected_too():
             DQNDataModule(env_id="FarInside-v0")
     finally:
         del gym.registry["FarWrapped-v0"], gym.registry["FarInside-v0"]
-
-
-# ---- several ranks
 
 
 @pytest.mark.ranks

@@ -1,8 +1,7 @@
-"""Q-learning from rollouts: its targets, its updates on every path, what it learns, and what it goes on from."""
+"""Q-learning from rollouts: its targets, its updates on every path, what it learns, and its resume."""
 
-import gymnasium as gym
+import chain
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,10 +9,10 @@ from conftest import quiet_trainer
 from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from runs import Dropout, assert_same_run, fit, load
-from test_cli import refusal
+from test_cli import error_line
 from test_update import StepCounter
 
-from lightning_dqn import DQN, MLP, PQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
+from lightning_dqn import DQN, PQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
 from lightning_dqn.cli import main
 from lightning_dqn.variants.rollouts import Rollout
 
@@ -29,20 +28,17 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=1e-3)
 
 
-def trained(num_updates, callbacks=(), **knobs):
+def trained(num_updates, callbacks=(), **options):
     """A module and its trainer after so many updates on CartPole, from seed 0."""
     pl.seed_everything(0)
     data = DQNDataModule(num_envs=4, steps_per_iteration=8, updates_per_iteration=4, batch_size=16)
-    model = PQN(data.observation_space, data.action_space, **knobs)
+    model = PQN(data.observation_space, data.action_space, **options)
     trainer = quiet_trainer(
         max_epochs=None, max_steps=num_updates, limit_val_batches=0, callbacks=[EpsilonDecay(), *callbacks]
     )
     trainer.fit(model, data)
     assert trainer.global_step == num_updates
     return model, trainer
-
-
-# ---- targets
 
 
 def values_of(*rows):
@@ -98,9 +94,6 @@ def test_one_update_takes_half_the_squared_error_of_the_return():
     torch.testing.assert_close(loss, ((expected - first.reward) ** 2 / 2).mean())
 
 
-# ---- no target net
-
-
 def test_there_is_no_target_net_anywhere(tmp_path):
     model, trainer = trained(8, callbacks=[SoftTargetUpdate()])
     assert model.target_net is None
@@ -119,9 +112,6 @@ def test_a_trainer_without_callbacks_gets_an_epsilon_schedule_but_no_target_upda
     assert [type(each) for each in trainer.callbacks] == [EpsilonDecay]
 
 
-# ---- the paths of an update
-
-
 def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws():
     # a limit that all gradients are beyond
     plain, _ = trained(100, compile=False, clip_grad_norm=0.01)
@@ -134,7 +124,7 @@ def test_plain_and_compiled_paths_give_the_same_weights_from_the_same_draws():
 
 
 @pytest.mark.parametrize("limit", [0.1, None])
-def test_lightnings_own_calls_and_the_lean_update_give_the_same_weights_to_the_bit(limit):
+def test_lightnings_own_calls_and_the_fused_update_give_the_same_weights_bitwise(limit):
     lean, _ = trained(40, compile=False, clip_grad_norm=limit)
     counter = StepCounter()
     watched, _ = trained(40, callbacks=[counter], compile=False, clip_grad_norm=limit)
@@ -156,39 +146,11 @@ def test_a_gradient_is_clipped_by_its_norm(compile, callbacks):
     assert 3 * 1e-5 < float((ended - begun).norm()) <= 4.1 * 1e-5
 
 
-def test_layer_norm_stands_before_each_relu_and_acting_knows_it():
-    net = MLP(spaces.Box(-1, 1, (3,)), 2, hidden_sizes=[5, 7], layer_norm=True)
-    assert [type(layer).__name__ for layer in net.hidden] == ["Linear", "LayerNorm", "ReLU"] * 2
-    assert net.forward_numpy(np.zeros((1, 3), np.float32)) is None
-
-
-# ---- what it learns
-
-
-class Chain(gym.Env):
-    """Six states in a row: left or right by one, and 1 for the last, where the episode ends."""
-
-    observation_space = spaces.Discrete(6)
-    action_space = spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = int(self.np_random.integers(5))
-        return self.state, {}
-
-    def step(self, action):
-        self.state = max(0, self.state - 1 + 2 * int(action))
-        return self.state, float(self.state == 5), self.state == 5, False, {}
-
-
-gym.register("TestChain-v0", Chain, max_episode_steps=20)
-
-
 def test_one_step_returns_of_random_behaviour_lead_to_the_optimal_values_of_a_chain():
     pl.seed_everything(0)
     data = DQNDataModule(
-        **{"env_id": "TestChain-v0", "num_envs": 8, "steps_per_iteration": 8, "batch_size": 32, "gamma": 0.9},
-        **{"updates_per_iteration": 16, "epoch_env_steps": 64 * 150},
+        **{"env_id": "NumberedChain-v0", "num_envs": 8, "steps_per_iteration": 8, "batch_size": 32},
+        **{"updates_per_iteration": 16, "epoch_env_steps": 64 * 150, "gamma": chain.GAMMA},
     )
     model = PQN(
         *(data.observation_space, data.action_space),
@@ -197,49 +159,37 @@ def test_one_step_returns_of_random_behaviour_lead_to_the_optimal_values_of_a_ch
         compile=False,
     )
     quiet_trainer(callbacks=[EpsilonDecay(start=1.0, end=1.0)], limit_val_batches=0).fit(model, data)
-    # V*(s) = .9^(4 - s);  Q*(s, right) = V*(s);  Q*(s, left) = .9 V*(s - 1), at the wall .9 V*(0)
-    right = 0.9 ** torch.arange(4.0, -1, -1)
-    left = 0.9 * right[[0, 0, 1, 2, 3]]
     with torch.no_grad():
-        torch.testing.assert_close(model(torch.arange(5)), torch.stack([left, right], 1), atol=1e-3, rtol=0)
-
-
-# ---- going on
+        assert model(torch.arange(chain.STATES)).numpy() == pytest.approx(chain.best_values(), abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [{}, {"vectorization": "sync"}, {"network": Dropout}, {"env_id": "FrozenLake-v1", "num_envs": 2}],
     ids=["vector-form", "one-after-the-other", "dropout", "frozen-lake"],
 )
-def test_a_run_goes_on_from_an_epochs_end_and_from_within_one_to_the_bit(tmp_path, notes, knobs):
-    knobs = {**SMALL, **knobs}
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+def test_a_run_resumes_from_an_epochs_end_and_from_within_one_bitwise(tmp_path, messages, options):
+    options = {**SMALL, **options}
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-    fit(tmp_path / "mid", **knobs, ckpt_path=tmp_path / "whole" / "mid28.ckpt", seed=78)
+    fit(tmp_path / "mid", **options, ckpt_path=tmp_path / "whole" / "mid28.ckpt", seed=78)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "mid" / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold"))]
-    assert len(said) == 2
-    assert all(line.endswith(" env steps.") for line in said), "nothing that is not exact"
-
-
-def test_a_run_without_saved_memory_goes_on_exactly_for_there_is_none(tmp_path):
-    fit(tmp_path / "whole", **SMALL, save_memory=False)
-    fit(tmp_path / "resumed", **SMALL, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
-    assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
+    reported = [line for line in messages if line.startswith(("Resumed", "Checkpoints hold"))]
+    assert len(reported) == 2
+    assert all(line.endswith(" env steps.") for line in reported), "nothing that is not exact"
 
 
 @pytest.mark.faults
-def test_what_was_compiled_goes_on_compiled(tmp_path):
-    knobs = {**SMALL, "compile": True, "lr": 3e-3}
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+def test_a_compiled_run_resumes_compiled(tmp_path):
+    options = {**SMALL, "compile": True, "lr": 3e-3}
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
     assert load(tmp_path / "resumed" / "epoch1.ckpt")["compiled"] is True
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
 
 
-def test_another_learner_s_checkpoint_is_refused_by_name(tmp_path):
+def test_another_learner_s_checkpoint_is_rejected_by_name(tmp_path):
     once = {**SMALL, "limits": {"max_epochs": 1}}
     fit(tmp_path / "pqn", **once)
     fit(tmp_path / "dqn", **{**once, "model": DQN})
@@ -247,9 +197,6 @@ def test_another_learner_s_checkpoint_is_refused_by_name(tmp_path):
         fit(tmp_path / "other", **SMALL, ckpt_path=tmp_path / "dqn" / "epoch0.ckpt")
     with pytest.raises(MisconfigurationException, match=r"model=\S+\.DQN: .*PQN;"):
         fit(tmp_path / "other", **{**SMALL, "model": DQN}, ckpt_path=tmp_path / "pqn" / "epoch0.ckpt")
-
-
-# ---- the command line
 
 
 WORDS = (
@@ -261,7 +208,7 @@ WORDS = (
 
 
 @pytest.mark.integration
-def test_the_command_line_trains_and_goes_on_to_the_bit(tmp_path, monkeypatch, capfd):
+def test_the_command_line_trains_and_resumes_bitwise(tmp_path, monkeypatch, capfd):
     folders = {}
     for name, epochs in (("whole", "2"), ("part", "1")):
         (tmp_path / name).mkdir()
@@ -281,15 +228,15 @@ def test_the_command_line_trains_and_goes_on_to_the_bit(tmp_path, monkeypatch, c
 def test_its_own_defaults_are_those_of_the_command_line(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model", "PQN", "--model.optimizer.eps", "1e-5", "--print_config"])
-    knobs = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
-    assert knobs["network"]["init_args"] == {**knobs["network"]["init_args"], "layer_norm": True}
-    assert knobs["optimizer"]["class_path"] == "torch.optim.RAdam"
-    assert knobs["optimizer"]["init_args"] == {**knobs["optimizer"]["init_args"], "lr": 2.5e-4, "eps": 1e-5}
-    assert (knobs["clip_grad_norm"], knobs["td_lambda"]) == (10.0, 0.65)
+    options = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert options["network"]["init_args"] == {**options["network"]["init_args"], "layer_norm": True}
+    assert options["optimizer"]["class_path"] == "torch.optim.RAdam"
+    assert options["optimizer"]["init_args"] == {**options["optimizer"]["init_args"], "lr": 2.5e-4, "eps": 1e-5}
+    assert (options["clip_grad_norm"], options["td_lambda"]) == (10.0, 0.65)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "reported"),
     [
         (["--data.n_step", "3"], "data.n_step=3: model.td_lambda says how far returns of rollouts reach; use 1"),
         (
@@ -306,16 +253,7 @@ def test_its_own_defaults_are_those_of_the_command_line(capsys):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_cannot_work_is_refused_in_a_line_and_leaves_no_folder(tmp_path, monkeypatch, capfd, words, said):
+def test_what_cannot_work_is_rejected_in_a_line_and_leaves_no_folder(tmp_path, monkeypatch, capfd, words, reported):
     monkeypatch.chdir(tmp_path)
-    assert said in refusal(capfd, *WORDS, *words)
+    assert reported in error_line(capfd, *WORDS, *words)
     assert not list(tmp_path.glob("runs/*/*"))
-
-
-def test_help_names_it(capsys):
-    with pytest.raises(SystemExit):
-        main(["fit", "--help"])
-    assert "Other models: --model C51, QRDQN, IQN or PQN" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["fit", "--model.help", "PQN"])
-    assert "how much later rewards count against the value" in " ".join(capsys.readouterr().out.split())

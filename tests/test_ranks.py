@@ -84,7 +84,7 @@ def test_updates_by_lightnings_calls_are_the_same_as_ours(two_ranks):
 @pytest.mark.parametrize(
     "job", ["plain", "compiled", "prioritized", "by Lightning", "plain and long", "noisy IQN", "PQN"]
 )
-def test_both_nets_stay_equal_to_the_bit(two_ranks, job):
+def test_both_nets_stay_equal_bitwise(two_ranks, job):
     one, other = two_ranks[job]
     assert one["digests"] == other["digests"]
     assert len(one["digests"]) >= (20 if job in ("compiled", "plain and long") else 1 if job == "PQN" else 5)
@@ -164,7 +164,7 @@ def stopped_and_resumed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("how", ["from its first epoch", "from within an epoch"])
-def test_case_25_every_rank_goes_on_exactly_where_it_was(stopped_and_resumed, how):
+def test_every_rank_resumes_exactly_where_it_was(stopped_and_resumed, how):
     one, other = (load(stopped_and_resumed / name / "epoch1.ckpt") for name in ("whole", how))
     [share], [other_share] = (found.pop("shares") for found in (one, other))
     assert list(differences(one, other)) == []
@@ -179,7 +179,7 @@ def test_case_25_every_rank_goes_on_exactly_where_it_was(stopped_and_resumed, ho
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_case_25_another_number_of_ranks_goes_on_within_the_epoch(stopped_and_resumed, tmp_path, world_size):
+def test_another_number_of_ranks_resumes_within_the_epoch(stopped_and_resumed, tmp_path, world_size):
     checkpoint = stopped_and_resumed / "whole" / "mid222.ckpt"
     start_at = load(checkpoint)["DQNDataModule"]["train"]["env_steps"] * 2
     job = {"name": "dealt", **OWN, "seed": 77, "ckpt_path": str(checkpoint)}
@@ -195,7 +195,7 @@ def test_case_25_another_number_of_ranks_goes_on_within_the_epoch(stopped_and_re
         assert other["generators"] != records[0]["generators"]
 
 
-def test_case_25_a_checkpoint_of_two_ranks_is_refused_where_its_shards_are_unknown(stopped_and_resumed):
+def test_a_checkpoint_of_two_ranks_is_rejected_where_its_shards_are_unknown(stopped_and_resumed):
     model, data = make_pair(**{**JOB, "network": Dropout, "sampler": PrioritizedSampler})
     trainer = quiet_trainer(
         max_epochs=3, callbacks=[SoftTargetUpdate(), EpsilonDecay(), PriorityUpdate(anneal_env_steps=900)]
@@ -204,7 +204,7 @@ def test_case_25_a_checkpoint_of_two_ranks_is_refused_where_its_shards_are_unkno
         trainer.fit(model, data, ckpt_path=stopped_and_resumed / "whole" / "epoch1.ckpt")
 
 
-def test_no_share_outlives_its_checkpoint(stopped_and_resumed):
+def test_no_shard_outlives_its_checkpoint(stopped_and_resumed):
     names = {path.name for path in (stopped_and_resumed / "whole").iterdir()}
     checkpoints = {name for name in names if name.endswith(".ckpt")}
     assert len(checkpoints) > 3
@@ -212,10 +212,10 @@ def test_no_share_outlives_its_checkpoint(stopped_and_resumed):
 
 
 def test_a_rank_whose_weights_were_changed_alone_ends_the_fit(tmp_path):
-    processes = start(tmp_path, "one_goes_astray")
+    processes = start(tmp_path, "one_changes_its_weights")
     assert [process.wait(120) for process in processes] == [1, 1]
-    said = (tmp_path / "output-0.txt").read_text()
-    assert "policy_net of rank 1 differs from rank 0 after 200 updates" in said
+    reported = (tmp_path / "output-0.txt").read_text()
+    assert "policy_net of rank 1 differs from rank 0 after 200 updates" in reported
 
 
 def test_ranks_that_found_other_checkpoints_end_with_both_names(tmp_path):
@@ -226,12 +226,12 @@ def test_ranks_that_found_other_checkpoints_end_with_both_names(tmp_path):
     processes = start(tmp_path, "each_from_its_own", checkpoints=checkpoints)
     assert [process.wait(120) for process in processes] == [1, 1]
     for rank in (0, 1):
-        said = (tmp_path / f"output-{rank}.txt").read_text()
-        assert f"Rank 0 resumes from {checkpoints[0]}, rank 1 from {checkpoints[1]}, which is another" in said
+        reported = (tmp_path / f"output-{rank}.txt").read_text()
+        assert f"Rank 0 resumes from {checkpoints[0]}, rank 1 from {checkpoints[1]}, which is another" in reported
 
 
 def test_a_rank_waits_for_another_as_long_as_the_strategy_says(tmp_path):
-    first, second = start(tmp_path, "one_falls_silent")
+    first, second = start(tmp_path, "one_stops_responding")
     try:
         assert first.wait(200) == 0
     finally:
@@ -244,7 +244,7 @@ def test_a_rank_waits_for_another_as_long_as_the_strategy_says(tmp_path):
 
 @pytest.fixture(scope="module")
 def command_line_run(tmp_path_factory):
-    """The folder of a run of two devices by the command line, and what it said."""
+    """The folder of a run of two devices by the command line, and its output."""
     folder = tmp_path_factory.mktemp("cli")
     words = f"fit {TWO_DEVICES} --trainer.max_epochs 2 --trainer.logger CSVLogger --data.eval_episodes 5"
     further = "--video.episodes", "0", "--data.epoch_env_steps", "400"
@@ -263,7 +263,7 @@ def test_two_devices_make_one_run_with_one_record(command_line_run):
     # logged every 50 iterations of two env steps
     assert clocks == pytest.approx([100 * i for i in range(1, 9)], abs=2)
     assert len([row for row in rows if row["val/episode_return"]]) == 2
-    # nothing is said twice, and no warning of what is on purpose
+    # nothing is printed twice, and no warning of what is on purpose
     assert done.text.count("Finished: 800 env steps") == 1
     assert "sync_dist" not in done.text
     assert done.text.count("memory: 10,000 transitions") == 1
@@ -294,7 +294,7 @@ def test_a_prediction_by_two_devices_has_the_episodes_of_both(command_line_run):
 
 
 @pytest.mark.parametrize("devices", ["--trainer.devices 1 --trainer.strategy auto", TWO_DEVICES.replace("2", "3")])
-def test_case_25_another_number_of_ranks_resumes_from_resharded_memories(command_line_run, tmp_path, devices):
+def test_another_number_of_ranks_resumes_from_resharded_memories(command_line_run, tmp_path, devices):
     folder, _ = command_line_run
     shutil.copytree(folder / "runs", tmp_path / "runs")
     [last] = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")
@@ -304,7 +304,7 @@ def test_case_25_another_number_of_ranks_resumes_from_resharded_memories(command
     now = 1 if "auto" in devices else 3
     assert f"The checkpoint is of 2 ranks, this run has {now}: the replay memory is resharded" in done.text
     assert "The resume is approximate" in done.text
-    # the clock goes on, and so does the account of epochs
+    # the env step count and the epoch count continue
     resumed_at = int(re.search(r"Resumed at (\d+) env steps", done.text)[1])
     assert resumed_at == pytest.approx(800, abs=4)
     finished_at = int(re.search(r"Finished: ([\d,]+) env steps", done.text)[1].replace(",", ""))
@@ -339,7 +339,7 @@ OTHER_OPTIONS = {
 
 
 @pytest.mark.parametrize(("name", "option"), OTHER_OPTIONS.items(), ids=OTHER_OPTIONS)
-def test_case_34_ranks_started_with_other_options_all_end_with_an_error_that_names_it(tmp_path, name, option):
+def test_ranks_started_with_other_options_all_end_with_an_error_that_names_it(tmp_path, name, option):
     (tmp_path / "rank.py").write_text(RANK)
     words = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--tee", "3"),
@@ -353,6 +353,6 @@ def test_case_34_ranks_started_with_other_options_all_end_with_an_error_that_nam
     lines = [path.read_text() for path in sorted((tmp_path / "logs").rglob("stderr.log"))]
     assert len(lines) == 2
     # torchrun ends the other as soon as one has ended
-    said = [line for text in lines for line in text.splitlines() if line.startswith("error: ")]
-    assert said
-    assert all(line.startswith(f"error: {name}=") and " on rank 1, but " in line for line in said)
+    reported = [line for text in lines for line in text.splitlines() if line.startswith("error: ")]
+    assert reported
+    assert all(line.startswith(f"error: {name}=") and " on rank 1, but " in line for line in reported)

@@ -50,33 +50,33 @@ def run(tmp_path_factory):
             process.wait()
     text = (folder / "output.txt").read_text()
     assert exit_code == 0, text[-10_000:]
-    notes = {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
-    return notes, text, folder
+    records = {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+    return records, text, folder
 
 
 def test_two_workers_of_ray_learn_from_games_of_their_own(run):
-    notes, _, _ = run
-    assert {name: note["world_size"] for name, note in notes.items()} == dict.fromkeys(
+    records, _, _ = run
+    assert {name: note["world_size"] for name, note in records.items()} == dict.fromkeys(
         ("first-0", "first-1", "resumed-0", "resumed-1"), 2
     )
-    assert not torch.equal(notes["first-0"]["first_batch"], notes["first-1"]["first_batch"])
+    assert not torch.equal(records["first-0"]["first_batch"], records["first-1"]["first_batch"])
 
 
-def test_two_workers_of_ray_end_with_the_same_weights_to_the_bit(run):
-    notes, _, _ = run
-    one, other = (notes[f"resumed-{rank}"]["weights"] for rank in range(2))
+def test_two_workers_of_ray_end_with_the_same_weights_bitwise(run):
+    records, _, _ = run
+    one, other = (records[f"resumed-{rank}"]["weights"] for rank in range(2))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     # and these are no longer those that it went on from
-    assert notes["resumed-0"]["ended_at"] > notes["resumed-0"]["started_at"] + 1000
+    assert records["resumed-0"]["ended_at"] > records["resumed-0"]["started_at"] + 1000
 
 
-def test_a_worker_of_ray_that_is_killed_is_replaced_and_all_go_on_from_the_last_report(run):
-    notes, _, _ = run
-    assert notes["first-1"]["pid"] != notes["resumed-1"]["pid"]
-    assert "ended_at" not in notes["first-0"]
+def test_a_worker_of_ray_that_is_killed_is_replaced_and_all_resume_from_the_last_report(run):
+    records, _, _ = run
+    assert records["first-1"]["pid"] != records["resumed-1"]["pid"]
+    assert "ended_at" not in records["first-0"]
     # the end of an epoch, after which there were updates that are made again
-    assert 0 < notes["resumed-0"]["started_at"] == notes["resumed-1"]["started_at"]
+    assert 0 < records["resumed-0"]["started_at"] == records["resumed-1"]["started_at"]
 
 
 def test_ray_is_told_the_score_and_given_a_checkpoint_that_opens(run):

@@ -14,7 +14,7 @@ from test_replay import (
     BOTH,
     BOX,
     GAMMA,
-    GOES_ON,
+    RUNNING,
     TERMINATED,
     TRUNCATED,
     Step,
@@ -32,7 +32,7 @@ from lightning_dqn.replay import ReplayMemory
 from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.sampling.prioritized import PrioritizedSampler
 
-# numbers of observations, which tell the old ranks' from those of play after the deal
+# numbers of observations, which tell the old ranks' from those of play after resharding
 OF_A_RANK, LATER = 9_000, 40_000
 
 
@@ -40,10 +40,10 @@ def wander(stream, steps, seed):
     """Play episodes of 1 to some 60 steps, and interrupt them now and then."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
-        goes_on = rng.choice([0.6, 0.95])
-        ends = [(1 - goes_on) * share for share in (0.4, 0.4, 0.2)]
-        kinds = [GOES_ON, TERMINATED, TRUNCATED, BOTH]
-        stream.step(rng.choice(kinds, p=[goes_on, *ends], size=len(stream.now)).tolist())
+        p_running = rng.choice([0.6, 0.95])
+        ends = [(1 - p_running) * part for part in (0.4, 0.4, 0.2)]
+        kinds = [RUNNING, TERMINATED, TRUNCATED, BOTH]
+        stream.step(rng.choice(kinds, p=[p_running, *ends], size=len(stream.now)).tolist())
         if rng.random() < 0.02:
             stream.begin()
 
@@ -93,7 +93,7 @@ def numbers_in(rows):
 def assert_drawn_as_known(memory, known, whole):
     """Compare all that can be drawn with what was played; the last observations of those that are cut short, one each.
 
-    What was first seen after the deal is passed over.
+    What was first seen after resharding is passed over.
     """
     short = []
     if not len(memory):
@@ -118,7 +118,7 @@ def assert_drawn_as_known(memory, known, whole):
 
 
 def most_cuts(streams, world_size):
-    """As `deal` says: tenths, or fewer parts of whole pieces of 32 k time steps, each in W pieces."""
+    """As `reshard` does: tenths, or fewer parts of whole pieces of 32 k time steps, each in W pieces."""
     cuts = 0
     for stream in streams:
         length = len(stream.memory.state_dict()["rows"]["playable"])
@@ -128,10 +128,10 @@ def most_cuts(streams, world_size):
 
 
 def refilled(streams, rank, world_size, capacity, **arguments):
-    """The stream of a new rank that has taken up its share, with a reference of that share."""
+    """The stream of a new rank that has loaded its shard, with a reference of that shard."""
     memory = streams[0].memory
-    knobs = memory.num_envs, memory.n_step, memory.frame_stack
-    stream = make_stream(-(-capacity // world_size), *knobs, seed=7, **arguments)
+    options = memory.num_envs, memory.n_step, memory.frame_stack
+    stream = make_stream(-(-capacity // world_size), *options, seed=7, **arguments)
     stream.count = LATER + 2_000 * rank
     stream.whole = frames_of(streams)
     stream.memory.refill(states_of(streams), rank=rank, world_size=world_size)
@@ -154,16 +154,16 @@ def remember(reference, pieces):
 
 
 @st.composite
-def deals(draw):
+def reshardings(draw):
     """How long each old rank played, the number of new ranks, the capacity of all, and the memory's arguments."""
     lengths = draw(st.lists(st.integers(0, 60) | st.integers(100, 400), min_size=1, max_size=4))
-    knobs = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 4]))
+    options = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 4]))
     capacity = draw(st.sampled_from([40, 300, 9_000]))
-    return lengths, draw(st.integers(1, 4)), capacity, knobs, draw(st.sampled_from(sorted(PLACES)))
+    return lengths, draw(st.integers(1, 4)), capacity, options, draw(st.sampled_from(sorted(PLACES)))
 
 
 @settings(max_examples=60, deadline=None)
-@given(deals())
+@given(reshardings())
 def test_what_can_be_drawn_was_played_or_is_its_beginning_up_to_a_cut(drawn):
     lengths, world_size, capacity, (num_envs, n_step, k), place = drawn
     streams = old_ranks(lengths, capacity, num_envs, n_step, k)
@@ -180,7 +180,7 @@ def test_what_can_be_drawn_was_played_or_is_its_beginning_up_to_a_cut(drawn):
 
 
 @settings(max_examples=60, deadline=None)
-@given(deals())
+@given(reshardings())
 def test_nothing_is_lost_but_k_transitions_a_cut_and_nothing_comes_twice(drawn):
     lengths, world_size, capacity, (num_envs, n_step, k), _ = drawn
     streams = old_ranks(lengths, capacity, num_envs, n_step, k)
@@ -201,24 +201,9 @@ def test_nothing_is_lost_but_k_transitions_a_cut_and_nothing_comes_twice(drawn):
     assert len(known) - len(drawn) <= k * num_envs * most_cuts(streams, world_size)
 
 
-@settings(max_examples=60, deadline=None)
-@given(deals())
-def test_shares_are_equal_to_within_ten_rows_of_each_old_rank_and_environment(drawn):
-    lengths, world_size, capacity, knobs, _ = drawn
-    streams = old_ranks(lengths, capacity, *knobs)
-    shares = [
-        sum(
-            len(piece["playable"])
-            for piece in reshard(states_of(streams), rank=rank, world_size=world_size, slots=9_000)
-        )
-        for rank in range(world_size)
-    ]
-    assert max(shares) - min(shares) <= 10 * len(streams)
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("old", [1, 2, 3, 4])
-def test_each_share_has_as_much_of_every_tenth_of_every_old_rank(old, world_size):
+def test_each_shard_has_as_much_of_every_tenth_of_every_old_rank(old, world_size):
     # the rings have wrapped: each keeps the last 1,400 time steps
     streams = old_ranks([1_900] * old, 1_400 * old, 1, 1, 1)
     stored = [np.sort(numbers_in(state["rows"]).ravel()) for state in states_of(streams)]
@@ -258,10 +243,10 @@ def test_of_more_than_there_is_room_for_the_oldest_are_left_out(k):
 
 
 @settings(max_examples=40, deadline=None)
-@given(deals(), st.integers(0, 3))
-def test_play_goes_on_from_a_share_over_several_wraps(drawn, rank):
-    lengths, world_size, capacity, knobs, place = drawn
-    streams = old_ranks(lengths, capacity, *knobs)
+@given(reshardings(), st.integers(0, 3))
+def test_play_resumes_from_a_shard_over_several_wraps(drawn, rank):
+    lengths, world_size, capacity, options, place = drawn
+    streams = old_ranks(lengths, capacity, *options)
     stream = refilled(streams, rank % world_size, world_size, min(capacity, 300), **PLACES[place])
     assert_equals_reference(stream)
     stream.begin()
@@ -274,7 +259,7 @@ def test_play_goes_on_from_a_share_over_several_wraps(drawn, rank):
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("sampler", [{}, {"sampler": PrioritizedSampler}])
 @pytest.mark.parametrize(("n_step", "k"), [(1, 1), (3, 4)])
-def test_a_share_from_a_checkpoint_goes_on_to_the_bit(tmp_path, n_step, k, sampler, begun):
+def test_a_shard_from_a_checkpoint_resumes_bitwise(tmp_path, n_step, k, sampler, begun):
     streams = old_ranks([200] * 3, 450, 2, n_step, k, **sampler)
     stream = refilled(streams, 1, 2, 450, **sampler)
     if begun:
@@ -298,20 +283,20 @@ def test_a_share_from_a_checkpoint_goes_on_to_the_bit(tmp_path, n_step, k, sampl
 def test_a_shard_can_be_resharded_again():
     streams = old_ranks([150, 170, 130], 600, 2, 3, 4)
     known, whole = known_steps(streams), frames_of(streams)
-    shares = [refilled(streams, rank, 2, 600) for rank in range(2)]
-    for stream in shares:
+    shards = [refilled(streams, rank, 2, 600) for rank in range(2)]
+    for stream in shards:
         stream.begin()
         wander(stream, 20, seed=0)
-    first = sum(len(stream.memory) for stream in shares)
-    again = [refilled(shares, rank, 4, 600) for rank in range(4)]
-    played = known_steps(shares)
+    first = sum(len(stream.memory) for stream in shards)
+    again = [refilled(shards, rank, 4, 600) for rank in range(4)]
+    played = known_steps(shards)
     for stream in again:
         assert_drawn_as_known(stream.memory, played, stream.whole)
         assert_drawn_as_known(stream.memory, known, whole)
     assert sum(len(stream.memory) for stream in again) > 0.6 * first
 
 
-def test_shares_of_memories_that_nobody_has_begun_are_empty():
+def test_shards_of_empty_memories_are_empty():
     streams = [make_stream(50, 2, 3, 4) for _ in range(3)]
     stream = refilled(streams, 1, 2, 100)
     assert len(stream.memory) == 0
@@ -331,45 +316,41 @@ def remembered(n_step, steps, first=0):
 
 
 def test_a_cut_by_hand():
-    shares = [one_env_memory(n_step=1) for _ in range(2)]
-    for rank, share in enumerate(shares):
+    shards = [one_env_memory(n_step=1) for _ in range(2)]
+    for rank, shard in enumerate(shards):
         # the rows 0 1 | 2 3 4: of the last row of each part nobody has what follows
-        share.refill([remembered(n_step=1, steps=4)], rank=rank, world_size=2)
-    assert by_observation(shares[0]) == {0: (1, 0.5, 1)}
-    assert by_observation(shares[1]) == {2: (4, 0.5, 3), 3: (8, 0.5, 4)}
+        shard.refill([remembered(n_step=1, steps=4)], rank=rank, world_size=2)
+    assert by_observation(shards[0]) == {0: (1, 0.5, 1)}
+    assert by_observation(shards[1]) == {2: (4, 0.5, 3), 3: (8, 0.5, 4)}
 
 
 def test_three_steps_up_to_a_cut_by_hand():
-    share = one_env_memory(n_step=3)
-    # the rows 0 1 2 3 | 4 5 6 7 of one old rank, 20 21 | 22 23 of the other, then 30 31 32: an episode after the deal
+    shard = one_env_memory(n_step=3)
+    # the rows 0 1 2 3 | 4 5 6 7 of one old rank, 20 21 | 22 23 of the other, then 30 31 32: an episode after resharding
     streams = [remembered(n_step=3, steps=7), remembered(n_step=3, steps=3, first=20)]
-    share.refill(streams, rank=0, world_size=2)
-    to_the_cut = {
-        0: (1 + 0.5 * 2 + 0.25 * 4, 0.125, 3),
-        1: (2 + 0.5 * 4, 0.25, 3),
-        2: (4, 0.5, 3),
-    }
+    shard.refill(streams, rank=0, world_size=2)
+    to_the_cut = {0: (1 + 0.5 * 2 + 0.25 * 4, 0.125, 3), 1: (2 + 0.5 * 4, 0.25, 3), 2: (4, 0.5, 3)}
     # the newer half of the second old rank, whose 22 still waits
-    assert by_observation(share) == to_the_cut
-    share.begin(seen([30]))
-    append_one(share, 100.0, 31)
-    append_one(share, 100.0, 32)
-    assert by_observation(share) == to_the_cut | {22: (4, 0.5, 23)}
+    assert by_observation(shard) == to_the_cut
+    shard.begin(seen([30]))
+    append_one(shard, 100.0, 31)
+    append_one(shard, 100.0, 32)
+    assert by_observation(shard) == to_the_cut | {22: (4, 0.5, 23)}
 
 
 def test_an_episode_that_terminated_at_a_cut_stays_so():
-    old, share = one_env_memory(n_step=1), one_env_memory(n_step=1)
+    old, shard = one_env_memory(n_step=1), one_env_memory(n_step=1)
     old.begin(seen([0]))
     append_one(old, 1.0, 1, terminated=True)
     append_one(old, 0.0, 10)
     append_one(old, 2.0, 11)
     # the rows 0 1 | 10 11
-    share.refill([old.state_dict()], rank=0, world_size=2)
-    assert by_observation(share) == {0: (1, 0, 1)}
-    assert not share.state_dict()["rows"]["truncated"].any()
+    shard.refill([old.state_dict()], rank=0, world_size=2)
+    assert by_observation(shard) == {0: (1, 0, 1)}
+    assert not shard.state_dict()["rows"]["truncated"].any()
 
 
-def test_a_deal_leaves_what_it_was_made_from_as_it_was():
+def test_resharding_changes_no_shard():
     streams = old_ranks([200, 90], 300, 2, 3, 4)
     before = [{name: rows.clone() for name, rows in state["rows"].items()} for state in states_of(streams)]
     for rank in range(3):
@@ -427,8 +408,8 @@ def test_masks_go_with_their_rows(k):
 
     def make(capacity):
         space = spaces.Box(0, 255, (k, 1, 2), np.uint8)
-        knobs = {"num_envs": 2, "observation_space": space, "gamma": GAMMA, "frame_stack": k, "mask_size": 3}
-        return ReplayMemory(capacity=capacity, **knobs)
+        options = {"num_envs": 2, "observation_space": space, "gamma": GAMMA, "frame_stack": k, "mask_size": 3}
+        return ReplayMemory(capacity=capacity, **options)
 
     streams = [make_stream(200, 2, 1, k) for _ in range(2)]
     for rank, stream in enumerate(streams):
@@ -440,13 +421,10 @@ def test_masks_go_with_their_rows(k):
             nothing = np.zeros(2, bool)
             observation = stream.observe(numbers.tolist(), nothing)
             stream.memory.append(numbers, numbers, nothing, nothing, observation, mask_of(numbers))
-    share = make(140)
-    share.refill(states_of(streams), rank=2, world_size=3)
-    batch = share.sample(1, 2_000)
-    for observation, mask in (
-        (batch.observation, batch.action_mask),
-        (batch.next_observation, batch.next_action_mask),
-    ):
+    shard = make(140)
+    shard.refill(states_of(streams), rank=2, world_size=3)
+    batch = shard.sample(1, 2_000)
+    for observation, mask in ((batch.observation, batch.action_mask), (batch.next_observation, batch.next_action_mask)):
         numbers = np.array([number_of(stack[-1]) for stack in observation[0].numpy()])
         assert np.array_equal(mask[0], mask_of(numbers))
 
@@ -460,9 +438,9 @@ def test_masks_go_with_their_rows(k):
         ({"sampler": PrioritizedSampler}, r"memory\.sampler"),
     ],
 )
-def test_a_share_of_another_kind_of_memory_is_rejected(other, words):
-    knobs = {"capacity": 30, "num_envs": 1, "observation_space": BOX, "gamma": 0.5} | other
-    memory = ReplayMemory(**knobs)
+def test_a_shard_of_another_kind_of_memory_is_rejected(other, words):
+    options = {"capacity": 30, "num_envs": 1, "observation_space": BOX, "gamma": 0.5} | other
+    memory = ReplayMemory(**options)
     with pytest.raises(CheckpointError, match=words):
         memory.refill([remembered(n_step=1, steps=4)], rank=0, world_size=1)
     assert len(memory) == 0

@@ -1,32 +1,24 @@
-"""Stopped anywhere, a run goes on exactly: the cases of FAULTS.md that say so, in one process.
+"""Stopped anywhere, a run resumes exactly, in one process.
 
 A run of 600 iterations is compared, to the bit, with one of 300, another seed in a fresh trainer, and 300 more.
 """
 
 import importlib
 import random
-from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import test_action_masks  # noqa: F401  registers Walk-v0
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from runs import Dropout, Unrepeatable, assert_same_run, fit, load, make_pair
-from test_replay_dataset import (
-    countdown,
-    make_dataset,
-    one_step,
-    take,
-    transitions,
-    written_by,
-)
-from torch import nn
+from test_replay_dataset import countdown, make_dataset, one_step, take, transitions, written_by
 
-from lightning_dqn import C51, IQN, MLP, QRDQN, DQNDataModule, PrioritizedSampler, UniformSampler
+from lightning_dqn import C51, IQN, MLP, PQN, QRDQN, PrioritizedSampler
 from lightning_dqn.envs import EnvSettings, make_vector_env
 from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
 from lightning_dqn.monitoring.run_progress_bar import RunProgressBar
@@ -64,6 +56,16 @@ RUNS = {
     "iqn-double": {"model": IQN, "learner": {"double": True, "num_cosines": 8}},
     "boltzmann": {"learner": {"boltzmann_temperature": 1.0}},
     "falling-rate-and-clipped-norm": {"learner": {"lr_scheduler": falling, "clip_grad_norm": 0.5}},
+    "masks": {"env_id": "Walk-v0", "num_envs": 2, "action_masks": True, "epoch_env_steps": 600},
+    "normalized": {"learner": {"normalize_observations": True, "reward_scale": 0.3}},
+    "normalized-c51": {
+        **{"model": C51, "num_envs": 3, "epoch_env_steps": 900},
+        "learner": {"normalize_observations": True, "reward_scale": 0.3},
+    },
+    "normalized-pqn": {
+        **{"model": PQN, "num_envs": 4, "steps_per_iteration": 5, "updates_per_iteration": 4, "batch_size": 10},
+        **{"save_memory": False, "learner": {"normalize_observations": True, "reward_scale": 0.3}},
+    },
     "hard-target-by-env-steps": {
         "num_envs": 4,
         "epoch_env_steps": 1200,
@@ -95,7 +97,7 @@ OTHERS = {
 # the others take their time
 QUICK = {
     *("one-environment", "four-in-their-own-vector-form", "three-step-returns", "dropout", "prioritised"),
-    "falling-rate-and-clipped-norm",
+    *("falling-rate-and-clipped-norm", "masks", "normalized", "normalized-c51", "normalized-pqn"),
 }
 
 
@@ -105,68 +107,47 @@ def slow(value):
 
 
 @pytest.mark.parametrize(
-    "knobs",
-    [pytest.param(knobs, id=name, marks=[pytest.mark.faults] * (name not in QUICK)) for name, knobs in RUNS.items()],
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.faults] * (name not in QUICK))
+        for name, options in RUNS.items()
+    ],
 )
-def test_case_01_600_iterations_equal_300_and_300_resumed(tmp_path, notes, knobs):
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "part", **knobs, limits={"max_epochs": 1})
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "part" / "epoch0.ckpt", seed=77)
+def test_300_iterations_and_300_resumed_equal_600(tmp_path, messages, options):
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "part", **options, limits={"max_epochs": 1})
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "part" / "epoch0.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
-    assert len(said) == 1
-    assert said[0].endswith(" transitions."), "nothing that is not exact"
+    reported = [line for line in messages if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
+    assert len(reported) == 1
+    assert reported[0].endswith((" transitions.", " env steps.")), "nothing that is not exact"
 
 
 @pytest.mark.parametrize("name", [slow(name) if name == "highway" else name for name in OTHERS])
 @pytest.mark.integration
-def test_case_01_environments_of_all_kinds_resume_exactly(tmp_path, notes, name):
-    knobs = OTHERS[name]
-    module, _, given = knobs.get("env_id", "").rpartition(":")
+def test_environments_of_all_kinds_resume_exactly(tmp_path, messages, name):
+    options = OTHERS[name]
+    module, _, given = options.get("env_id", "").rpartition(":")
     pytest.importorskip(module or "gymnasium")
     assert module or not given or given in gym.registry
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
-    wrappers = knobs.get("wrappers", ())
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "epoch0.ckpt", seed=77)
+    wrappers = options.get("wrappers", ())
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt", wrappers=wrappers)
-    (line,) = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
+    (line,) = [line for line in messages if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
     assert line.endswith(" transitions."), "nothing that is not exact"
 
 
-def test_case_01_the_comparison_would_show_another_seed(tmp_path):
+def test_the_comparison_would_show_another_seed(tmp_path):
     for name, seed in (("one", 3), ("other", 4)):
         fit(tmp_path / name, seed=seed)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "one" / "epoch1.ckpt", tmp_path / "other" / "epoch1.ckpt")
 
 
-class Glance(nn.Module):
-    """A quick network that sees one pixel in 49."""
-
-    def __init__(self, observation_space, num_actions):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(observation_space.shape[0] * 144, num_actions))
-
-    def forward(self, observation):
-        return self.layers(observation[:, :, ::7, ::7] / 255)
-
-
-@pytest.mark.learning
-def test_case_01_games_that_are_stepped_one_by_one_go_on_exactly_from_an_epochs_end_and_from_mid_run(tmp_path, notes):
-    # sticky actions; a game of random play takes 100 to 300 env steps
-    knobs = {"env_id": "ALE/Breakout-v5", "vectorization": "sync", "num_envs": 2, "frame_stack": 4, "network": Glance}
-    knobs |= {"epoch_env_steps": 600, "eval_max_steps": 20}
-    fit(tmp_path / "whole", **knobs)
-    for part in ("epoch0", "mid444"):
-        fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
-        assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
-    said = [line for line in notes if line.startswith(("Resumed", "Checkpoints hold", "Environments"))]
-    assert [line.endswith(" transitions.") for line in said] == [True, True], "nothing that is not exact"
-
-
 @pytest.mark.parametrize("compile", [slow(True), "auto"])
 @pytest.mark.integration
-def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compile):
+def test_a_compiled_run_resumes_compiled(tmp_path, monkeypatch, compile):
     # 551 updates are worth it, the 300 that are left after the first epoch would not be
     monkeypatch.setattr("lightning_dqn.speed.compiled.WORTH_COMPILING", 400)
     fit(tmp_path / "whole", compile=compile)
@@ -177,16 +158,16 @@ def test_case_01_what_was_compiled_goes_on_compiled(tmp_path, monkeypatch, compi
 
 @pytest.mark.learning
 @pytest.mark.parametrize("name", ["c51-noisy-dueling", "iqn-double", "frozen-lake"])
-def test_case_01_a_compiled_run_that_draws_numbers_goes_on_exactly_from_mid_run(tmp_path, name):
-    knobs = {**RUNS[name], "compile": True}
-    fit(tmp_path / "whole", **knobs)
+def test_a_compiled_run_that_draws_numbers_resumes_exactly_from_mid_run(tmp_path, name):
+    options = {**RUNS[name], "compile": True}
+    fit(tmp_path / "whole", **options)
     for part in ("mid222", "epoch0"):
-        fit(tmp_path / part, **knobs, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
+        fit(tmp_path / part, **options, ckpt_path=tmp_path / "whole" / f"{part}.ckpt", seed=77)
         assert load(tmp_path / part / "epoch1.ckpt")["compiled"] is True
         assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / part / "epoch1.ckpt")
 
 
-class Dice(pl.Callback):
+class DrawRecorder(pl.Callback):
     """Draws from every generator of the process after each iteration."""
 
     def __init__(self):
@@ -196,8 +177,8 @@ class Dice(pl.Callback):
         self.drawn.append((random.random(), random.gauss(), np.random.normal(), torch.rand(1).item()))
 
 
-def test_case_01_the_generators_of_the_process_go_on(tmp_path):
-    whole, resumed = Dice(), Dice()
+def test_the_generators_of_the_process_resume(tmp_path):
+    whole, resumed = DrawRecorder(), DrawRecorder()
     fit(tmp_path / "whole", callbacks=[whole])
     # an odd number of normal draws, of which numpy and Python make two at a time
     fit(tmp_path / "resumed", callbacks=[resumed], ckpt_path=tmp_path / "whole" / "mid333.ckpt", seed=77)
@@ -222,63 +203,62 @@ def whole_by_steps(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["epoch0", slow("mid111"), "mid222", slow("mid333"), "mid444"])
-def test_case_02_any_checkpoint_of_a_run_by_epochs_leads_to_the_same_end(tmp_path, whole, name):
+def test_any_checkpoint_of_a_run_by_epochs_leads_to_the_same_end(tmp_path, whole, name):
     fit(tmp_path, ckpt_path=whole / f"{name}.ckpt", seed=77)
     assert_same_run(whole / "epoch1.ckpt", tmp_path / "epoch1.ckpt")
 
 
 @pytest.mark.parametrize("name", [slow("mid111"), "mid222", slow("mid333"), slow("mid444")])
-def test_case_02_any_checkpoint_of_a_run_by_updates_leads_to_the_same_end(tmp_path, whole_by_steps, name):
+def test_any_checkpoint_of_a_run_by_updates_leads_to_the_same_end(tmp_path, whole_by_steps, name):
     limits = {"max_epochs": -1, "max_steps": 500}
     fit(tmp_path, ckpt_path=whole_by_steps / f"{name}.ckpt", seed=77, limits=limits)
     assert_same_run(whole_by_steps / "epoch1.ckpt", tmp_path / "epoch1.ckpt")
 
 
-def test_case_02_an_epochs_end_in_a_run_by_updates_leads_to_the_same_end(tmp_path, whole_by_steps):
+def assert_same_but_for_epochs(folder, *paths):
+    """Lightning counts an epoch twice where epochs are no limit."""
+    for name, path in zip(("one", "other"), paths, strict=True):
+        torch.save({key: part for key, part in load(path).items() if key not in ("loops", "epoch")}, folder / name)
+    assert_same_run(folder / "one", folder / "other")
+
+
+def test_an_epochs_end_in_a_run_by_updates_leads_to_the_same_end(tmp_path, whole_by_steps):
     limits = {"max_epochs": -1, "max_steps": 500}
     fit(tmp_path, ckpt_path=whole_by_steps / "epoch0.ckpt", seed=77, limits=limits)
     end = max(tmp_path.glob("epoch*.ckpt"), key=lambda path: path.name)
-    one, other = load(whole_by_steps / "epoch1.ckpt"), load(end)
-    # Lightning counts that epoch twice where epochs are no limit
-    del one["loops"], other["loops"], one["epoch"], other["epoch"]
-    torch.save(one, tmp_path / "one")
-    torch.save(other, tmp_path / "other")
-    assert_same_run(tmp_path / "one", tmp_path / "other")
+    assert_same_but_for_epochs(tmp_path, whole_by_steps / "epoch1.ckpt", end)
 
 
 @pytest.mark.parametrize("stop", [100, slow(250), slow(251), slow(252), slow(400)])
 @pytest.mark.parametrize("then", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 551}], ids=["epochs", "updates"])
-def test_case_02_a_run_that_its_last_update_cut_in_mid_epoch_plays_the_rest(tmp_path, whole, stop, then):
+def test_a_run_that_its_last_update_cut_in_mid_epoch_plays_the_rest(tmp_path, whole, stop, then):
     fit(tmp_path / "part", limits={"max_epochs": 2, "max_steps": stop})
     last = max((tmp_path / "part").glob("epoch*.ckpt"), key=lambda path: path.name)
     assert load(last)["global_step"] == stop
     fit(tmp_path / "rest", ckpt_path=last, seed=77, limits=then)
     end = max((tmp_path / "rest").glob("epoch*.ckpt"), key=lambda path: path.name)
-    one, other = load(whole / "epoch1.ckpt"), load(end)
     if then["max_epochs"] < 0 and stop == 251:
-        # as above
-        del one["loops"], other["loops"], one["epoch"], other["epoch"]
-    torch.save(one, tmp_path / "one")
-    torch.save(other, tmp_path / "other")
-    assert_same_run(tmp_path / "one", tmp_path / "other")
+        assert_same_but_for_epochs(tmp_path, whole / "epoch1.ckpt", end)
+    else:
+        assert_same_run(whole / "epoch1.ckpt", end)
 
 
-def test_case_02_an_evaluation_that_a_checkpoint_lies_before_is_not_left_out(tmp_path):
+def test_an_evaluation_that_follows_a_checkpoint_is_not_left_out(tmp_path):
     # update 251 is in the last iteration of the first epoch; the loader of the evaluation draws from torch's generator
-    knobs = {"every_n_updates": 251, "network": Dropout}
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "mid251.ckpt", seed=77)
+    options = {"every_n_updates": 251, "network": Dropout}
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "mid251.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
     # and from the end of the epoch with that evaluation once more
-    fit(tmp_path / "again", **knobs, ckpt_path=tmp_path / "resumed" / "epoch0.ckpt", seed=78)
+    fit(tmp_path / "again", **options, ckpt_path=tmp_path / "resumed" / "epoch0.ckpt", seed=78)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "again" / "epoch1.ckpt")
 
 
-def test_case_02_priorities_go_on_from_the_middle_of_an_epoch(tmp_path):
-    knobs = {"num_envs": 2, "n_step": 3, "updates_per_iteration": 2, "epoch_env_steps": 600, "every_n_updates": 334}
-    knobs["sampler"] = PrioritizedSampler
-    fit(tmp_path / "whole", **knobs)
-    fit(tmp_path / "resumed", **knobs, ckpt_path=tmp_path / "whole" / "mid334.ckpt", seed=77)
+def test_priorities_resume_from_the_middle_of_an_epoch(tmp_path):
+    options = {"num_envs": 2, "n_step": 3, "updates_per_iteration": 2, "epoch_env_steps": 600, "every_n_updates": 334}
+    options["sampler"] = PrioritizedSampler
+    fit(tmp_path / "whole", **options)
+    fit(tmp_path / "resumed", **options, ckpt_path=tmp_path / "whole" / "mid334.ckpt", seed=77)
     assert_same_run(tmp_path / "whole" / "epoch1.ckpt", tmp_path / "resumed" / "epoch1.ckpt")
     sampler = load(tmp_path / "whole" / "epoch1.ckpt")["DQNDataModule"]["train"]["memory"]["sampler"]
     # neither of a run whose priorities or beta stayed as they were
@@ -286,7 +266,7 @@ def test_case_02_priorities_go_on_from_the_middle_of_an_epoch(tmp_path):
     assert len(sampler["priorities"].unique()) > 50
 
 
-def test_case_02_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_path, whole):
+def test_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_path, whole):
     # nothing is left to do: none are put back, and none may be lost
     trainer = fit(tmp_path, ckpt_path=whole / "epoch1.ckpt", seed=77)
     trainer.save_checkpoint(tmp_path / "again.ckpt")
@@ -295,7 +275,7 @@ def test_case_02_a_checkpoint_after_the_last_iteration_keeps_the_generators(tmp_
     assert_same_run(tmp_path / "on" / "epoch2.ckpt", tmp_path / "straight" / "epoch2.ckpt")
 
 
-def test_case_01_rates_are_counted_from_where_the_run_goes_on(tmp_path, whole):
+def test_rates_are_counted_from_the_resume(tmp_path, whole):
     statistics, bar = EpisodeStatistics(), RunProgressBar()
     seen = []
 
@@ -310,7 +290,7 @@ def test_case_01_rates_are_counted_from_where_the_run_goes_on(tmp_path, whole):
     assert trainer.global_step == 551
 
 
-def test_case_07_all_checkpoints_of_a_run_load_as_plain_values(whole):
+def test_all_checkpoints_of_a_run_load_as_plain_values(whole):
     paths = list(whole.glob("*.ckpt"))
     assert len(paths) == 6
     for path in paths:
@@ -323,53 +303,7 @@ def test_the_memory_is_saved_once(whole):
     assert load(whole / "epoch0.ckpt")["loops"]["fit_loop"]["state_dict"] == {}
 
 
-@pytest.fixture(scope="module")
-def prioritized(tmp_path_factory):
-    """A checkpoint of a prioritised run."""
-    folder = tmp_path_factory.mktemp("prioritized")
-    fit(folder, sampler=PrioritizedSampler, limits={"max_epochs": 1})
-    return folder / "epoch0.ckpt"
-
-
-OTHER_RUNS = {
-    "num_envs": ({"num_envs": 2}, r"data\.num_envs=2: .* 1;"),
-    "gamma": ({"gamma": 0.5}, r"data\.gamma=0\.5: .* 0\.99;"),
-    "batch_size": ({"batch_size": 17}, r"data\.batch_size=17: .* 16;"),
-    "sampler": ({"sampler": PrioritizedSampler}, r"data\.sampler=\S+PrioritizedSampler: .*UniformSampler;"),
-    "double": ({"learner": {"double": True}}, r"model\.double=True: .* False;"),
-    "model": ({"model": QRDQN}, r"model=\S+QRDQN: .*DQN;"),
-    "munchausen": ({"learner": {"munchausen": True}}, r"model\.munchausen=True: .* False;"),
-    "loss": ({"learner": {"loss": "mse"}}, r"model\.loss=mse: .* huber;"),
-    "clip_grad_norm": ({"learner": {"clip_grad_norm": 1.0}}, r"model\.clip_grad_norm=1\.0: .* None;"),
-    "boltzmann": ({"learner": {"boltzmann_temperature": 1.0}}, r"model\.boltzmann_temperature=1\.0: .* None;"),
-    "lr_scheduler": ({"learner": {"lr_scheduler": falling}}, r"model\.lr_scheduler=\S+ExponentialLR: .* None;"),
-    "lr": ({"lr": 0.5}, r"model\.optimizer\.lr=0\.5: .* 0\.001;"),
-    "network": ({"network": lambda o, n: torch.nn.Linear(4, n)}, r"model\.network=\S*lambda"),
-    "environment": ({"env_id": "Acrobot-v1"}, r"data\.env_id=Acrobot-v1: .* CartPole-v1;"),
-    "tau": ({"target": {"tau": 0.5}}, r"target_update\.tau=0\.5: .* 0\.005;"),
-}
-
-
-@pytest.mark.parametrize(("knobs", "words"), OTHER_RUNS.values(), ids=OTHER_RUNS)
-def test_case_09_a_trainer_of_ones_own_refuses_to_go_on_with_other_knobs(tmp_path, whole, knobs, words):
-    with pytest.raises(MisconfigurationException, match=words):
-        fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", **knobs)
-
-
-@pytest.mark.parametrize(
-    ("sampler", "words"),
-    [
-        (partial(PrioritizedSampler, alpha=0.5), r"data\.sampler\.alpha=0\.5: .* 0\.6;"),
-        (partial(PrioritizedSampler, epsilon=0.1), r"data\.sampler\.epsilon=0\.1: .* 1e-06;"),
-        (UniformSampler, r"data\.sampler=\S+UniformSampler: .*PrioritizedSampler;"),
-    ],
-)
-def test_case_09_prioritised_replay_goes_on_with_its_own_settings_or_not_at_all(tmp_path, prioritized, sampler, words):
-    with pytest.raises(MisconfigurationException, match=words):
-        fit(tmp_path, ckpt_path=prioritized, sampler=sampler)
-
-
-def test_case_09_what_only_watches_may_change(tmp_path, whole):
+def test_what_only_watches_may_change(tmp_path, whole):
     fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", eval_episodes=3, eval_max_steps=20, save_memory=False)
     one, other = (load(folder / "epoch1.ckpt")["state_dict"] for folder in (whole, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -385,7 +319,7 @@ def register(limit, *wrappers):
     )
 
 
-def test_case_10_a_checkpoint_of_another_wrapper_chain_or_time_limit_is_refused(tmp_path):
+def test_a_checkpoint_of_another_wrapper_chain_or_time_limit_is_rejected(tmp_path):
     register(100)
     fit(tmp_path, env_id="TestChanging-v0", limits={"max_epochs": 1})
     for change in ((90,), (100, Unrepeatable)):
@@ -394,18 +328,8 @@ def test_case_10_a_checkpoint_of_another_wrapper_chain_or_time_limit_is_refused(
             fit(tmp_path, env_id="TestChanging-v0", ckpt_path=tmp_path / "epoch0.ckpt")
 
 
-def test_case_10_other_arguments_of_the_environment_are_rejected(tmp_path):
-    fit(tmp_path, env_id="FrozenLake-v1", env_kwargs={"is_slippery": True}, limits={"max_epochs": 1})
-    with pytest.raises(MisconfigurationException, match=r"data\.env_kwargs=.*is_slippery"):
-        fit(tmp_path, env_id="FrozenLake-v1", ckpt_path=tmp_path / "epoch0.ckpt")
-
-
-class Renamed(DQNDataModule):
-    """The same under another name, by which Lightning looks for its state."""
-
-
 @pytest.mark.parametrize("lost", ["all", "memory"])
-def test_case_11_a_memory_that_got_lost_is_an_error(tmp_path, whole, lost):
+def test_a_memory_that_got_lost_is_an_error(tmp_path, whole, lost):
     checkpoint = load(whole / "epoch0.ckpt")
     if lost == "all":
         del checkpoint["DQNDataModule"]
@@ -416,25 +340,20 @@ def test_case_11_a_memory_that_got_lost_is_an_error(tmp_path, whole, lost):
         fit(tmp_path, ckpt_path=tmp_path / "lost.ckpt")
 
 
-def test_case_11_a_renamed_data_module_is_an_error_and_not_an_empty_memory(tmp_path, whole):
-    with pytest.raises(MisconfigurationException, match=r"data=\S+Renamed: .*DQNDataModule;"):
-        fit(tmp_path, ckpt_path=whole / "epoch0.ckpt", data=Renamed)
-
-
-def test_case_11_a_memory_left_out_on_purpose_is_warmed_up_anew(tmp_path, notes):
+def test_a_memory_left_out_on_purpose_is_warmed_up_again(tmp_path, messages):
     first = fit(tmp_path, save_memory=False, limits={"max_epochs": 1})
     assert "memory" not in load(tmp_path / "epoch0.ckpt")["DQNDataModule"]["train"]
     resumed = fit(tmp_path, save_memory=False, ckpt_path=tmp_path / "epoch0.ckpt")
-    (said,) = [line for line in notes if line.startswith("Resumed")]
-    assert "with 0 transitions" in said
-    assert "save_memory=False" in said
-    assert "warm-up of 50 env steps" in said
+    (reported,) = [line for line in messages if line.startswith("Resumed")]
+    assert "with 0 transitions" in reported
+    assert "save_memory=False" in reported
+    assert "warm-up of 50 env steps" in reported
     assert resumed.datamodule.env_steps == 600
     # none until 50 env steps are played
     assert resumed.global_step - first.global_step == 300 - 49
 
 
-def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_and_cut(tmp_path, notes):
+def test_environments_that_do_not_repeat_their_episodes_are_announced_and_cut(tmp_path, messages):
     register(100, Unrepeatable)
     first = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, limits={"max_epochs": 1})
     collector = first.datamodule.train_dataset.collector
@@ -442,7 +361,7 @@ def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_an
     assert cut.any(), "an episode is under way"
     played = len(first.datamodule.episodes)
     second = fit(tmp_path, env_id="TestChanging-v0", num_envs=2, ckpt_path=tmp_path / "epoch0.ckpt")
-    (line,) = [line for line in notes if line.startswith("Environments")]
+    (line,) = [line for line in messages if line.startswith("Environments")]
     assert f"Environments {np.flatnonzero(cut).tolist()} did not repeat their episodes" in line
     assert second.datamodule.env_steps in {599, 600}
     # what was cut is no episode of the history, and the next ones begin with their first step
@@ -450,39 +369,22 @@ def test_case_12_environments_that_do_not_repeat_their_episodes_are_announced_an
     assert sum(second.datamodule.episodes.lengths[played:]) <= 600 - first.datamodule.env_steps
 
 
-def test_case_12_vector_forms_that_keep_their_state_to_themselves_are_announced(tmp_path, notes):
+def test_vector_environments_without_a_state_are_announced(tmp_path, messages):
     cartpole = gym.make_vec("CartPole-v1", 1, "vector_entry_point").unwrapped.__class__
     gym.registry.pop("TestForeign-v0", None)
     gym.register("TestForeign-v0", CartPoleEnv, vector_entry_point=type("Foreign", (cartpole,), {}))
-    knobs = {"env_id": "TestForeign-v0", "num_envs": 2, "vectorization": "vector_entry_point"}
-    fit(tmp_path, **knobs, limits={"max_epochs": 1})
-    (line,) = [line for line in notes if line.startswith("Checkpoints hold no environments")]
+    options = {"env_id": "TestForeign-v0", "num_envs": 2, "vectorization": "vector_entry_point"}
+    fit(tmp_path, **options, limits={"max_epochs": 1})
+    (line,) = [line for line in messages if line.startswith("Checkpoints hold no environments")]
     assert "Foreign" in line
     assert "under_way" not in load(tmp_path / "epoch0.ckpt")["DQNDataModule"]["train"]
-    fit(tmp_path, **knobs, ckpt_path=tmp_path / "epoch0.ckpt")
-    (line,) = [line for line in notes if line.startswith("Resumed")]
+    fit(tmp_path, **options, ckpt_path=tmp_path / "epoch0.ckpt")
+    (line,) = [line for line in messages if line.startswith("Resumed")]
     assert "kept as truncated" in line
 
 
-def test_case_12_the_cut_step_is_stored_as_truncated_and_never_as_terminated(tmp_path):
-    played, fresh = countdown(), countdown(seed=5)
-    # an episode under way, one step old
-    while played.collector._lengths[0] != 1:
-        take(played, 1)
-    cut = written_by(played)[0][-1]
-    torch.save(played.state_dict(with_envs=False), tmp_path / "state")
-    fresh.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    take(fresh, 3)
-    (stored,) = [row for row in transitions(fresh.memory) if row[0] == cut.observation]
-    # its value is still that of what was seen last
-    assert stored == (cut.observation, cut.action, cut.reward, 0.9, cut.next_observation)
-
-
-# 24: what is stored around the ends of episodes, with resumes in between
-
-
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path, num_envs):
+def test_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path, num_envs):
     # TimeLimit cuts at 5 what ends by itself after 1 to 8 steps
     dataset = countdown(num_envs)
     under_way = resetting = 0
@@ -506,7 +408,7 @@ def test_case_24_nothing_stored_crosses_a_reset_wherever_it_was_resumed(tmp_path
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "vector_entry_point"])
-def test_case_24_a_time_limit_in_a_vector_form_bootstraps_after_a_resume(tmp_path, vectorization):
+def test_a_time_limit_in_a_vector_form_bootstraps_after_a_resume(tmp_path, vectorization):
     def make():
         envs = make_vector_env(EnvSettings("CartPole-v1", {"max_episode_steps": 12}), 3, vectorization)
         return make_dataset(envs, lambda observation, rng: (observation[:, 2] > 0).astype(np.int64))
@@ -528,7 +430,7 @@ def test_case_24_a_time_limit_in_a_vector_form_bootstraps_after_a_resume(tmp_pat
 
 
 @pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
-def test_case_24_other_ways_to_reset_are_refused(mode):
+def test_other_ways_to_reset_are_rejected(mode):
     name = f"Test{mode}-v0"
 
     class Vector(gym.make_vec("CartPole-v1", 1, "vector_entry_point").unwrapped.__class__):

@@ -9,17 +9,17 @@ import torch
 from test_replay_dataset import GAMMA, Recorder, at_random, balance_or_fall, lean, one_step
 
 from lightning_dqn.envs import EnvSettings, make_vector_env
-from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
+from lightning_dqn.variants.rollouts import RolloutDataset
 
 
-def make_rollouts(envs, policy=at_random, seed=0, **knobs):
+def make_rollouts(envs, policy=at_random, seed=0, **options):
     defaults = {"steps_per_iteration": 10, "updates_per_iteration": 3, "batch_size": 8, "epoch_env_steps": 100}
-    knobs = defaults | knobs
-    return RolloutDataset(envs=envs, policy=policy, gamma=GAMMA, seed=seed, sample_seed=seed + 100, **knobs)
+    options = defaults | options
+    return RolloutDataset(envs=envs, policy=policy, gamma=GAMMA, seed=seed, sample_seed=seed + 100, **options)
 
 
-def countdown(num_envs, **knobs):
-    return make_rollouts(Recorder(make_vector_env(EnvSettings("TestCountdown-v0"), num_envs, "sync")), **knobs)
+def countdown(num_envs, **options):
+    return make_rollouts(Recorder(make_vector_env(EnvSettings("TestCountdown-v0"), num_envs, "sync")), **options)
 
 
 def take(dataset, iterations):
@@ -67,7 +67,7 @@ def test_the_steps_learnt_from_are_what_the_environments_did(env_id, env_kwargs,
     assert {discount for *_, discount, _ in drawn} == {GAMMA, 0.0}
 
 
-def test_where_an_episode_ends_it_is_said_and_the_next_step_is_never_learnt_from():
+def test_the_end_of_an_episode_is_marked_and_the_reset_step_is_never_learnt_from():
     dataset = countdown(3, updates_per_iteration=10)
     ends = 0
     for rollout in take(dataset, 20):
@@ -102,22 +102,12 @@ def test_a_rollout_begins_where_the_last_one_ended():
         assert torch.equal(one.observation[-1], other.observation[0])
 
 
-def test_types_are_those_of_the_memory():
-    numbers = make_rollouts(
-        make_vector_env(EnvSettings("FrozenLake-v1"), 2), lambda o, rng: rng.integers(4, size=len(o))
-    )
-    rollout = take(numbers, 1)[0]
-    assert rollout.observation.dtype == rollout.action.dtype == rollout.index.dtype == torch.int64
-    assert rollout.reward.dtype == rollout.discount.dtype == torch.float32
-    assert rollout.ended.dtype == torch.bool
-
-
-def test_a_second_iterator_goes_on_where_the_first_stopped():
+def test_a_second_iterator_resumes_where_the_first_stopped():
     whole, halves = countdown(3, epoch_env_steps=600), countdown(3, epoch_env_steps=300)
     assert same(list(whole), list(halves) + list(halves))
 
 
-def test_a_restored_dataset_yields_the_same_rollouts_to_the_bit(tmp_path):
+def test_a_restored_dataset_yields_the_same_rollouts_bitwise(tmp_path):
     def carts(seed=0):
         return make_rollouts(make_vector_env(EnvSettings("CartPole-v1"), 3), lean, seed)
 
@@ -142,13 +132,7 @@ def test_without_its_environments_it_starts_new_episodes():
     assert abs(one.env_steps - 12 * 30) < 3
 
 
-def test_workers_are_refused():
+def test_workers_are_rejected():
     loader = torch.utils.data.DataLoader(countdown(1), batch_size=None, num_workers=1)
     with pytest.raises(ValueError, match="use num_workers=0"):
         next(iter(loader))
-
-
-def test_a_rollout_is_a_tuple_that_lightning_can_move():
-    rollout = take(countdown(2), 1)[0]
-    assert isinstance(rollout, Rollout)
-    assert all(isinstance(part, torch.Tensor) for part in rollout)

@@ -45,7 +45,7 @@ def test_a_trace_tells_work_from_calls(monkeypatch):
     assert Trace.from_json(json.loads(json.dumps(trace.as_json()))).gaps.tolist() == trace.gaps.tolist()
 
 
-def test_iterations_that_differ_are_refused():
+def test_iterations_that_differ_are_rejected():
     recorder = Recorder()
     recorder.running = True
     for marks in ((BATCH, UPDATE), (BATCH, UPDATE), (BATCH, UPDATE, UPDATE), (BATCH,)):
@@ -125,7 +125,7 @@ def test_two_ranks_are_measured_in_the_terms_of_the_model(found):
     assert measured["waiting_ms"] == pytest.approx(0.05)
 
 
-def test_the_check_says_how_far_the_prediction_is_off(found):
+def test_the_check_states_how_far_the_prediction_is_off(found):
     check = found["workloads"]["vector"]["check"]
     # 1 ms, and what a call of 1,000 bytes takes where one of 64 takes 100 us and one of 65,536 takes 200
     predicted = check["update_ms"]["predicted"]
@@ -146,7 +146,7 @@ def test_messages_are_counted_as_they_were_made(found):
     ]
 
 
-def test_the_readme_s_table_says_where_half_is_lost_and_to_what(found):
+def test_the_readme_s_table_states_where_half_is_lost_and_to_what(found):
     head, _, *lines = tables.markdown(found).splitlines()
     of_networks = lines[: len(NETWORKS)]
     assert len({line.count("|") for line in (head, *of_networks)}) == 1

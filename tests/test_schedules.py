@@ -25,26 +25,25 @@ def test_linear_epsilon_at_start_middle_and_end():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("cls", "options", "words"),
     [
-        ({"start": 1.1}, "start=1.1"),
-        ({"end": -0.1}, "end=-0.1"),
-        ({"decay_env_steps": 0}, "decay_env_steps=0"),
-        ({"schedule": "cosine"}, "schedule=cosine"),
+        (EpsilonDecay, {"start": 1.1}, "start=1.1"),
+        (EpsilonDecay, {"end": -0.1}, "end=-0.1"),
+        (EpsilonDecay, {"decay_env_steps": 0}, "decay_env_steps=0"),
+        (EpsilonDecay, {"schedule": "cosine"}, "schedule=cosine"),
+        (PriorityUpdate, {"beta_start": 1.1}, "beta_start=1.1"),
+        (PriorityUpdate, {"beta_end": -0.1}, "beta_end=-0.1"),
+        (PriorityUpdate, {"anneal_env_steps": 0}, "anneal_env_steps=0"),
+        (SoftTargetUpdate, {"tau": 0.0}, "tau=0.0"),
+        (SoftTargetUpdate, {"tau": 1.5}, "tau=1.5"),
+        (SoftTargetUpdate, {"every_n_updates": 0}, "every_n_updates=0"),
+        (SoftTargetUpdate, {"every_n_env_steps": 0}, "every_n_env_steps=0: must be at least 1, or null"),
+        (SoftTargetUpdate, {"every_n_env_steps": 5, "every_n_updates": 2}, "every_n_updates=2, every_n_env_steps=5"),
     ],
 )
-def test_epsilon_knobs_out_of_range_are_refused_by_name_and_value(knobs, words):
+def test_options_out_of_range_are_rejected_by_name_and_value(cls, options, words):
     with pytest.raises(ValueError, match=words):
-        EpsilonDecay(**knobs)
-
-
-@pytest.mark.parametrize(
-    ("knobs", "words"),
-    [({"tau": 0.0}, "tau=0.0"), ({"tau": 1.5}, "tau=1.5"), ({"every_n_updates": 0}, "every_n_updates=0")],
-)
-def test_target_knobs_out_of_range_are_refused_by_name_and_value(knobs, words):
-    with pytest.raises(ValueError, match=words):
-        SoftTargetUpdate(**knobs)
+        cls(**options)
 
 
 class Watch(pl.Callback):
@@ -72,9 +71,10 @@ class Watch(pl.Callback):
         self.distances.append((trainer.global_step, gap))
 
 
-def watched_run(*callbacks, **knobs):
+def watched_run(*callbacks, **options):
     pl.seed_everything(0)
-    data = DQNDataModule(epoch_env_steps=300, warmup_env_steps=100, eval_episodes=1, iterations_per_chunk=1, **knobs)
+    sizes = {"epoch_env_steps": 300, "warmup_env_steps": 100, "eval_episodes": 1, "iterations_per_chunk": 1}
+    data = DQNDataModule(**sizes, **options)
     watch = Watch()
     trainer = quiet_trainer(callbacks=[*callbacks, watch])
     trainer.fit(DQN(data.observation_space, data.action_space), data)
@@ -117,9 +117,6 @@ def test_target_net_moves_tau_of_the_way_after_each_update():
     watched_run(EpsilonDecay(), SoftTargetUpdate(tau=0.1), reference)
     for target, mean in zip(reference.target, reference.mean, strict=True):
         torch.testing.assert_close(target, mean, atol=1e-6, rtol=1e-5)
-
-
-# callbacks that the module adds
 
 
 class HalfEpsilon(EpsilonSchedule):

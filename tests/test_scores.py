@@ -65,7 +65,7 @@ def test_normalized_scores():
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=EVERY)
-def test_configurations_play_what_the_plan_says_and_no_more(environment):
+def test_configurations_play_what_the_plan_states_and_no_more(environment):
     config = yaml.safe_load((ROOT / environment.config).read_text())
     data = config["data"]
     assert data["env_id"] == environment.env_id

@@ -41,7 +41,7 @@ def trainer_of(seen, **options):
 
 
 @pytest.mark.parametrize("vectorization", ["auto", "async", "vector_entry_point"])
-def test_the_same_trainer_continues_clock_memory_and_epsilon(notes, vectorization):
+def test_the_same_trainer_continues_clock_memory_and_epsilon(messages, vectorization):
     module, data, seen = make(vectorization=vectorization, num_envs=1 if vectorization == "auto" else 2)
     trainer = trainer_of(seen)
     trainer.fit(module, data)
@@ -58,7 +58,7 @@ def test_the_same_trainer_continues_clock_memory_and_epsilon(notes, vectorizatio
     assert first_again[2] <= epsilon
     assert 600 - data.num_envs < seen.seen[-1][0] == data.env_steps <= 600
     assert trainer.global_step > updates
-    (line,) = [line for line in notes if f"continues the last one at {env_steps} env steps" in line]
+    (line,) = [line for line in messages if f"continues the last one at {env_steps} env steps" in line]
     assert "optimizer starts anew" in line
 
 
@@ -104,13 +104,13 @@ def test_a_fit_that_was_interrupted_continues_with_new_episodes():
     assert seen.seen[0][1] >= transitions
 
 
-def test_another_module_starts_over(notes):
+def test_another_module_starts_over(messages):
     module, data, seen = make()
     trainer_of(seen).fit(module, data)
     other = DQN(data.observation_space, data.action_space, compile=False)
     trainer_of(seen).fit(other, data)
     assert seen.seen[300][0] == 1
-    assert not [line for line in notes if "continues the last one" in line]
+    assert not [line for line in messages if "continues the last one" in line]
 
 
 def test_a_second_fit_that_has_nothing_to_do_leaves_the_clock_as_it_is():

@@ -1,4 +1,4 @@
-"""The house itself: which way imports run, and that every knob has a reader."""
+"""The structure of the package: which way imports run, and that every option is read and documented."""
 
 import ast
 import inspect
@@ -9,23 +9,6 @@ from pathlib import Path
 import pytest
 
 import lightning_dqn
-from lightning_dqn import (
-    C51,
-    DQN,
-    IQN,
-    MLP,
-    PQN,
-    QRDQN,
-    DQNDataModule,
-    EpsilonDecay,
-    ImpalaCNN,
-    MinAtarCNN,
-    NatureCNN,
-    PrioritizedSampler,
-    PriorityUpdate,
-    SoftTargetUpdate,
-    UniformSampler,
-)
 from lightning_dqn.monitoring.agent_video import AgentVideo
 from lightning_dqn.monitoring.episode_plot import EpisodePlot
 from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
@@ -44,15 +27,7 @@ ALLOWED = {
     "collector": {"envs", "resume"},
     "data": {"collector", "distributed", "envs", "replay", "resume", "storage", "variants"},
     "module": {
-        "acting",
-        "callbacks",
-        "distributed",
-        "evaluation",
-        "losses",
-        "networks",
-        "replay",
-        "resume",
-        "speed",
+        *("acting", "callbacks", "distributed", "evaluation", "losses", "networks", "replay", "resume", "speed"),
         "validation",
     },
     "callbacks": {"losses", "resume"},
@@ -76,13 +51,13 @@ ALLOWED = {
 }
 
 
-def room(path):
+def part_of(path):
     """The name of the module or sub-package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path):
-    """Rooms of ours that a file imports when it runs, those under `if TYPE_CHECKING:` left out."""
+def imported_parts(path):
+    """Parts of the package that a file imports when it runs, those under `if TYPE_CHECKING:` left out."""
     tree = ast.parse(path.read_text())
     typing_only = {
         node
@@ -102,7 +77,7 @@ def imported_rooms(path):
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_one_way(path):
-    assert set(imported_rooms(path)) <= ALLOWED[room(path)] | {room(path), "_compat"}
+    assert set(imported_parts(path)) <= ALLOWED[part_of(path)] | {part_of(path), "_compat"}
 
 
 def names_read():
@@ -113,50 +88,32 @@ def names_read():
                 yield node.id if isinstance(node, ast.Name) else node.attr
 
 
-def kept_as(owner, knob):
+def kept_as(owner, option):
     """The attributes that a constructor keeps an argument in."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner.__init__)))
     for node in ast.walk(tree):
         assigns = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
-        if assigns and knob in {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}:
+        if assigns and option in {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}:
             yield node.targets[0].attr
 
 
-@pytest.mark.parametrize(
-    "owner",
-    [
-        DQN,
-        C51,
-        QRDQN,
-        IQN,
-        PQN,
-        MLP,
-        NatureCNN,
-        MinAtarCNN,
-        ImpalaCNN,
-        DQNDataModule,
-        EpsilonDecay,
-        PrioritizedSampler,
-        PriorityUpdate,
-        SoftTargetUpdate,
-        UniformSampler,
-        AgentVideo,
-        EpisodePlot,
-        EpisodeStatistics,
-        RunProgressBar,
-    ],
-    ids=lambda owner: owner.__name__,
+CLASSES = (
+    "DQN C51 QRDQN IQN PQN MLP NatureCNN MinAtarCNN ImpalaCNN DQNDataModule EpsilonDecay PrioritizedSampler "
+    "PriorityUpdate SoftTargetUpdate UniformSampler"
 )
-def test_every_knob_is_read_and_explained(owner):
+MONITORING = [AgentVideo, EpisodePlot, EpisodeStatistics, RunProgressBar]
+
+
+@pytest.mark.parametrize("owner", [getattr(lightning_dqn, name) for name in CLASSES.split()] + MONITORING)
+def test_every_option_is_read_and_explained(owner):
     read = Counter(names_read())
-    for knob in inspect.signature(owner).parameters:
-        attributes = list(kept_as(owner, knob))
-        # a knob that is not kept is used where it comes in; a kept one is read somewhere
-        used = any(read[attribute] > 0 for attribute in attributes) if attributes else read[knob] > 0
-        assert used, f"{owner.__name__}.{knob} is never read"
-        assert any(f"{knob}: " in (base.__doc__ or "") for base in owner.__mro__), (
-            f"{owner.__name__}.{knob} is not explained"
-        )
+    for option in inspect.signature(owner).parameters:
+        attributes = list(kept_as(owner, option))
+        # an option that is not kept is used where it comes in; a kept one is read somewhere
+        used = any(read[attribute] > 0 for attribute in attributes) if attributes else read[option] > 0
+        assert used, f"{owner.__name__}.{option} is never read"
+        explained = any(f"{option}: " in (base.__doc__ or "") for base in owner.__mro__)
+        assert explained, f"{owner.__name__}.{option} is not explained"
 
 
 def test_every_public_definition_has_a_docstring():

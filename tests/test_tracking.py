@@ -9,21 +9,12 @@ import imageio.v2 as imageio
 import pytest
 import yaml
 from conftest import DEFAULT_FIT, clean_environment, read_offline_run, run_cli
+from test_cli import METRICS
 
 from lightning_dqn.cli.tracking import wandb_unavailable
 
 pytestmark = pytest.mark.integration
 
-TRAIN = {
-    "train/loss",
-    "train/q_value",
-    "train/td_error",
-    "train/epsilon",
-    "train/episode_return",
-    "train/episode_length",
-}
-VAL = {"val/episode_return", "val/episode_return_std", "val/episode_length"}
-CLOCKS = {"env_steps", "updates", "env_steps_per_second", "updates_per_second"}
 FAKE_KEY = "0123456789abcdef" * 2 + "01234567"
 
 
@@ -53,19 +44,16 @@ def closed_port():
         return listener.getsockname()[1]
 
 
-def test_a_default_fit_without_credentials_asks_nothing_and_ends_well(run):
+def test_a_default_fit_without_credentials_asks_nothing_and_reports_in_one_line_that_it_is_offline(run):
     assert run.exit_code == 0, run.text
     for question in ("Enter your choice", "Create a W&B account", "API key", "wandb.ai/authorize"):
         assert question not in run.text
-
-
-def test_a_default_fit_without_credentials_says_in_one_line_that_it_is_offline(run):
-    said = [line for line in run.text.splitlines() if line.startswith("W&B is offline")]
-    assert said == ["W&B is offline: no credentials are configured. `wandb sync` uploads the run later."]
+    reported = [line for line in run.text.splitlines() if line.startswith("W&B is offline")]
+    assert reported == ["W&B is offline: no credentials are configured. `wandb sync` uploads the run later."]
 
 
 def test_the_offline_run_has_every_metric(rows):
-    assert set().union(*rows) >= TRAIN | VAL | CLOCKS
+    assert set().union(*rows) >= METRICS
 
 
 def test_every_row_of_the_offline_run_has_env_steps(rows):
@@ -127,8 +115,10 @@ def test_a_key_without_a_network_makes_the_run_offline_in_one_line(tmp_path, clo
     run = run_cli(tmp_path, env, *DEFAULT_FIT, "--trainer.max_epochs", "1", "--video.episodes", "0")
     assert run.exit_code == 0, run.text
     assert run.seconds < 60
-    said = [line for line in run.text.splitlines() if "W&B is offline" in line]
-    assert said == ["W&B is offline: 127.0.0.1 does not answer (ConnectionError). `wandb sync` uploads the run later."]
+    reported = [line for line in run.text.splitlines() if "W&B is offline" in line]
+    assert reported == [
+        "W&B is offline: 127.0.0.1 does not answer (ConnectionError). `wandb sync` uploads the run later."
+    ]
     rows = [record["history"]["item"] for record in read_offline_run(run.folder) if record["type"] == "history"]
     assert [row["env_steps"] for row in rows if "val/episode_return" in row] == [250]
     for path in run.folder.rglob("*"):
@@ -145,20 +135,18 @@ def credentials(tmp_path, monkeypatch):
     return lambda host: path.write_text(f"machine {host}\n  login user\n  password {FAKE_KEY}\n")
 
 
-def test_credentials_of_another_host_are_none(credentials, monkeypatch, closed_port):
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("example.org", "no credentials are configured"), ("127.0.0.1", "127.0.0.1 does not answer (ConnectionError)")],
+)
+def test_credentials_in_netrc_count_as_a_key_for_their_host(credentials, monkeypatch, closed_port, host, reason):
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
-    credentials("example.org")
-    assert wandb_unavailable() == "no credentials are configured"
-
-
-def test_credentials_in_netrc_count_as_a_key(credentials, monkeypatch, closed_port):
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port}")
-    credentials("127.0.0.1")
-    assert wandb_unavailable() == "127.0.0.1 does not answer (ConnectionError)"
+    credentials(host)
+    assert wandb_unavailable() == reason
 
 
 @pytest.mark.parametrize(("status", "down"), [(200, False), (404, False), (503, True)])
-def test_a_server_is_used_unless_it_says_that_it_is_down(credentials, monkeypatch, status, down):
+def test_a_server_is_used_unless_it_states_that_it_is_down(credentials, monkeypatch, status, down):
     class Answer(BaseHTTPRequestHandler):
         def do_HEAD(self):
             self.send_response(status)

@@ -90,3 +90,31 @@ for name, space in ROOMS.items():
     gym.register(f"{name}-v0", Room, kwargs={"observation_space": space})
 SHIFTED = {"observation_space": spaces.Box(-1, 1, (3,)), "action_space": spaces.Discrete(2, start=3)}
 gym.register("Shifted-v0", Room, kwargs=SHIFTED)
+
+
+class Cue(gym.Env):
+    """Ten times: a cue is shown, and the action that it names pays 1. The best return is 10."""
+
+    observation_space = spaces.Dict(cue=spaces.Discrete(2), noise=spaces.Box(-1, 1, (3,), np.float32))
+
+    def __init__(self, start=0):
+        self.action_space = spaces.Discrete(2, start=start)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 10
+        return self.show(), {}
+
+    def show(self):
+        self.cue = int(self.np_random.integers(2))
+        return {"cue": self.cue, "noise": self.np_random.uniform(-1, 1, 3).astype(np.float32)}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        reward = float(action - self.action_space.start == self.cue)
+        self.left -= 1
+        return self.show(), reward, self.left == 0, False, {}
+
+
+gym.register("Cue-v0", Cue)
+gym.register("CueFrom3-v0", Cue, kwargs={"start": 3})

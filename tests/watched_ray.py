@@ -46,7 +46,7 @@ class Witness(UpdateCallback):
         self.note(trainer)
 
     def note(self, trainer):
-        """One file a worker: of the second group, which goes on, other files than of the first."""
+        """One file a worker: the second group, which resumes, writes other files than the first."""
         group = "resumed" if self.seen["started_at"] else "first"
         torch.save(self.seen, self.folder / f"{group}-{trainer.global_rank}.pt")
 
