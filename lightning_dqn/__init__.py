@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lightning_dqn.callbacks import EpsilonDecay as EpsilonDecay
     from lightning_dqn.callbacks import PriorityUpdate as PriorityUpdate
     from lightning_dqn.callbacks import SoftTargetUpdate as SoftTargetUpdate
-    from lightning_dqn.data import DQNDataModule as DQNDataModule
+    from lightning_dqn.datamodule import DQNDataModule as DQNDataModule
     from lightning_dqn.module import DQN as DQN
     from lightning_dqn.networks import MLP as MLP
     from lightning_dqn.networks import ImpalaCNN as ImpalaCNN
@@ -31,7 +31,7 @@ _MODULES = {
     "EpsilonDecay": "callbacks",
     "PriorityUpdate": "callbacks",
     "SoftTargetUpdate": "callbacks",
-    "DQNDataModule": "data",
+    "DQNDataModule": "datamodule",
     "DQN": "module",
     "MLP": "networks",
     "ImpalaCNN": "networks",

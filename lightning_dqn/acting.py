@@ -4,7 +4,7 @@ Asked by `module.DQN.act`. Legend: N envs, A actions.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,9 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_dqn.networks import MLP
-
-if TYPE_CHECKING:
-    from lightning_dqn.module import DQN
 
 # observations for which the calls of a forward pass cost more than its arithmetic
 FEW_OBSERVATIONS = 32
@@ -49,7 +46,7 @@ def as_batch(observation: Any, space: gym.Space[Any], name: str = "observation")
 
 
 def act(
-    module: "DQN",
+    module: Any,
     observation: NDArray[Any],
     rng: np.random.Generator | None,
     action_mask: NDArray[np.bool_] | None,
@@ -64,10 +61,11 @@ def act(
         action_mask=action_mask,
         rng=rng,
     )
-    return action + module.first_action
+    first_action: int = module.first_action
+    return action + first_action
 
 
-def compute_q_values(module: "DQN", observation: NDArray[Any], *, noisy: bool) -> NDArray[Any]:
+def compute_q_values(module: Any, observation: NDArray[Any], *, noisy: bool) -> NDArray[Any]:
     """Action values of the policy net, by the cheapest way there is.
 
     Args:

@@ -232,7 +232,7 @@ class PriorityUpdate(UpdateCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the sampler and set the beta of the first draw."""
         # a dataset of rollouts has no memory
-        memory: Any = getattr(data_of(trainer).train_dataset, "memory", None)
+        memory: Any = data_of(trainer).train_dataset.memory
         self._sampler = memory.sampler if memory is not None and memory.sampler.uses_priorities else None
         self._set_beta(trainer)
 

@@ -6,7 +6,7 @@ Legend: U updates, B batch, N envs, A actions.
 
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal, Self
 
 import gymnasium as gym
@@ -36,7 +36,7 @@ from lightning_dqn.losses import (
     q_target,
 )
 from lightning_dqn.networks import MLP, NoisyLinear, ObservationNormalizer
-from lightning_dqn.replay import AnyTransition, Chunk
+from lightning_dqn.replay import AnyTransition
 from lightning_dqn.resume.arguments import record_arguments
 from lightning_dqn.resume.checkpoint import check_checkpoint, complete_checkpoint, make_module, prepare_resume
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
@@ -80,7 +80,7 @@ class DQN(pl.LightningModule):
         ValueError: if a value is out of its range, or two switches contradict each other.
     """
 
-    # whether it learns from rollouts of its own policy, with neither memory nor target net: the data side asks
+    # whether it learns from rollouts of its own policy, with neither memory nor target net, made by `make_rollouts`
     on_policy: ClassVar[bool] = False
 
     def __init__(
@@ -300,7 +300,7 @@ class DQN(pl.LightningModule):
             set_rng_state(self.rng_state, self.device)
         self.rng_state = None
 
-    def training_step(self, chunk: Chunk | AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
+    def training_step(self, chunk: Iterable[AnyTransition] | AnyTransition, batch_idx: int) -> dict[str, Tensor] | None:
         """Run the iterations of a chunk: each steps the environments, then makes U updates, one a minibatch.
 
         Args:
@@ -312,7 +312,8 @@ class DQN(pl.LightningModule):
             if there was none.
         """
         results: list[TDLoss] = []
-        for batch in chunk if isinstance(chunk, Chunk) else (chunk,):
+        batches: Iterable[Any] = (chunk,) if isinstance(chunk, tuple) else chunk
+        for batch in batches:
             # U = 0 while the memory warms up
             of_iteration = self._update_all(batch) if len(batch.reward) else []
             for callback in self._iteration_callbacks:

@@ -6,7 +6,7 @@ envs, n rewards summed, k frames in a stack.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from lightning_dqn.distributed.reshard import reshard
 from lightning_dqn.resume.memory_state import check_memory_state
 from lightning_dqn.storage.arrays import make_storage, stored_form
 from lightning_dqn.storage.frames import FrameStacks
+from lightning_dqn.storage.row_queue import RowQueue
 
 
 class Transition(NamedTuple):
@@ -74,71 +75,6 @@ class MaskedTransition(NamedTuple):
 
 
 AnyTransition = Transition | MaskedTransition
-
-
-class Chunk:
-    """Consecutive iterations, which Lightning takes for one batch; each is run when it is asked for, and only once.
-
-    `next` of the iterator steps the environments of one iteration, then yields its batch.
-
-    Args:
-        batches: one batch an iteration.
-    """
-
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        # a second pass, such as Lightning's search for a batch size, must not step the environments
-        batches, self._batches = self._batches, iter(())
-        return batches
-
-
-class RowQueue:
-    """A ring of rows, oldest first: they enter and leave in the order of time.
-
-    Args:
-        capacity: rows that may be in it at once.
-
-    Attributes:
-        rows: the ring, (capacity,).
-        first: place of the oldest row.
-        count: rows that are in it.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.rows = np.zeros(capacity, dtype=np.int64)
-        self.first = 0
-        self.count = 0
-
-    def add(self, rows: NDArray[np.int64]) -> None:
-        """Let these rows in, which are newer than all before."""
-        start = (self.first + self.count) % len(self.rows)
-        room = len(self.rows) - start
-        if len(rows) <= room:
-            self.rows[start : start + len(rows)] = rows
-        else:
-            self.rows[start:] = rows[:room]
-            self.rows[: len(rows) - room] = rows[room:]
-        self.count += len(rows)
-
-    def oldest(self, count: int) -> NDArray[np.int64]:
-        """The `count` rows that entered first, (count,)."""
-        return self.rows.take(range(self.first, self.first + count), mode="wrap")
-
-    def drop_oldest(self, count: int) -> None:
-        """Forget the `count` rows that entered first."""
-        self.first = (self.first + count) % len(self.rows)
-        self.count -= count
-
-    def state_dict(self) -> dict[str, Any]:
-        """The ring and its places."""
-        return {"ring": torch.from_numpy(self.rows.copy()), "first": self.first, "count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        self.rows[:] = state["ring"].numpy()
-        self.first, self.count = state["first"], state["count"]
 
 
 class Sampler(ABC):
@@ -242,28 +178,6 @@ class UniformSampler(Sampler):
         """Continue where `state_dict` was taken."""
         self._queue.load_state_dict(state)
         self._rng.bit_generator.state = state["rng"]
-
-
-def probe_sampler(make: SamplerCallable) -> Sampler:
-    """A throwaway sampler, so that a wrong factory is rejected before anything else is made.
-
-    Args:
-        make: as a memory will call it.
-
-    Raises:
-        TypeError: if what is made is no sampler.
-        ValueError: if an argument is out of its range.
-    """
-    try:
-        sampler: Any = make(1, 0)
-    except TypeError as error:
-        raise TypeError(f"data.sampler={make!r}: can't be called with a capacity and a seed ({error})") from error
-    if not isinstance(sampler, Sampler):
-        raise TypeError(
-            f"data.sampler={make!r}: makes a {type(sampler).__name__}, which is no Sampler; "
-            "use lightning_dqn.UniformSampler or PrioritizedSampler, or subclass lightning_dqn.replay.Sampler"
-        )
-    return sampler
 
 
 def sum_rewards(

@@ -11,7 +11,7 @@ from toys import through_a_checkpoint
 
 from lightning_dqn import DQNDataModule
 from lightning_dqn.collector import Collector
-from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.data import ReplayDataset
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
 from lightning_dqn.replay import ReplayMemory
 from lightning_dqn.resume.content import CheckpointError

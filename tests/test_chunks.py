@@ -45,7 +45,7 @@ class Record(UpdateCallback):
             return policy(*inputs)
 
         dataset.collector.policy = recorded
-        if hasattr(dataset, "memory"):
+        if dataset.memory is not None:
             draw = dataset.memory.sampler.draw
 
             def recorded_draw(*inputs):

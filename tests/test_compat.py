@@ -23,11 +23,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.loops import fit_loop, training_epoch_loop
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.trainer.connectors import checkpoint_connector, data_connector
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.trainer.connectors.logger_connector import logger_connector, result
-from lightning.pytorch.utilities import data as lightning_data
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils import _pytree
 
@@ -103,12 +102,6 @@ def test_attached_trainer():
     assert lightning_compat.attached_trainer(module) is trainer
 
 
-def test_current_hook(tmp_path):
-    seen = []
-    fit(Manual(lambda module: seen.append(getattr(module, lightning_compat.CURRENT_HOOK))), tmp_path)
-    assert set(seen) == {"training_step"}
-
-
 def test_collective_timeout():
     assert lightning_compat.collective_timeout(DDPStrategy(timeout=timedelta(seconds=7))) == timedelta(seconds=7)
     assert lightning_compat.collective_timeout(SingleDeviceStrategy()) is None
@@ -165,9 +158,7 @@ def test_silence_tips():
 @pytest.mark.parametrize(
     ("text", "module"),
     [
-        ("`isinstance(treespec, LeafSpec)` is deprecated", _pytree),
-        ("Your `IterableDataset` has `__len__` defined", lightning_data),
-        ("does not have many workers", data_connector),
+        ("is smaller than the logging interval", fit_loop),
         ("sync_dist=True", result),
         ("You're resuming from a checkpoint that ended before the epoch ended", training_epoch_loop),
     ],
@@ -177,7 +168,17 @@ def test_ignore_intended_warnings(text, module):
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         lightning_compat.ignore_intended_warnings()
-        warnings.warn(f"The 'train_dataloader' {text}" if text.startswith("does") else text, stacklevel=1)
+        warnings.warn(f"The number of training batches (7) {text}" if text.startswith("is") else text, stacklevel=1)
+    assert not shown
+
+
+def test_ignore_pytree_deprecation():
+    text = "`isinstance(treespec, LeafSpec)` is deprecated"
+    assert text in inspect.getsource(_pytree)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        lightning_compat.ignore_pytree_deprecation()
+        warnings.warn(text, FutureWarning, stacklevel=1)
     assert not shown
 
 

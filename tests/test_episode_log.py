@@ -12,7 +12,7 @@ from test_replay_dataset import countdown, take, transitions
 from toys import through_a_checkpoint
 
 from lightning_dqn.collector import Collector
-from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.data import ReplayDataset
 from lightning_dqn.envs import EnvSettings, make_vector_env
 from lightning_dqn.envs.episode_log import EpisodeLog
 from lightning_dqn.replay import ReplayMemory

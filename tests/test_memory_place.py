@@ -8,8 +8,8 @@ from catch import Catch
 from conftest import quiet_trainer
 
 from lightning_dqn import DQN, DQNDataModule, MinAtarCNN
-from lightning_dqn.data.checks import replay_location
 from lightning_dqn.storage.memory_size import MemorySize
+from lightning_dqn.validation import replay_location
 
 
 def data_module(**options):

@@ -14,9 +14,10 @@ from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from toys import through_a_checkpoint
 
-from lightning_dqn.data import EpisodeDataset, ReplayDataset
+from lightning_dqn.data import ReplayDataset
 from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
+from lightning_dqn.evaluation import EpisodeDataset
 from lightning_dqn.replay import ReplayMemory, Transition
 
 GAMMA = 0.9
@@ -461,7 +462,7 @@ def test_more_ranks_than_episodes_are_rejected_on_all_of_them(make_episodes):
 def test_the_result_does_not_depend_on_how_many_are_played_side_by_side(make_episodes, monkeypatch, env_id, policy):
     found = []
     for parallel in (1, 3, 16):
-        monkeypatch.setattr("lightning_dqn.data.episode_dataset.PARALLEL_ENVS", parallel)
+        monkeypatch.setattr("lightning_dqn.evaluation.PARALLEL_ENVS", parallel)
         seen = []
 
         def watched(observation, seen=seen):

@@ -19,7 +19,7 @@ class Seen(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         data = trainer.datamodule
-        memory = getattr(data.train_dataset, "memory", ())
+        memory = data.train_dataset.memory or ()
         self.seen.append((data.env_steps, len(memory), float(pl_module.epsilon)))
 
 

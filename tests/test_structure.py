@@ -18,36 +18,45 @@ PACKAGE = Path(lightning_dqn.__file__).parent
 # which parts of the package each part may import
 ALLOWED = {
     "__main__": {"cli"},
+    "__init__": {"agent", "callbacks", "datamodule", "module", "networks", "replay", "sampling", "variants"},
     # other libraries' private parts; every part may import it
     "_compat": set(),
-    "__init__": {"agent", "callbacks", "data", "module", "networks", "replay", "sampling", "variants"},
     # core
     "losses": set(),
     "replay": {"distributed", "resume", "storage"},
     "collector": {"envs", "resume"},
-    "data": {"collector", "distributed", "envs", "replay", "resume", "storage", "variants"},
+    "data": {"collector", "distributed", "replay", "resume"},
+    "datamodule": {
+        *("collector", "data", "distributed", "envs", "evaluation", "replay", "resume", "validation"),
+    },
     "module": {
         *("acting", "callbacks", "distributed", "evaluation", "losses", "networks", "replay", "resume", "speed"),
         "validation",
     },
     "callbacks": {"losses", "resume"},
     # families
-    "acting": {"module", "networks"},
-    "evaluation": set(),
-    "envs": {"_compat", "resume"},
+    "acting": {"networks"},
+    "evaluation": {"collector", "distributed", "envs"},
+    "envs": {"resume"},
     "networks": {"resume"},
-    "sampling": {"replay"},
+    "sampling": {"replay", "storage"},
     "storage": set(),
-    "variants": {"collector", "distributed", "losses", "module", "networks", "replay", "resume", "speed", "validation"},
+    "variants": {
+        *("collector", "distributed", "envs", "losses", "module", "networks", "replay", "resume", "speed"),
+        "validation",
+    },
     # machinery
     "distributed": {"callbacks", "resume"},
     "resume": {"callbacks", "distributed"},
     "speed": {"distributed", "losses"},
     # users
     "agent": {"acting", "envs", "module", "resume"},
-    "cli": {"callbacks", "data", "distributed", "envs", "module", "monitoring", "networks", "resume", "sampling"},
-    "monitoring": {"callbacks", "data", "envs", "losses", "resume"},
-    "validation": set(),
+    "cli": {
+        *("callbacks", "datamodule", "distributed", "envs", "module", "monitoring", "networks", "resume", "sampling"),
+        "validation",
+    },
+    "monitoring": {"callbacks", "datamodule", "envs", "losses", "resume"},
+    "validation": {"distributed", "replay", "storage"},
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
@@ -28,17 +29,12 @@ UPDATE_HOOKS = (
     "optimizer_step",
     "optimizer_zero_grad",
 )
-# attribute that Lightning sets on the module before each hook that it calls
-CURRENT_HOOK = "_current_fx_name"
 # file name pattern of the checkpoints that Lightning saves before SLURM requeues a job
 SLURM_CHECKPOINTS = "hpc_ckpt_*.ckpt"
 # warnings that do not apply to this package
 IGNORED_WARNINGS = (
-    # Lightning's own use of torch's pytree
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    # iterable datasets with a length and loaders without workers are intended
-    "Your `IterableDataset` has `__len__` defined",
-    "The '.*_dataloader' does not have many workers",
+    # the statistics are logged by iterations, not by batches
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
     # metrics logged at the end of an evaluation are reduced over ranks before
     ".*sync_dist=True",
     # the data module has the state that the loader lacks
@@ -69,6 +65,12 @@ def is_plain_allreduce(strategy: Strategy) -> bool:
     if isinstance(strategy, DDPStrategy):
         return strategy._ddp_comm_hook is None and strategy._ddp_comm_state is None
     return isinstance(strategy, SingleDeviceStrategy)
+
+
+def counts_updates(trainer: Trainer) -> bool:
+    """Whether a trainer stops or saves after a given number of updates, which it compares after each batch."""
+    callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    return trainer.max_steps >= 0 or any(each._every_n_train_steps > 0 for each in callbacks)
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
@@ -105,6 +107,11 @@ def ignore_intended_warnings() -> None:
     """Ignore the warnings of `IGNORED_WARNINGS` in this process."""
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def ignore_pytree_deprecation() -> None:
+    """Ignore the deprecation of a form in which Lightning, and nobody else, uses torch's pytree."""
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
 def ignore_checkpoint_folder_warning() -> None:

@@ -2,11 +2,9 @@
 
 import contextlib
 import gc
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +19,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from lightning_dqn._compat.lightning import (
+    ignore_checkpoint_folder_warning,
+    ignore_intended_warnings,
+    remove_callback_argument,
+    silence_tips,
+)
 from lightning_dqn.callbacks import EpsilonSchedule, PriorityUpdate, SoftTargetUpdate
 from lightning_dqn.cli.checks import check_arguments, check_processes, check_writable
 from lightning_dqn.cli.defaults import BEST, SaveConfig, trainer_defaults
@@ -38,8 +42,7 @@ from lightning_dqn.cli.runs import (
     run_dir_of,
 )
 from lightning_dqn.cli.tracking import continue_wandb, prepare_logger, start_wandb
-from lightning_dqn.data import DQNDataModule
-from lightning_dqn.data.checks import check_learner
+from lightning_dqn.datamodule import DQNDataModule
 from lightning_dqn.distributed.sync import is_peer_lost, peer_lost_error
 from lightning_dqn.envs.errors import BrokenEnvironmentError
 from lightning_dqn.module import DQN
@@ -53,6 +56,7 @@ from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.resume.folder import remove_stale_files
 from lightning_dqn.resume.stop_on_signal import StoppedBySignal
 from lightning_dqn.sampling import PrioritizedSampler  # noqa: F401  `--data.sampler PrioritizedSampler` finds it
+from lightning_dqn.validation import check_learner
 
 
 class DQNCLI(LightningCLI):
@@ -214,9 +218,10 @@ class DQNCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer with the checkpoint plugin, and with the run's folder for checkpoints."""
         self.config = self._given
+        assert self.subcommand is not None
         run = self.config_init[self.subcommand]
         if run.trainer.enable_progress_bar is False:
-            self._parser(self.subcommand).callback_keys.remove("progress_bar")
+            remove_callback_argument(self, self.subcommand, "progress_bar")
         plugins = run.trainer.plugins or []
         others = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
@@ -232,8 +237,7 @@ class DQNCLI(LightningCLI):
             for place in (folder, self.folder):
                 remove_stale_files(place)
         if run.ckpt_path or not self.is_new:
-            # a resumed run's folder is not empty
-            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            ignore_checkpoint_folder_warning()
         return trainer
 
     def _announce(self) -> None:
@@ -260,7 +264,8 @@ def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         # a second thread gains 10 % on an idle machine; with a busy core it is 65 times slower than one thread
         torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in record.msg)
+    silence_tips()
+    ignore_intended_warnings()
     try:
         DQNCLI(args, callbacks)
     except (MisconfigurationException, FileNotFoundError, CheckpointError, FloatingPointError) as error:

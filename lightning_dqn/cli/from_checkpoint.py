@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lightning_dqn.callbacks import EpsilonSchedule
-from lightning_dqn.data import DQNDataModule
+from lightning_dqn.datamodule import DQNDataModule
 from lightning_dqn.module import DQN
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import CheckpointError, check_dict, check_int, check_plain, invalid

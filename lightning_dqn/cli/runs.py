@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_dqn._compat.lightning import SLURM_CHECKPOINTS, relocate_checkpoints
 from lightning_dqn.cli.errors import exit_with_error
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
@@ -80,21 +81,7 @@ def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> 
         state, folder = checkpoint.get("callbacks", {}).get(callback.state_key), getattr(callback, "dirpath", None)
         if not isinstance(callback, ModelCheckpoint) or state is None or folder is None:
             continue
-        if callback.monitor is None and state["dirpath"] != folder:
-            # Lightning would remove it after the next save, if it is in a folder below ours
-            state["best_model_path"] = ""
-        if state["dirpath"] in (None, folder):
-            continue
-        if not (Path(folder) / Path(state["best_model_path"]).name).is_file():
-            # the checkpoint was copied without the best one of its run
-            state.update(dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), ""))
-            state.update(best_model_score=None, best_k_models={}, kth_value=None)
-        else:
-            moved = {path: str(Path(folder) / Path(path).name) for path in state["best_k_models"]}
-            state["best_k_models"] = {moved[path]: score for path, score in state["best_k_models"].items()}
-            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state[name] = state[name] and str(Path(folder) / Path(state[name]).name)
-        state["dirpath"] = folder
+        relocate_checkpoints(state, folder, monitored=callback.monitor is not None)
 
 
 def run_dir_of(checkpoint: str | None) -> Path | None:
@@ -129,7 +116,7 @@ def requeued_run(root: Path) -> Path | None:
     """The folder of the run that stopped when SLURM requeued this job; Lightning finds its checkpoint there."""
     if not _slurm_job() or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return None
-    found = sorted({path.parent for path in root.glob(f"*/*_job-{_slurm_job()}/hpc_ckpt_*.ckpt")})
+    found = sorted({path.parent for path in root.glob(f"*/*_job-{_slurm_job()}/{SLURM_CHECKPOINTS}")})
     if len(found) > 1:
         exit_with_error(
             ValueError(f"SLURM job {_slurm_job()} had several runs, {found}: give each its trainer.default_root_dir")

@@ -12,7 +12,7 @@ from lightning_dqn.callbacks import UpdateCallback, data_of
 from lightning_dqn.losses import TDLoss
 
 if TYPE_CHECKING:
-    from lightning_dqn.data import DQNDataModule
+    from lightning_dqn.datamodule import DQNDataModule
 
 
 class EpisodeStatistics(UpdateCallback):

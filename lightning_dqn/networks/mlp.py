@@ -109,9 +109,7 @@ class MLP(nn.Module):
         """
         if not self._linear or (self.noisy and self.training):
             return None
-        pointers = [
-            each.data_ptr() for layer in self._linear for each in layer._parameters.values() if each is not None
-        ]
+        pointers = [each.data_ptr() for layer in self._linear for each in layer.parameters(recurse=False)]
         if pointers != self._pointers:
             # arrays that share the memory of the parameters, rebuilt only when it moves
             self._pointers, weight = pointers, self.output.weight

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_dqn._compat.lightning import optimizer_steps
 from lightning_dqn.resume.content import (
     CheckpointError,
     check_bool,
@@ -88,9 +89,8 @@ def check_training_state(checkpoint: Mapping[str, Any], module: Any, trainer: Tr
     check_like(checkpoint["lr_schedulers"], schedules, "lr_schedulers", loose=True)
     check_dict(checkpoint["loops"], "loops", ("fit_loop",))
     check_like(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
-    if progress["total"]["completed"] != updates:
-        invalid("loops.fit_loop", f"counts {progress['total']['completed']} updates, and global_step {updates}")
+    if (steps := optimizer_steps(checkpoint["loops"]["fit_loop"])) != updates:
+        invalid("loops.fit_loop", f"counts {steps} updates, and global_step {updates}")
     _check_callbacks(checkpoint["callbacks"], trainer.callbacks)  # type: ignore[attr-defined]
     check_rng_state(checkpoint["generators"], "generators")
 

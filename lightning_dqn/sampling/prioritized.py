@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dqn.replay import RowQueue, Sampler
+from lightning_dqn.replay import Sampler
 from lightning_dqn.sampling.compiled_tree import CompiledTree, make_tree
 from lightning_dqn.sampling.sum_tree import SumTree
+from lightning_dqn.storage.row_queue import RowQueue
 
 
 class PrioritizedSampler(Sampler):

@@ -3,19 +3,19 @@
 Legend: U updates, B batch, T steps, N envs.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
+import numpy as np
 import torch
 
+from lightning_dqn.envs import make_vector_env
 from lightning_dqn.losses import TDLoss, gather_actions, lambda_returns, mask_actions, weighted_mse
 from lightning_dqn.module import DQN, NetworkCallable, OptimizerCallable
 from lightning_dqn.networks import MLP
 from lightning_dqn.replay import AnyTransition, Transition
 from lightning_dqn.speed.compiled import QFunction
-
-if TYPE_CHECKING:
-    from lightning_dqn.variants.rollouts import Rollout
+from lightning_dqn.variants.rollouts import Rollout, RolloutDataset
 
 
 class PQN(DQN):
@@ -70,8 +70,32 @@ class PQN(DQN):
         )
         self.td_lambda = td_lambda
 
+    def make_rollouts(
+        self, data: Any, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+    ) -> RolloutDataset:
+        """The training dataset of a `DQNDataModule`.
+
+        Args:
+            data: the data module.
+            seed: of exploration and of the environments.
+            sample_seed: of the minibatches.
+        """
+        return RolloutDataset(
+            envs=make_vector_env(data.env_settings, data.num_envs, data.vectorization),
+            policy=self.act,
+            gamma=data.gamma,
+            seed=seed,
+            sample_seed=sample_seed,
+            steps_per_iteration=data.steps_per_iteration,
+            updates_per_iteration=data.updates_per_iteration,
+            batch_size=data.batch_size,
+            epoch_env_steps=data.epoch_env_steps,
+            action_masks=data.action_masks,
+            sync=data.sync,
+        )
+
     @torch.no_grad()
-    def prepare_batch(self, rollout: "Rollout") -> Transition:  # type: ignore[override]
+    def prepare_batch(self, rollout: Rollout) -> Transition:  # type: ignore[override]
         """The minibatches of each update, (U, B), with the Q(lambda) returns as rewards and a discount of 0.
 
         Args:

@@ -82,6 +82,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         self.envs = envs
         self.collector = Collector(envs=envs, policy=policy, seed=seed, action_masks=action_masks)
         self.episodes = self.collector.episodes
+        self.memory = None
         self.gamma = gamma
         self.updates_per_iteration = updates_per_iteration
         self.batch_size = batch_size

@@ -1,8 +1,8 @@
-"""The data side of a run behind Lightning's interface: environments, memory and evaluation episodes."""
+"""The data side of a run as a `LightningDataModule`: environments, replay memory and evaluation episodes."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -10,18 +10,14 @@ import numpy as np
 import torch
 from gymnasium.wrappers import FlattenObservation
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
 
-from lightning_dqn._compat.lightning import collective_timeout
+from lightning_dqn._compat.lightning import collective_timeout, ignore_pytree_deprecation
 from lightning_dqn.collector import EpisodeHistory, Policy
-from lightning_dqn.data.checks import MemoryDevice, check_arguments, check_learner, check_masks, check_memory
-from lightning_dqn.data.datasets import first_episode_seed, make_evaluation, make_replay, make_rollouts
-from lightning_dqn.data.episode_dataset import Episode, EpisodeDataset
-from lightning_dqn.data.loaders import TrainLoader, chunk_length, ignore_warnings, passthrough_loader
-from lightning_dqn.data.replay_dataset import ReplayDataset
+from lightning_dqn.data import Chunk, ReplayDataset, TrainLoader, chunk_length
 from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.envs import EnvSettings, EnvWrapper, Vectorization, make_env, make_vector_env
-from lightning_dqn.replay import Chunk, SamplerCallable, UniformSampler, probe_sampler
+from lightning_dqn.evaluation import EpisodeDataset
+from lightning_dqn.replay import ReplayMemory, SamplerCallable, UniformSampler
 from lightning_dqn.resume.arguments import describe, describe_instance, public_path, record_arguments
 from lightning_dqn.resume.content import CheckpointError, check_bool, check_dict, check_int, invalid
 from lightning_dqn.resume.dataset import reshard_state, restore_dataset, warn_inexact_resume, warn_long_episodes
@@ -29,7 +25,17 @@ from lightning_dqn.resume.env_state import unsupported_reason
 from lightning_dqn.resume.memory_state import check_actions
 from lightning_dqn.resume.plain_form import plain_form
 from lightning_dqn.resume.spaces import encode_space
-from lightning_dqn.variants.rollouts import RolloutDataset
+from lightning_dqn.validation import (
+    MemoryDevice,
+    check_arguments,
+    check_learner,
+    check_masks,
+    check_memory,
+    check_shard,
+    memory_size,
+    probe_sampler,
+    replay_location,
+)
 
 
 @record_arguments
@@ -143,7 +149,8 @@ class DQNDataModule(pl.LightningDataModule):
         # why checkpoints can't hold the state of the environments, if so
         self._inexact: str | None = None
         self._told_too_long = False
-        self.train_dataset: ReplayDataset | RolloutDataset | None = None
+        # a `ReplayDataset`, or the rollouts of a module that learns from these
+        self.train_dataset: Any = None
         self.eval_dataset: EpisodeDataset | None = None
         self.train_loader: TrainLoader | None = None
         # of the epoch, where a resumed run continues
@@ -168,9 +175,10 @@ class DQNDataModule(pl.LightningDataModule):
             ValueError: if the module can't use an option.
         """
         assert self.trainer is not None
+        ignore_pytree_deprecation()
         learner: Any = self.trainer.lightning_module
         check_learner(self, on_policy=learner.on_policy, munchausen=learner.munchausen)
-        policy = cast(Policy, learner.act)
+        policy: Policy = learner.act
         timeout = collective_timeout(self.trainer.strategy)
         before, self.sync = self.sync, Sync(self.trainer.global_rank, self.trainer.world_size, timeout)
         seed = (
@@ -184,21 +192,73 @@ class DQNDataModule(pl.LightningDataModule):
         self._continues = stage == "fit" and self._paused is not None and self._module is learner
         self._continues &= before.world_size == self.sync.world_size
         if self._continues:
-            assert self.train_dataset is not None
             assert self._paused is not None
             self.sync.env_steps = before.env_steps
             self.train_dataset.sync = self.sync
             envs = make_vector_env(self.env_settings, self.num_envs, self.vectorization)
             self.train_dataset.reopen(envs, self._paused)
         elif stage == "fit":
-            make = make_rollouts if learner.on_policy else make_replay
-            self.train_dataset, self._module = make(self, policy, play_seed, sample_seed), learner
+            if learner.on_policy:
+                self.train_dataset = learner.make_rollouts(self, play_seed, sample_seed)
+            else:
+                self.train_dataset = self._make_replay(policy, play_seed, sample_seed)
+            self._module = learner
             self._inexact = unsupported_reason(self.train_dataset.envs)
             # where a memory is left out, so are they
             if self._inexact is not None and (self.save_memory or learner.on_policy):
                 warn_inexact_resume(self._inexact)
-        episode_seed = _episode_seed(self._seed, stage)
-        self.eval_dataset = make_evaluation(self, policy, episode_seed, keep_steps=stage == "predict")
+        self.eval_dataset = EpisodeDataset(
+            self.env_settings,
+            policy,
+            num_episodes=self.eval_episodes,
+            seed=_episode_seed(self._seed, stage),
+            max_episode_steps=self.eval_max_steps,
+            keep_steps=stage == "predict",
+            action_masks=self.action_masks,
+            sync=self.sync,
+        )
+
+    def _make_replay(
+        self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
+    ) -> ReplayDataset:
+        """Environments and an empty memory, or this rank's shard of it.
+
+        Raises:
+            ValueError: if the memory has no room, or a shard is too small.
+        """
+        check_shard(self)
+        device, folder = replay_location(self)
+        size = memory_size(self, device, folder)
+        size.check()
+        rank_zero_info(size.describe())
+        memory = ReplayMemory(
+            capacity=self.sync.shard_size(self.memory_capacity),
+            num_envs=self.num_envs,
+            observation_space=self.observation_space,
+            gamma=self.gamma,
+            n_step=self.n_step,
+            frame_stack=self.frame_stack,
+            device=device,
+            folder=folder,
+            mask_size=self.mask_size,
+            sampler=self.sampler,
+            seed=sample_seed,
+        )
+        return ReplayDataset(
+            envs=make_vector_env(self.env_settings, self.num_envs, self.vectorization),
+            memory=memory,
+            policy=policy,
+            seed=seed,
+            steps_per_iteration=self.steps_per_iteration,
+            updates_per_iteration=self.updates_per_iteration,
+            batch_size=self.batch_size,
+            warmup_env_steps=self.warmup_env_steps,
+            epoch_env_steps=self.epoch_env_steps,
+            save_memory=self.save_memory,
+            action_masks=self.action_masks,
+            overlap=self.overlap,
+            sync=self.sync,
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move each batch of a chunk when it is sampled; on a CPU they are where they have to be."""
@@ -208,13 +268,11 @@ class DQNDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Iterations of play and replay."""
-        assert self.train_dataset is not None
         if self._continues:
             rank_zero_info(
                 f"This fit continues the last one at {self.env_steps:,} env steps, with its memory and its episodes; "
                 "only the optimizer starts anew. To start over, make a new DQNDataModule."
             )
-        ignore_warnings()
         self.train_loader = loader = self._make_loader(self._iteration)
         assert self.trainer is not None
         if 0 < self._iteration < min(loader.chunk_length, len(self.train_dataset)):
@@ -225,22 +283,21 @@ class DQNDataModule(pl.LightningDataModule):
 
     def _make_loader(self, iteration: int) -> TrainLoader:
         assert self.trainer is not None
-        assert self.train_dataset is not None
         longest = max(self.updates_per_iteration, self.steps_per_iteration)
         length = chunk_length(self.trainer, self.iterations_per_chunk, longest)
         return TrainLoader(self.train_dataset, chunk_length=length, trainer=self.trainer, iteration=iteration)
 
-    def val_dataloader(self) -> DataLoader[Episode]:
-        """Greedy episodes."""
-        return passthrough_loader(self.eval_dataset)
+    def val_dataloader(self) -> EpisodeDataset | None:
+        """Greedy episodes, played in this process: a worker's copy of the policy would not learn."""
+        return self.eval_dataset
 
-    def test_dataloader(self) -> DataLoader[Episode]:
+    def test_dataloader(self) -> EpisodeDataset | None:
         """Greedy episodes from starts that validation never sees."""
-        return passthrough_loader(self.eval_dataset)
+        return self.eval_dataset
 
-    def predict_dataloader(self) -> DataLoader[Episode]:
+    def predict_dataloader(self) -> EpisodeDataset | None:
         """Greedy episodes with all their steps."""
-        return passthrough_loader(self.eval_dataset)
+        return self.eval_dataset
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the training dataset, the seed and `save_memory`; empty outside of training."""
@@ -248,11 +305,7 @@ class DQNDataModule(pl.LightningDataModule):
             return {}
         closed = self.train_dataset.envs.closed
         train = self.train_dataset.state_dict(with_envs=self._inexact is None and not closed)
-        if (
-            closed
-            and self._paused is not None
-            and ("memory" in train or isinstance(self.train_dataset, RolloutDataset))
-        ):
+        if closed and self._paused is not None and ("memory" in train or self.train_dataset.memory is None):
             # after a fit, its environments are where they were when they were closed
             train = {**train, **self._paused}
         self._told_too_long = self._told_too_long or warn_long_episodes(train, self.sync)
@@ -318,11 +371,11 @@ class DQNDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
-        self._check_state(state, has_memory=isinstance(self.train_dataset, ReplayDataset))
+        self._check_state(state, has_memory=self.train_dataset.memory is not None)
         # evaluations are those of the run from which this one is resumed, whatever seed this process was given
         self._seed = state["seed"]
         if self.eval_dataset is not None:
-            self.eval_dataset.seed = first_episode_seed(_episode_seed(self._seed, "fit"))
+            self.eval_dataset.seed = _episode_seed(self._seed, "fit")
         name = f"{type(self).__qualname__}.train"
         if "memory" in state["train"]:
             check_actions(state["train"]["memory"], self.action_space, f"{name}.memory")
@@ -337,7 +390,6 @@ class DQNDataModule(pl.LightningDataModule):
         for each in train:
             env_steps = check_int(each["env_steps"], f"{name}.env_steps")
             EpisodeHistory().load_state_dict(each["episodes"], f"{name}.episodes", env_steps)
-        assert self.train_dataset is not None
         before, now = states[0]["iteration"], len(self.train_dataset)
         of_rank = self.num_envs * self.steps_per_iteration
         ended = before >= math.ceil(self.epoch_env_steps / (of_rank * len(states)))
@@ -352,7 +404,7 @@ class DQNDataModule(pl.LightningDataModule):
             state: from a checkpoint, for this rank.
         """
         loader = self._make_loader(0)
-        if state["iteration"] >= len(loader.dataset):
+        if state["iteration"] >= len(self.train_dataset):
             return len(loader), True
         return state["iteration"] // loader.chunk_length, False
 
@@ -387,10 +439,12 @@ def _move(batch: Any, device: torch.device) -> Any:
     return type(batch)(*(part.to(device, non_blocking=on_gpu) for part in parts))
 
 
-def _episode_seed(seed: int, stage: str) -> np.random.SeedSequence:
-    """The seed of an evaluation's episodes: those that chose the best checkpoint do not judge it in a test."""
+def _episode_seed(seed: int, stage: str) -> int:
+    """The seed of an evaluation's first episode; a test does not play those that chose the best checkpoint."""
     *_, validation, test = np.random.SeedSequence([seed, 0]).spawn(4)
-    return validation if stage in ("fit", "validate") else test
+    sequence = validation if stage in ("fit", "validate") else test
+    # of 31 bits, which all environments take
+    return int(sequence.generate_state(1)[0]) >> 1
 
 
 def _describe_env(env: gym.Env[Any, Any]) -> dict[str, Any]:

@@ -1,17 +1,20 @@
-"""Plays environments and yields minibatches from the memory: what training draws from.
+"""Training data: env steps into the replay memory, minibatches out of it, in chunks of iterations.
 
-Connects `collector` and `replay` with `module.DQN.training_step`. Legend: U updates, B batch,
-N envs.
+`ReplayDataset` connects `collector` and `replay` with `module.DQN`; `TrainLoader` divides its iterations into chunks.
+Legend: U updates, B batch, N envs.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from lightning.pytorch import Trainer
 from torch.utils.data import IterableDataset, get_worker_info
 
+from lightning_dqn._compat.lightning import counts_updates
 from lightning_dqn.collector import Collector, Mask, Policy
 from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.replay import AnyTransition, ReplayMemory
@@ -173,3 +176,83 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         missed = self.collector.load_state_dict(state, name, iteration_env_steps=self._iteration_env_steps)
         self.memory.truncate(missed & self.collector.resetting)
         return missed
+
+
+class Chunk:
+    """Consecutive iterations, which Lightning takes for one batch; each is run when it is asked for, and only once.
+
+    `next` of the iterator steps the environments of one iteration, then yields its batch.
+
+    Args:
+        batches: one batch an iteration.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        # a second pass, such as Lightning's search for a batch size, must not step the environments
+        batches, self._batches = self._batches, iter(())
+        return batches
+
+
+class TrainLoader:
+    """Yields the iterations of an epoch in chunks, each of which Lightning takes for one batch.
+
+    Chunk k of an epoch ends behind iteration (k + 1) * chunk_length, or with the epoch; it begins where the last one
+    ended. It has no state that Lightning could find: of a dataset that has one it would save a second copy, memory
+    included.
+
+    Args:
+        dataset: with a length, the iterations of an epoch.
+        chunk_length: iterations in a chunk.
+        trainer: whose loop counts the chunks.
+        iteration: of the epoch, at which the first chunk begins in a resumed run.
+
+    Attributes:
+        iteration: iterations of the epoch that have begun.
+        was_cut: whether a signal ended the last chunk before its last iteration.
+    """
+
+    def __init__(self, dataset: Any, *, chunk_length: int, trainer: Trainer, iteration: int = 0) -> None:
+        # Lightning would warn of an IterableDataset with a length in the attribute `dataset`
+        self._dataset = dataset
+        self.chunk_length = chunk_length
+        self.iteration = iteration
+        self.was_cut = False
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        """Chunks in an epoch. Without it Lightning would fetch one batch ahead."""
+        return math.ceil(len(self._dataset) / self.chunk_length)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        length, iterations = len(self._dataset), iter(self._dataset)
+        # 0, unless an epoch is resumed
+        complete = self._trainer.fit_loop.batch_idx + 1
+        if self.iteration // self.chunk_length != complete or self.iteration >= length:
+            self.iteration = complete * self.chunk_length
+        while self.iteration < length:
+            complete += 1
+            yield Chunk(self._run(iterations, min(complete * self.chunk_length, length)))
+
+    def _run(self, iterations: Iterator[Any], end: int) -> Iterator[Any]:
+        """Yield the batches of the iterations up to `end`, or up to a signal."""
+        self.was_cut = False
+        while self.iteration < end and not self.was_cut:
+            self.iteration += 1
+            yield next(iterations)
+            self.was_cut = self._dataset.sync.stop_signal != 0 and self.iteration < end
+
+
+def chunk_length(trainer: Trainer, iterations_per_chunk: int | None, iteration_length: int) -> int:
+    """Iterations in a chunk of a fit: 1 where the trainer counts updates, which it can do between chunks only.
+
+    Args:
+        trainer: of the fit.
+        iterations_per_chunk: as it was given; None for 32 updates or steps of an environment, at least one iteration.
+        iteration_length: updates, or steps in each environment, of one iteration, whichever is larger.
+    """
+    if counts_updates(trainer):
+        return 1
+    return iterations_per_chunk or max(1, 32 // iteration_length)
