@@ -116,11 +116,11 @@ class EpsilonDecay(EpsilonSchedule):
     ) -> None:
         for name, value in (("start", start), ("end", end)):
             if not 0 <= value <= 1:
-                raise ValueError(f"epsilon.{name}={value}: must be in [0, 1]")
+                raise ValueError(f"{name}={value}: must be in [0, 1]")
         if decay_env_steps < 1:
-            raise ValueError(f"epsilon.decay_env_steps={decay_env_steps}: must be at least 1")
+            raise ValueError(f"decay_env_steps={decay_env_steps}: must be at least 1")
         if schedule not in ("exponential", "linear"):
-            raise ValueError(f"epsilon.schedule={schedule}: must be exponential or linear")
+            raise ValueError(f"schedule={schedule}: must be exponential or linear")
         self.start = start
         self.end = end
         self.decay_env_steps = decay_env_steps
@@ -156,14 +156,14 @@ class SoftTargetUpdate(UpdateCallback):
 
     def __init__(self, *, tau: float = 0.005, every_n_updates: int = 1, every_n_env_steps: int | None = None) -> None:
         if not 0 < tau <= 1:
-            raise ValueError(f"target_update.tau={tau}: must be in (0, 1]; 1 copies the whole policy net")
+            raise ValueError(f"tau={tau}: must be in (0, 1]; 1 copies the whole policy net")
         if every_n_updates < 1:
-            raise ValueError(f"target_update.every_n_updates={every_n_updates}: must be at least 1")
+            raise ValueError(f"every_n_updates={every_n_updates}: must be at least 1")
         if every_n_env_steps is not None and every_n_env_steps < 1:
-            raise ValueError(f"target_update.every_n_env_steps={every_n_env_steps}: must be at least 1, or null")
+            raise ValueError(f"every_n_env_steps={every_n_env_steps}: must be at least 1, or None")
         if every_n_env_steps is not None and every_n_updates != 1:
             raise ValueError(
-                f"target_update.every_n_updates={every_n_updates}, every_n_env_steps={every_n_env_steps}: two clocks; "
+                f"every_n_updates={every_n_updates}, every_n_env_steps={every_n_env_steps}: two clocks; "
                 "leave one of them out"
             )
         self.tau = tau
@@ -216,9 +216,9 @@ class PriorityUpdate(UpdateCallback):
     def __init__(self, *, beta_start: float = 0.4, beta_end: float = 1.0, anneal_env_steps: int = 100_000) -> None:
         for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             if not 0 <= value <= 1:
-                raise ValueError(f"priorities.{name}={value}: must be in [0, 1]")
+                raise ValueError(f"{name}={value}: must be in [0, 1]")
         if anneal_env_steps < 1:
-            raise ValueError(f"priorities.anneal_env_steps={anneal_env_steps}: must be at least 1")
+            raise ValueError(f"anneal_env_steps={anneal_env_steps}: must be at least 1")
         self.beta_start = beta_start
         self.beta_end = beta_end
         self.anneal_env_steps = anneal_env_steps

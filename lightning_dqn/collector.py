@@ -15,15 +15,13 @@ from torch import Tensor
 
 from lightning_dqn.envs import async_step_pair
 from lightning_dqn.envs.errors import empty_mask_error, env_error, non_finite_error, zeros_like_floats
-from lightning_dqn.resume.content import check_array, check_counts, check_dict, check_int, generator_from, invalid
-from lightning_dqn.resume.env_state import Reached, env_state, restore_env_state
+from lightning_dqn.resume.collector_state import Outcome, restore_episodes
+from lightning_dqn.resume.content import check_array, check_counts, check_dict, check_int, generator_from
+from lightning_dqn.resume.env_state import env_state
 
 Mask = NDArray[np.bool_]
 # action (N,), reward (N,), terminated (N,), truncated (N,), the observation after them (N, ...), and its mask (N, A)
 Step = tuple[NDArray[np.int64], NDArray[Any], Mask, Mask, NDArray[Any], Mask | None]
-# as from `VectorEnv.step`
-Outcome = tuple[NDArray[Any], NDArray[Any], Mask, Mask, dict[str, Any]]
-BOOL, INT, FLOAT = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64)
 
 
 class Policy(Protocol):
@@ -71,7 +69,7 @@ class EpisodeHistory:
             CheckpointError: if they are no such entries.
         """
         state = check_dict(state, name, ("returns", "lengths", "env_steps"))
-        returns = check_array(state["returns"], f"{name}.returns", dtype=FLOAT, shape=(None,))
+        returns = check_array(state["returns"], f"{name}.returns", dtype=np.dtype(np.float64), shape=(None,))
         lengths, env_steps = (
             check_counts(state[key], f"{name}.{key}", shape=returns.shape, high=max_env_steps)
             for key in ("lengths", "env_steps")
@@ -301,7 +299,21 @@ class Collector:
         self.observation = None
         if "under_way" not in state:
             return np.zeros(num_envs, np.bool_)
-        return self._restore(state["under_way"], f"{name}.under_way")
+        episodes = restore_episodes(
+            self.envs,
+            state["under_way"],
+            f"{name}.under_way",
+            action_masks=self.action_masks,
+            env_steps=self.env_steps,
+        )
+        self.observation, self.action_mask, self.resetting = (
+            episodes.observation,
+            episodes.action_mask,
+            episodes.resetting,
+        )
+        self._returns, self._lengths = episodes.returns, episodes.lengths
+        self._sent, self._outcome, self._cut = episodes.sent, episodes.outcome, episodes.cut
+        return episodes.missed
 
     def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> Mask:
         """Continue in environments that were made anew, after those of before were closed.
@@ -317,65 +329,3 @@ class Collector:
         self._step_pair = async_step_pair(envs) if self._step_pair is not None else None
         self._sent = self._outcome = None
         return self.load_state_dict(state, iteration_env_steps=self._remaining_env_steps)
-
-    def _restore(self, state: Any, name: str) -> Mask:
-        """Continue the episodes under way; gives the environments (N,) that did not repeat them."""
-        state = check_dict(state, name, ("envs", "observation", "resetting", "returns", "lengths"))
-        count = (self.envs.num_envs,)
-        self.observation = self._check_observation(state["observation"], f"{name}.observation")
-        self.resetting = check_array(state["resetting"], f"{name}.resetting", dtype=BOOL, shape=count)
-        self._returns = check_array(state["returns"], f"{name}.returns", dtype=FLOAT, shape=count)
-        self._lengths = check_counts(state["lengths"], f"{name}.lengths", shape=count, high=self.env_steps)
-        if self.action_masks:
-            self.action_mask = self._check_mask(check_dict(state, name, ("action_mask",))["action_mask"], name)
-        reached = Reached(self.observation, self._returns, self._lengths, self.resetting)
-        if "pending" in state:
-            self._sent, self._outcome = self._check_pending(state["pending"], f"{name}.pending")
-            observation, reward, terminated, truncated, _ = self._outcome
-            ended, playing = terminated | truncated, ~self.resetting
-            returns, lengths = self._returns + reward, self._lengths + playing
-            reached = Reached(observation, np.where(ended, 0, returns), np.where(ended, 0, lengths), ended)
-        missed = restore_env_state(self.envs, state["envs"], f"{name}.envs", reached)
-        if self._outcome is not None:
-            # the step under way is truncated, not the one before it
-            self._cut = missed & ~reached.ended
-            truncated |= self._cut
-            return missed
-        self.resetting |= missed
-        self._returns[missed] = 0
-        self._lengths[missed] = 0
-        return missed
-
-    def _check_observation(self, value: Any, name: str) -> NDArray[Any]:
-        space = self.envs.observation_space
-        assert space.dtype is not None
-        return check_array(value, name, dtype=space.dtype, shape=space.shape or ())
-
-    def _check_mask(self, value: Any, name: str, key: str = "action_mask") -> Mask:
-        """A mask (N, A) that allows an action wherever an episode continues."""
-        shape = (self.envs.num_envs, int(self.envs.single_action_space.n))  # type: ignore[attr-defined]
-        mask = check_array(value, f"{name}.{key}", dtype=BOOL, shape=shape)
-        if not (mask.any(1) | self.resetting).all():
-            invalid(f"{name}.{key}", "allows no action")
-        return mask
-
-    def _check_pending(self, state: Any, name: str) -> tuple[NDArray[np.int64], Outcome]:
-        """Actions that were under way, and what came of them."""
-        flags = ("terminated", "truncated")
-        state = check_dict(state, name, ("action", "reward", "observation", *flags))
-        count = (self.envs.num_envs,)
-        action = check_array(state["action"], f"{name}.action", dtype=INT, shape=self.envs.action_space.shape or count)
-        if not self.envs.action_space.contains(action):
-            invalid(f"{name}.action", "has actions that the environment doesn't take")
-        reward = check_array(state["reward"], f"{name}.reward", dtype=FLOAT, shape=count)
-        terminated, truncated = (check_array(state[k], f"{name}.{k}", dtype=BOOL, shape=count) for k in flags)
-        info = {}
-        if self.action_masks:
-            state = check_dict(state, name, ("action_mask", "has_action_mask"))
-            shape = (*count, int(self.envs.single_action_space.n))  # type: ignore[attr-defined]
-            info["action_mask"] = check_array(state["action_mask"], f"{name}.action_mask", dtype=BOOL, shape=shape)
-            info["_action_mask"] = check_array(
-                state["has_action_mask"], f"{name}.has_action_mask", dtype=BOOL, shape=count
-            )
-        observation = self._check_observation(state["observation"], f"{name}.observation")
-        return action, (observation, reward, terminated, truncated, info)

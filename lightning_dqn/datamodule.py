@@ -4,11 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from gymnasium.wrappers import FlattenObservation
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn._compat.lightning import collective_timeout, ignore_pytree_deprecation
@@ -24,7 +22,7 @@ from lightning_dqn.resume.dataset import reshard_state, restore_dataset, warn_in
 from lightning_dqn.resume.env_state import unsupported_reason
 from lightning_dqn.resume.memory_state import check_actions
 from lightning_dqn.resume.plain_form import plain_form
-from lightning_dqn.resume.spaces import encode_space
+from lightning_dqn.resume.spaces import describe_env
 from lightning_dqn.validation import (
     MemoryDevice,
     check_arguments,
@@ -137,7 +135,7 @@ class DQNDataModule(pl.LightningDataModule):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_modes: list[str] = env.metadata.get("render_modes", [])
         self.mask_size = check_masks(env) if action_masks else 0
-        self._env_facts = _describe_env(env)
+        self._env_facts = describe_env(env)
         env.close()
         self.extra_bytes_per_row += self.mask_size
         check_memory(self)
@@ -445,16 +443,3 @@ def _episode_seed(seed: int, stage: str) -> int:
     sequence = validation if stage in ("fit", "validate") else test
     # of 31 bits, which all environments take
     return int(sequence.generate_state(1)[0]) >> 1
-
-
-def _describe_env(env: gym.Env[Any, Any]) -> dict[str, Any]:
-    """An environment as plain values: its wrappers and itself, outermost first, its time limit, what it observes."""
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    innermost = next((layer for layer in layers if not isinstance(layer, FlattenObservation)), env)
-    limit = env.spec.max_episode_steps if env.spec else None
-    return {
-        "env": {"layers": [public_path(type(layer)) for layer in layers], "max_episode_steps": limit},
-        "env_observation_space": encode_space(innermost.observation_space),
-    }

@@ -78,7 +78,7 @@ class EpisodeDataset(IterableDataset[Episode]):
         if num_episodes < sync.world_size:
             # Lightning leaves an evaluation without episodes out, and the others would wait for that rank
             raise MisconfigurationException(
-                f"data.eval_episodes={num_episodes}: each of {sync.world_size} ranks plays one at least; raise it"
+                f"eval_episodes={num_episodes}: each of {sync.world_size} ranks plays one at least; raise it"
             )
         self.policy = policy
         self._numbers = range(sync.rank, num_episodes, sync.world_size)

@@ -106,9 +106,9 @@ class DQN(pl.LightningModule):
         if not isinstance(action_space, spaces.Discrete):
             raise TypeError(f"action_space {action_space}: Q-learning needs a Discrete space of actions")
         if double and munchausen:
-            raise ValueError("model.double=true, model.munchausen=true: soft values pick no action; choose one of them")
+            raise ValueError("double=True, munchausen=True: soft values pick no action; choose one of them")
         if loss not in LOSSES:
-            raise ValueError(f"model.loss={loss}: must be {' or '.join(LOSSES)}")
+            raise ValueError(f"loss={loss}: must be {' or '.join(LOSSES)}")
         if not 0 < reward_scale < math.inf:
             raise ValueError(f"reward_scale={reward_scale}: must be a positive finite number")
         positive = {"clip_grad_value": clip_grad_value, "clip_grad_norm": clip_grad_norm}

@@ -33,30 +33,30 @@ def check_arguments(data: Any) -> None:
     """
     for name in AT_LEAST_ONE:
         if getattr(data, name) < 1:
-            raise ValueError(f"data.{name}={getattr(data, name)}: must be at least 1")
+            raise ValueError(f"{name}={getattr(data, name)}: must be at least 1")
     if data.iterations_per_chunk is not None and data.iterations_per_chunk < 1:
-        raise ValueError(f"data.iterations_per_chunk={data.iterations_per_chunk}: must be at least 1, or null")
+        raise ValueError(f"iterations_per_chunk={data.iterations_per_chunk}: must be at least 1, or None")
     if data.warmup_env_steps < 0:
-        raise ValueError(f"data.warmup_env_steps={data.warmup_env_steps}: must be 0 or more")
+        raise ValueError(f"warmup_env_steps={data.warmup_env_steps}: must be 0 or more")
     if not 0 <= data.gamma <= 1:
-        raise ValueError(f"data.gamma={data.gamma}: must be in [0, 1]")
+        raise ValueError(f"gamma={data.gamma}: must be in [0, 1]")
     least = max(data.batch_size, data.num_envs)
     if data.memory_capacity < least:
         raise ValueError(
-            f"data.memory_capacity={data.memory_capacity}: must hold a batch and a step of every environment, "
+            f"memory_capacity={data.memory_capacity}: must hold a batch and a step of every environment, "
             f"at least {least}; raise it or lower batch_size={data.batch_size} and num_envs={data.num_envs}"
         )
     steps_by_itself = data.vectorization in ("async", "vector_entry_point")
     steps_by_itself |= data.vectorization == "auto" and data.env_settings.is_atari
     if data.overlap and not steps_by_itself:
         raise ValueError(
-            f"data.overlap=true: environments of data.vectorization={data.vectorization} don't step by themselves; use "
+            f"overlap=True: environments of vectorization={data.vectorization} don't step by themselves; use "
             "async, or auto for an Atari game"
         )
     if data.memory_device not in get_args(MemoryDevice):
-        raise ValueError(f"data.memory_device={data.memory_device}: must be one of {', '.join(get_args(MemoryDevice))}")
+        raise ValueError(f"memory_device={data.memory_device}: must be one of {', '.join(get_args(MemoryDevice))}")
     if data.memory_folder is not None and data.memory_device == "cuda":
-        raise ValueError(f"data.memory_device=cuda, data.memory_folder={data.memory_folder}: use only one of them")
+        raise ValueError(f"memory_device=cuda, memory_folder={data.memory_folder}: use only one of them")
 
 
 def check_learner(data: Any, *, on_policy: bool, munchausen: bool) -> None:
@@ -73,20 +73,20 @@ def check_learner(data: Any, *, on_policy: bool, munchausen: bool) -> None:
     rows, sampler = data.num_envs * data.steps_per_iteration, type(data.probe_sampler)
     if on_policy and sampler is not UniformSampler:
         raise ValueError(
-            f"data.sampler={sampler.__name__}: chooses from a memory, which this learner has none of; leave it out"
+            f"sampler={sampler.__name__}: chooses from a memory, which this learner has none of; leave it out"
         )
     if on_policy and data.n_step > 1:
-        raise ValueError(f"data.n_step={data.n_step}: model.td_lambda says how far returns of rollouts reach; use 1")
+        raise ValueError(f"n_step={data.n_step}: td_lambda says how far returns of rollouts reach; use 1")
     if munchausen and data.n_step > 1:
         raise ValueError(
-            f"data.n_step={data.n_step}: model.munchausen adds to the reward of every step, n-step returns know of the "
+            f"n_step={data.n_step}: munchausen adds to the reward of every step, n-step returns know of the "
             "first alone; use 1"
         )
     if on_policy and data.overlap:
-        raise ValueError("data.overlap=true: rollouts are played by the policy that learns from them; leave it out")
+        raise ValueError("overlap=True: rollouts are played by the policy that learns from them; leave it out")
     if on_policy and data.batch_size > rows:
         raise ValueError(
-            f"data.batch_size={data.batch_size}: a rollout has num_envs={data.num_envs} x "
+            f"batch_size={data.batch_size}: a rollout has num_envs={data.num_envs} x "
             f"steps_per_iteration={data.steps_per_iteration} = {rows} steps; lower it or raise one of them"
         )
 
@@ -100,7 +100,7 @@ def check_shard(data: Any) -> None:
     least, share = max(data.batch_size, data.num_envs), data.sync.shard_size(data.memory_capacity)
     if share < least:
         raise ValueError(
-            f"data.memory_capacity={data.memory_capacity}: each of {data.sync.world_size} ranks has {share} of it, "
+            f"memory_capacity={data.memory_capacity}: each of {data.sync.world_size} ranks has {share} of it, "
             f"and needs {least} for a batch and a step of every environment; raise it"
         )
 
@@ -116,7 +116,7 @@ def check_masks(env: gym.Env[Any, Any]) -> int:
     shape = np.asarray(info.get("action_mask")).shape
     if shape != (num_actions,):
         raise ValueError(
-            f'data.action_masks=true: reset() gives info["action_mask"] of shape {shape}, {(num_actions,)} is needed; '
+            f'action_masks=True: reset() gives info["action_mask"] of shape {shape}, {(num_actions,)} is needed; '
             "wrap the environment, or leave it out"
         )
     return num_actions
@@ -129,7 +129,7 @@ def check_memory(data: Any) -> None:
         ValueError: naming what it needs and what there is, or that there is no such place.
     """
     if data.memory_device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("data.memory_device=cuda: torch finds no such device; use auto or cpu")
+        raise ValueError("memory_device=cuda: torch finds no such device; use auto or cpu")
     if processes_started()[1] > 1:
         # the shards, perhaps on several machines, are known when the run begins
         return
@@ -150,9 +150,7 @@ def replay_location(data: Any) -> tuple[torch.device | None, Path | None]:
     learner = data.trainer.strategy.root_device if data.trainer is not None else None
     if data.memory_device == "cuda":
         if learner is not None and learner.type != "cuda":
-            raise ValueError(
-                f"data.memory_device=cuda: the trainer learns on {learner}; use auto, or another accelerator"
-            )
+            raise ValueError(f"memory_device=cuda: the trainer learns on {learner}; use auto, or another accelerator")
         return learner or torch.device("cuda"), None
     on_cuda = learner is not None and learner.type == "cuda"
     if data.memory_device == "auto" and on_cuda and data.observation_space.dtype == np.uint8:
@@ -196,10 +194,10 @@ def probe_sampler(make: SamplerCallable) -> Sampler:
     try:
         sampler: Any = make(1, 0)
     except TypeError as error:
-        raise TypeError(f"data.sampler={make!r}: can't be called with a capacity and a seed ({error})") from error
+        raise TypeError(f"sampler={make!r}: can't be called with a capacity and a seed ({error})") from error
     if not isinstance(sampler, Sampler):
         raise TypeError(
-            f"data.sampler={make!r}: makes a {type(sampler).__name__}, which is no Sampler; "
+            f"sampler={make!r}: makes a {type(sampler).__name__}, which is no Sampler; "
             "use lightning_dqn.UniformSampler or PrioritizedSampler, or subclass lightning_dqn.replay.Sampler"
         )
     return sampler
@@ -217,4 +215,4 @@ def check_positive(**arguments: float | None) -> None:
     for name, value in arguments.items():
         # also false for NaN
         if value is not None and not value > 0:
-            raise ValueError(f"model.{name}={value}: must be positive")
+            raise ValueError(f"{name}={value}: must be positive")

@@ -220,5 +220,5 @@ def test_an_environment_that_gives_no_mask_or_allows_no_action_is_named(num_envs
 
 
 def test_masks_of_an_environment_that_gives_none_are_rejected_before_the_run():
-    with pytest.raises(ValueError, match=r"data.action_masks=true.*\(\), \(2,\) is needed"):
+    with pytest.raises(ValueError, match=r"action_masks=True.*\(\), \(2,\) is needed"):
         DQNDataModule(env_id="CartPole-v1", action_masks=True)

@@ -160,7 +160,7 @@ def notebook(tmp_path_factory):
         from lightning_dqn import DQN, DQNDataModule, EpsilonDecay, SoftTargetUpdate
         from lightning_dqn.monitoring import EpisodePlot
 
-        data = DQNDataModule(epoch_env_steps=100, steps_per_iteration=4, eval_episodes=1)
+        data = DQNDataModule(epoch_env_steps=100, steps_per_iteration=4, eval_episodes=1, iterations_per_chunk=1)
         callbacks = [SoftTargetUpdate(), EpsilonDecay(), EpisodePlot(min_seconds=0, window=3)]
         quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
         trainer = pl.Trainer({str(folder)!r}, max_epochs=2, callbacks=callbacks, **quiet)

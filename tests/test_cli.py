@@ -14,6 +14,7 @@ import yaml
 from conftest import clean_environment, run_cli
 
 from lightning_dqn.cli import main
+from lightning_dqn.cli.errors import as_options
 from lightning_dqn.cli.runs import new_run_folder
 
 pytestmark = pytest.mark.integration
@@ -400,6 +401,19 @@ def test_a_value_out_of_its_range_is_rejected_by_key_and_value(empty, capfd, key
 def test_a_class_that_is_not_found_is_named(empty, capfd, key, value):
     line = error_line(capfd, "fit", *SMALL, *NO_LOGGER, f"--{key}", value)
     assert line == f"error: {key}={value}: no such class; give its whole path, module.Class"
+
+
+def test_errors_of_the_library_name_options_on_the_command_line():
+    shown = {
+        "num_envs=0: must be at least 1": "data.num_envs=0: must be at least 1",
+        "alpha=2.0: must be in [0, 1]": "data.sampler.alpha=2.0: must be in [0, 1]",
+        "lr=0: must be positive": "model.optimizer.lr=0: must be positive",
+        "double=True, munchausen=True: choose": "model.double=true, model.munchausen=true: choose",
+        "start=2: must be in [0, 1]": "epsilon.start=2: must be in [0, 1]",
+        "gamma=3: lower memory_capacity, loss": "data.gamma=3: lower data.memory_capacity, loss",
+        "data.gamma=3, /a/num_envs=4, env_id": "data.gamma=3, /a/num_envs=4, data.env_id",
+    }
+    assert {text: as_options(text) for text in shown} == shown
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_TYPE, ids=[f"{k}={v}" for k, v in WRONG_TYPE])

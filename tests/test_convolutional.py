@@ -127,7 +127,7 @@ def test_a_picture_is_the_same_in_every_layout():
 
 @pytest.mark.parametrize("shape", [(10, 10, 10), (8, 8, 16), (9, 3, 9), (4, 10, 10, 10)], ids=str)
 def test_an_ambiguous_shape_is_rejected_until_it_is_given(shape):
-    words = r"neither .* give the channel axis .*model\.network\.channels=first or last"
+    words = r"neither .* give the channel axis .*channels=first or last"
     with pytest.raises(ValueError, match=words) as error:
         MinAtarCNN(pixels(*shape), 2)
     assert str(shape) in str(error.value)

@@ -278,21 +278,21 @@ def test_no_gradient_flows_through_a_target_and_what_is_reported_has_its_shape(m
 @pytest.mark.parametrize(
     ("make", "options", "words"),
     [
-        (C51, {"num_atoms": 1}, r"model\.num_atoms=1: must be at least 2"),
-        (C51, {"v_min": 3.0, "v_max": 3.0}, r"model\.v_min=3\.0, model\.v_max=3\.0: v_min must be below v_max"),
-        (C51, {"clip_grad_norm": 0.0}, r"model\.clip_grad_norm=0\.0: must be positive"),
-        (QRDQN, {"num_quantiles": 0}, r"model\.num_quantiles=0: must be positive"),
-        (QRDQN, {"kappa": 0.0}, r"model\.kappa=0\.0: must be positive"),
-        (IQN, {"num_quantiles": 0}, r"model\.num_quantiles=0"),
-        (IQN, {"num_target_quantiles": 0}, r"model\.num_target_quantiles=0"),
-        (IQN, {"num_policy_quantiles": -1}, r"model\.num_policy_quantiles=-1"),
-        (IQN, {"num_cosines": 0}, r"model\.num_cosines=0"),
-        (IQN, {"kappa": -1.0}, r"model\.kappa=-1\.0"),
-        (IQN, {"munchausen_temperature": 0.0}, r"model\.munchausen_temperature=0\.0"),
-        (QRDQN, {"boltzmann_temperature": -1.0}, r"model\.boltzmann_temperature=-1\.0"),
-        (DQN, {"loss": "mae"}, r"model\.loss=mae: must be huber or mse"),
+        (C51, {"num_atoms": 1}, r"num_atoms=1: must be at least 2"),
+        (C51, {"v_min": 3.0, "v_max": 3.0}, r"v_min=3\.0, v_max=3\.0: v_min must be below v_max"),
+        (C51, {"clip_grad_norm": 0.0}, r"clip_grad_norm=0\.0: must be positive"),
+        (QRDQN, {"num_quantiles": 0}, r"num_quantiles=0: must be positive"),
+        (QRDQN, {"kappa": 0.0}, r"kappa=0\.0: must be positive"),
+        (IQN, {"num_quantiles": 0}, r"num_quantiles=0"),
+        (IQN, {"num_target_quantiles": 0}, r"num_target_quantiles=0"),
+        (IQN, {"num_policy_quantiles": -1}, r"num_policy_quantiles=-1"),
+        (IQN, {"num_cosines": 0}, r"num_cosines=0"),
+        (IQN, {"kappa": -1.0}, r"kappa=-1\.0"),
+        (IQN, {"munchausen_temperature": 0.0}, r"munchausen_temperature=0\.0"),
+        (QRDQN, {"boltzmann_temperature": -1.0}, r"boltzmann_temperature=-1\.0"),
+        (DQN, {"loss": "mae"}, r"loss=mae: must be huber or mse"),
         *[
-            (make, {"double": True, "munchausen": True}, r"model\.double=true, model\.munchausen=true: .*choose one")
+            (make, {"double": True, "munchausen": True}, r"double=True, munchausen=True: .*choose one")
             for make in (DQN, QRDQN, IQN)
         ],
     ],

@@ -297,7 +297,7 @@ def test_a_schedule_that_waits_for_a_metric_is_rejected():
 
 
 def test_a_schedule_that_cannot_be_made_is_rejected_at_once():
-    with pytest.raises(ValueError, match=r"model\.lr_scheduler: .*step_size"):
+    with pytest.raises(ValueError, match=r"lr_scheduler: .*step_size"):
         linear_dqn([[0.5, 1.0], [2.0, 1.0]], lr_scheduler=torch.optim.lr_scheduler.StepLR)
 
 

@@ -320,7 +320,7 @@ def test_a_file_of_frames_is_gone_with_its_memory(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"frame_stack": 0}, r"data.frame_stack=0: must be in \[1, 256\]"),
+        ({"frame_stack": 0}, r"frame_stack=0: must be in \[1, 256\]"),
         ({"frame_stack": 3}, r"observations have shape \(4, 1, 2\), \(3, ...\) is needed"),
         ({"device": torch.device("cpu"), "folder": HERE}, "memory_folder="),
         ({"folder": HERE / "not there"}, "not there: no such folder"),
@@ -336,7 +336,7 @@ def test_stacks_that_do_not_begin_with_zeros_are_rejected():
     envs = SyncVectorEnv([lambda: FrameStackObservation(Counting(0), 4)])
     space = envs.single_observation_space
     memory = ReplayMemory(capacity=9, num_envs=1, observation_space=space, gamma=GAMMA, frame_stack=4)
-    with pytest.raises(ValueError, match=r'data.frame_stack=4: .*padding_type="zero"'):
+    with pytest.raises(ValueError, match=r'frame_stack=4: .*padding_type="zero"'):
         memory.begin(envs.reset()[0])
 
 

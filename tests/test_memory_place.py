@@ -45,10 +45,10 @@ def test_a_run_learns_the_same_from_a_file(tmp_path, messages):
 @pytest.mark.parametrize(
     ("options", "reported"),
     [
-        ({"memory_folder": "/nowhere"}, r"data\.memory_folder=/nowhere: no such folder"),
-        ({"memory_device": "tpu"}, r"data\.memory_device=tpu: must be one of auto, cpu, cuda"),
+        ({"memory_folder": "/nowhere"}, r"memory_folder=/nowhere: no such folder"),
+        ({"memory_device": "tpu"}, r"memory_device=tpu: must be one of auto, cpu, cuda"),
         ({"memory_device": "cuda", "memory_folder": "/tmp"}, "use only one of them"),
-        ({"memory_capacity": 10**10}, r"data\.memory_capacity=10000000000: needs 70,\d{3},000,000,000 bytes"),
+        ({"memory_capacity": 10**10}, r"memory_capacity=10000000000: needs 70,\d{3},000,000,000 bytes"),
     ],
 )
 def test_a_place_that_cannot_be_is_rejected_at_once(options, reported):
@@ -61,13 +61,13 @@ def test_a_memory_of_many_processes_is_looked_at_shard_by_shard(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1000")
     data = data_module(memory_capacity=10**10)
     # alone, as it turns out when the run begins
-    with pytest.raises(ValueError, match=r"data\.memory_capacity=10000000000: needs 70,"):
+    with pytest.raises(ValueError, match=r"memory_capacity=10000000000: needs 70,"):
         trained(data)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
 def test_a_device_that_is_not_there_is_rejected_at_once():
-    with pytest.raises(ValueError, match=r"data\.memory_device=cuda: torch finds no such device"):
+    with pytest.raises(ValueError, match=r"memory_device=cuda: torch finds no such device"):
         data_module(memory_device="cuda")
 
 
@@ -75,7 +75,7 @@ def test_a_memory_on_a_gpu_that_the_trainer_does_not_use_is_rejected(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(MemorySize, "check", lambda _: None)
     data = data_module(memory_device="cuda")
-    with pytest.raises(ValueError, match=r"data\.memory_device=cuda: the trainer learns on cpu; use auto"):
+    with pytest.raises(ValueError, match=r"memory_device=cuda: the trainer learns on cpu; use auto"):
         trained(data)
 
 

@@ -241,7 +241,7 @@ def test_its_own_defaults_are_those_of_the_command_line(capsys):
         (["--data.n_step", "3"], "data.n_step=3: model.td_lambda says how far returns of rollouts reach; use 1"),
         (
             ["--data.batch_size", "33"],
-            "data.batch_size=33: a rollout has num_envs=4 x steps_per_iteration=8 = 32 steps",
+            "data.batch_size=33: a rollout has data.num_envs=4 x data.steps_per_iteration=8 = 32 steps",
         ),
         (
             ["--data.sampler", "lightning_dqn.PrioritizedSampler"],

@@ -37,7 +37,7 @@ def test_linear_epsilon_at_start_middle_and_end():
         (SoftTargetUpdate, {"tau": 0.0}, "tau=0.0"),
         (SoftTargetUpdate, {"tau": 1.5}, "tau=1.5"),
         (SoftTargetUpdate, {"every_n_updates": 0}, "every_n_updates=0"),
-        (SoftTargetUpdate, {"every_n_env_steps": 0}, "every_n_env_steps=0: must be at least 1, or null"),
+        (SoftTargetUpdate, {"every_n_env_steps": 0}, "every_n_env_steps=0: must be at least 1, or None"),
         (SoftTargetUpdate, {"every_n_env_steps": 5, "every_n_updates": 2}, "every_n_updates=2, every_n_env_steps=5"),
     ],
 )

@@ -53,7 +53,7 @@ ALLOWED = {
     "agent": {"acting", "envs", "module", "resume"},
     "cli": {
         *("callbacks", "datamodule", "distributed", "envs", "module", "monitoring", "networks", "resume", "sampling"),
-        "validation",
+        *("validation", "variants"),
     },
     "monitoring": {"callbacks", "datamodule", "envs", "losses", "resume"},
     "validation": {"distributed", "replay", "storage"},

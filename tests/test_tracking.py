@@ -88,7 +88,12 @@ def test_the_offline_run_has_the_resolved_configuration(run, records):
     written = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert written["data"]["epoch_env_steps"] == 250
     assert written["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-4
-    assert written["epsilon"] == {"start": 0.9, "end": 0.05, "decay_env_steps": 1000, "schedule": "exponential"}
+    assert written["epsilon"]["init_args"] == {
+        "start": 0.9,
+        "end": 0.05,
+        "decay_env_steps": 1000,
+        "schedule": "exponential",
+    }
     for name, value in written.items():
         assert logged[name] == value, name
 

@@ -1,8 +1,10 @@
 """Parser and errors of the command line: one line with the key, the value and a remedy."""
 
 import difflib
+import functools
 import inspect
 import os
+import re
 import sys
 from argparse import HelpFormatter
 from pydoc import locate
@@ -13,9 +15,12 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_dqn._compat.jsonargparse import help_body, one_line, option_names, unknown_option
-from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule
+from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule, PriorityUpdate, SoftTargetUpdate
+from lightning_dqn.datamodule import DQNDataModule
 from lightning_dqn.module import DQN
-from lightning_dqn.networks import MLP
+from lightning_dqn.networks import MLP, NatureCNN
+from lightning_dqn.sampling import PrioritizedSampler
+from lightning_dqn.variants import C51, IQN, PQN, QRDQN
 
 # arguments that are set by links, not by options
 LINKED = {"observation_space", "action_space", "outputs", "params"}
@@ -101,7 +106,36 @@ def exit_with_error(error: Exception) -> NoReturn:
     """Print an error in one line, and exit with code 2."""
     if debugging():
         raise error
-    _exit_with(one_line(str(error)))
+    _exit_with(as_options(one_line(str(error))))
+
+
+def as_options(text: str) -> str:
+    """An error of the library with its arguments as the options of the command line: num_envs=0 as data.num_envs=0."""
+    text = text.replace("=True", "=true").replace("=False", "=false").replace(", or None", ", or null")
+    # a name without an underscore may be a word, unless it has a value
+    names = r"(?<![\w.\-/])(?:[a-z]\w*(?==)|[a-z]+_\w+(?![\w(/]|\.(?!\w+=)))"
+    return re.sub(names, lambda found: _options().get(found[0], found[0]), text)
+
+
+@functools.cache
+def _options() -> dict[str, str]:
+    """The option of each argument of the classes that make a run; of equal names, the first."""
+    sections = {
+        "model": (DQN, C51, QRDQN, IQN, PQN),
+        "data": (DQNDataModule,),
+        "epsilon": (EpsilonDecay,),
+        "target_update": (SoftTargetUpdate,),
+        "priorities": (PriorityUpdate,),
+        "data.sampler": (PrioritizedSampler,),
+        "model.network": (MLP, NatureCNN),
+    }
+    options = {
+        name: f"{section}.{name}"
+        for section, owners in reversed(sections.items())
+        for owner in owners
+        for name in inspect.signature(owner).parameters
+    }
+    return {**options, "lr": "model.optimizer.lr"}
 
 
 def _exit_with(text: str, hint: str = "") -> NoReturn:

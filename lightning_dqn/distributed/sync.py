@@ -97,33 +97,26 @@ class Sync:
         timeout: of a collective call; None for torch's 30 minutes.
 
     Attributes:
+        is_distributed: whether the run has several ranks.
         env_steps: of all ranks together, at the last `all_gather`.
         received_signal: number of the signal that this rank received, 0 for none; sent by the next `all_gather`.
         requeue_asked: whether SLURM asked this rank to save; sent by the next `all_gather`.
-        agreed_signal: highest signal that any rank had received before the last `all_gather`, 0 for none.
+        stop_signal: the signal that ends the fit, 0 for none; with several ranks, the highest that any of them had
+            received before the last `all_gather`.
         requeue_agreed: whether SLURM had asked any rank to save before the last `all_gather`.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, timeout: timedelta | None = None) -> None:
         self.rank = rank
         self.world_size = world_size
+        self.is_distributed = world_size > 1
         self.timeout = timeout
         self.env_steps = 0
         self.received_signal = 0
         self.requeue_asked = False
-        self.agreed_signal = 0
+        self.stop_signal = 0
         self.requeue_agreed = False
         self._group: Any = None
-
-    @property
-    def is_distributed(self) -> bool:
-        """Whether the run has several ranks."""
-        return self.world_size > 1
-
-    @property
-    def stop_signal(self) -> int:
-        """The signal that ends the fit, 0 for none; with several ranks, the one that all have agreed on."""
-        return self.agreed_signal if self.is_distributed else self.received_signal
 
     def shard_size(self, total: int) -> int:
         """Size of one of `world_size` equal shards of `total`, rounded up."""
@@ -150,7 +143,7 @@ class Sync:
             raise peer_lost_error() from error
         table: NDArray[np.float64] = gathered.numpy()
         self.env_steps = int(table[:, 0].sum())
-        self.agreed_signal = int(table[:, 1].max())
+        self.stop_signal = int(table[:, 1].max())
         self.requeue_agreed = bool(table[:, 2].any())
         return table[:, 3:]
 

@@ -51,7 +51,7 @@ def empty_mask_error(
     """The error to raise for environment `index` in an episode without an allowed action, or without a mask."""
     what = 'info["action_mask"] allows no action' if given else 'there is no info["action_mask"]'
     where = _where(envs, index, env_steps, lengths)
-    return BrokenEnvironmentError(f"{where}: {what}. Fix the environment, or leave data.action_masks out")
+    return BrokenEnvironmentError(f"{where}: {what}. Fix the environment, or leave action_masks out")
 
 
 def _where(envs: VectorEnv[Any, Any, Any], index: int | None, env_steps: int, lengths: NDArray[np.int64]) -> str:

@@ -193,7 +193,7 @@ def make_training_env(settings: EnvSettings) -> gym.Env[Any, Any]:
     if protocol.episodic_life:
         env.close()
         raise ValueError(
-            "data.env_kwargs.episodic_life=true: only the native vector form supports it; use vectorization=auto"
+            "env_kwargs.episodic_life=True: only the native vector form supports it; use vectorization=auto"
         )
     if protocol.reward_clipping:
         env = TransformReward(env, _clip_reward)
@@ -308,6 +308,4 @@ def async_step_pair(envs: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any], Any
     for dispatch, collect in (("send", "recv"), ("step_async", "step_wait")):
         if hasattr(envs, dispatch) and hasattr(envs, collect):
             return getattr(envs, dispatch), getattr(envs, collect)
-    raise ValueError(
-        f"data.overlap=true: {type(envs).__name__} has no asynchronous step; use data.vectorization=async or Atari"
-    )
+    raise ValueError(f"overlap=True: {type(envs).__name__} has no asynchronous step; use vectorization=async or Atari")

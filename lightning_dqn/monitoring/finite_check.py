@@ -55,5 +55,5 @@ def _check_weights(trainer: Trainer, state: dict[str, Any]) -> None:
 def _raise_not_finite(trainer: Trainer, what: str) -> None:
     raise FloatingPointError(
         f"{what} after {trainer.global_step:,} updates and {data_of(trainer).env_steps:,} env steps: not saved, the "
-        "previous checkpoints are unchanged; lower model.optimizer.lr, model.clip_grad_value or model.reward_scale"
+        "previous checkpoints are unchanged; lower lr, clip_grad_value or reward_scale"
     )

@@ -123,5 +123,5 @@ def _channels_are_last(space: spaces.Box, frame: tuple[int, ...], channels: Chan
         return True
     raise ValueError(
         f"observation_space of shape {space.shape}: neither the first nor the last axis of a frame is shorter than "
-        "the other two; give the channel axis by model.network.channels=first or last"
+        "the other two; give the channel axis by channels=first or last"
     )

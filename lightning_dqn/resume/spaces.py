@@ -8,8 +8,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import FlattenObservation
 from numpy.typing import NDArray
 
+from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import check_dict, check_int, invalid
 
 # a larger space is more than any agent of this package can observe
@@ -128,3 +130,16 @@ def _expand(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str)
     size = math.prod(shape)
     flat = np.full(size, numbers[0], dtype) if len(numbers) == 1 else np.array(numbers, dtype)
     return flat.reshape(shape)
+
+
+def describe_env(env: gym.Env[Any, Any]) -> dict[str, Any]:
+    """An environment as plain values: its wrappers and itself, outermost first, its time limit, what it observes."""
+    layers = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    innermost = next((layer for layer in layers if not isinstance(layer, FlattenObservation)), env)
+    limit = env.spec.max_episode_steps if env.spec else None
+    return {
+        "env": {"layers": [public_path(type(layer)) for layer in layers], "max_episode_steps": limit},
+        "env_observation_space": encode_space(innermost.observation_space),
+    }

@@ -64,6 +64,8 @@ class StopOnSignal(Callback):
             sync.requeue_asked = True
         elif not sync.received_signal:
             sync.received_signal = signum
+            if not sync.is_distributed:
+                sync.stop_signal = signum
             self._received_at = time.monotonic()
             if signum == signal.SIGINT and sync.rank == 0:
                 # os.write is reentrant, Python's buffered streams are not

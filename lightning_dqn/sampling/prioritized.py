@@ -39,9 +39,9 @@ class PrioritizedSampler(Sampler):
         self, capacity: int, seed: int | np.random.SeedSequence, *, alpha: float = 0.6, epsilon: float = 1e-6
     ) -> None:
         if not 0 <= alpha <= 1:
-            raise ValueError(f"data.sampler.alpha={alpha}: must be in [0, 1]; 0 is uniform replay")
+            raise ValueError(f"alpha={alpha}: must be in [0, 1]; 0 is uniform replay")
         if not 0 < epsilon < np.inf:
-            raise ValueError(f"data.sampler.epsilon={epsilon}: must be positive")
+            raise ValueError(f"epsilon={epsilon}: must be positive")
         self.alpha = alpha
         self.epsilon = epsilon
         self.beta = 1.0
@@ -124,9 +124,7 @@ class PrioritizedSampler(Sampler):
         largest = float(np.maximum.reduce(powers))
         # also false for NaN
         if not largest < np.inf:
-            raise FloatingPointError(
-                "a TD error is not finite: lower model.optimizer.lr, model.clip_grad_value or model.reward_scale"
-            )
+            raise FloatingPointError("a TD error is not finite: lower lr, clip_grad_value or reward_scale")
         self._tree.change(rows, powers)
         self._largest = max(self._largest, largest)
 

@@ -44,18 +44,16 @@ def check_optimizer(
     try:
         optimizer = make(net.parameters())
     except ValueError as error:
-        raise ValueError(f"model.optimizer: {error}".replace("learning rate", "lr")) from error
+        raise ValueError(f"optimizer: {error}".replace("learning rate", "lr")) from error
     for group in optimizer.param_groups:
         if group["lr"] <= 0:
-            raise ValueError(f"model.optimizer.lr={group['lr']}: must be positive")
+            raise ValueError(f"lr={group['lr']}: must be positive")
     try:
         scheduler = make_scheduler(optimizer) if make_scheduler is not None else None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"model.lr_scheduler: {error}") from error
+        raise ValueError(f"lr_scheduler: {error}") from error
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ValueError(
-            "model.lr_scheduler=ReduceLROnPlateau: waits for a metric, and an update has none; use another"
-        )
+        raise ValueError("lr_scheduler=ReduceLROnPlateau: waits for a metric, and an update has none; use another")
     return optimizer, scheduler
 
 

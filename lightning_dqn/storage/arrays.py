@@ -30,10 +30,10 @@ def stored_form(observation_space: gym.Space[Any], frame_stack: int) -> tuple[tu
     """
     shape = tuple(observation_space.shape or ())
     if not 1 <= frame_stack <= MOST_FRAMES:
-        raise ValueError(f"data.frame_stack={frame_stack}: must be in [1, {MOST_FRAMES}]")
+        raise ValueError(f"frame_stack={frame_stack}: must be in [1, {MOST_FRAMES}]")
     if frame_stack > 1 and shape[:1] != (frame_stack,):
         raise ValueError(
-            f"data.frame_stack={frame_stack}: observations have shape {shape}, ({frame_stack}, ...) is needed; stack "
+            f"frame_stack={frame_stack}: observations have shape {shape}, ({frame_stack}, ...) is needed; stack "
             f'frames by FrameStackObservation(env, {frame_stack}, padding_type="zero"), or use 1'
         )
     dtype = np.dtype(np.float32 if observation_space.dtype == np.float64 else observation_space.dtype)
@@ -116,7 +116,7 @@ def check_folder(folder: Path) -> None:
         ValueError: if it does not.
     """
     if not folder.is_dir():
-        raise ValueError(f"data.memory_folder={folder}: no such folder; create it, or choose another")
+        raise ValueError(f"memory_folder={folder}: no such folder; create it, or choose another")
 
 
 def _map_unlinked_file(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> NDArray[Any]:
@@ -177,5 +177,5 @@ def make_storage(
         ValueError: if both are given, or the folder does not exist.
     """
     if device is not None and folder is not None:
-        raise ValueError(f"data.memory_device={device}, data.memory_folder={folder}: use only one of them")
+        raise ValueError(f"memory_device={device}, memory_folder={folder}: use only one of them")
     return ArrayStorage(shape, dtype, folder) if device is None else TensorStorage(shape, dtype, device)

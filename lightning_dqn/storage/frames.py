@@ -37,7 +37,7 @@ class FrameStacks:
         """
         if observation[:, :-1].any():
             raise ValueError(
-                f"data.frame_stack={self._before + 1}: before an episode's first frame its stack must hold zeros; use "
+                f"frame_stack={self._before + 1}: before an episode's first frame its stack must hold zeros; use "
                 'FrameStackObservation(..., padding_type="zero")'
             )
         self._age[slot] = 0

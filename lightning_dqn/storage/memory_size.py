@@ -72,9 +72,7 @@ class MemorySize:
         self._check_available(self.ram, available_ram(), "")
         if self._device is not None and self._device.type == "cuda":
             if (self._device.index or 0) >= torch.cuda.device_count():
-                raise ValueError(
-                    f"data.memory_device={self._device}: no such device here; name another, or leave it out"
-                )
+                raise ValueError(f"memory_device={self._device}: no such device here; name another, or leave it out")
             self._check_available(self.elsewhere, torch.cuda.mem_get_info(self._device)[0], f" on {self._device}")
         elif self._device is None and self._folder is not None:
             check_folder(self._folder)
@@ -83,9 +81,9 @@ class MemorySize:
     def _check_available(self, needed: int, available: int, where: str) -> None:
         if needed > MAX_FRACTION * available:
             raise ValueError(
-                f"data.memory_capacity={self.capacity}: needs {needed:,} bytes, more than {MAX_FRACTION:.0%} of "
+                f"memory_capacity={self.capacity}: needs {needed:,} bytes, more than {MAX_FRACTION:.0%} of "
                 f"the {available:,} that are available{where}; lower it, or keep observations elsewhere by "
-                "data.memory_device or data.memory_folder"
+                "memory_device or memory_folder"
             )
 
 

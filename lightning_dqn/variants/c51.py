@@ -42,9 +42,9 @@ class C51(DQN):
         **kwargs: Any,
     ) -> None:
         if num_atoms < 2:
-            raise ValueError(f"model.num_atoms={num_atoms}: must be at least 2")
+            raise ValueError(f"num_atoms={num_atoms}: must be at least 2")
         if not v_min < v_max:
-            raise ValueError(f"model.v_min={v_min}, model.v_max={v_max}: v_min must be below v_max")
+            raise ValueError(f"v_min={v_min}, v_max={v_max}: v_min must be below v_max")
         super().__init__(
             observation_space,
             action_space,

@@ -53,7 +53,7 @@ class PQN(DQN):
         **kwargs: Any,
     ) -> None:
         if not 0 <= td_lambda <= 1:
-            raise ValueError(f"model.td_lambda={td_lambda}: must be in [0, 1]")
+            raise ValueError(f"td_lambda={td_lambda}: must be in [0, 1]")
         super().__init__(
             observation_space,
             action_space,
