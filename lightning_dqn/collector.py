@@ -25,11 +25,29 @@ Step = tuple[NDArray[np.int64], NDArray[Any], Mask, Mask, NDArray[Any], Mask | N
 
 
 class Policy(Protocol):
-    """Chooses actions: (N, ...) observations to (N,) actions, greedy without a generator; (N, A) masks say which."""
+    """Chooses the actions of N environments; it may carry a state (N, S) from one observation to the next."""
 
     def __call__(
-        self, observation: NDArray[Any], rng: np.random.Generator | None = None, action_mask: Mask | None = None
-    ) -> NDArray[np.int64]: ...
+        self,
+        observation: NDArray[Any],
+        state: Tensor | None,
+        first: Mask,
+        rng: np.random.Generator | None = None,
+        action_mask: Mask | None = None,
+    ) -> tuple[NDArray[np.int64], Tensor | None]:
+        """Choose actions.
+
+        Args:
+            observation: (N, ...) current observations.
+            state: (N, S) that the policy returned at the last observations; None at the first, or without a state.
+            first: (N,) whether an observation is the first of its episode, where the policy resets its state.
+            rng: random generator of exploration; None for greedy actions.
+            action_mask: (N, A) allowed actions; None for all.
+
+        Returns:
+            Actions (N,) as the environment takes them, and the state (N, S) or None.
+        """
+        ...
 
 
 @dataclass
@@ -112,6 +130,8 @@ class Collector:
         self.action_masks = action_masks
         self.action_mask: Mask | None = None
         self.resetting = np.zeros(envs.num_envs, dtype=np.bool_)
+        self._policy_state: Tensor | None = None
+        self._first = np.ones(envs.num_envs, dtype=np.bool_)
         self._rng = np.random.default_rng(seed)
         self._remaining_env_steps = 0
         self._step_pair = async_step_pair(envs) if overlap else None
@@ -137,6 +157,7 @@ class Collector:
         self._check(observation, self._no_reward)
         self.observation = observation
         self.resetting[:] = False
+        self._first[:] = True
         self._returns[:] = 0
         self._lengths[:] = 0
         if self.action_masks:
@@ -166,7 +187,8 @@ class Collector:
         self._sent = self._outcome = None
         self._check(observation, reward)
         self.observation = observation
-        playing = ~self.resetting
+        # a step that resets an environment returns the first observation of an episode
+        self._first, playing = self.resetting, ~self.resetting
         self.resetting = terminated | truncated
         self._returns += reward
         self._lengths += playing
@@ -202,8 +224,10 @@ class Collector:
 
     def _choose(self) -> NDArray[np.int64]:
         assert self.observation is not None, "start() comes first"
-        masks = () if self.action_mask is None else (self.action_mask,)
-        return self.policy(self.observation, self._rng, *masks)
+        action, self._policy_state = self.policy(
+            self.observation, self._policy_state, self._first, self._rng, self.action_mask
+        )
+        return action
 
     def _read_mask(self, info: dict[str, Any]) -> Mask:
         """Allowed actions (N, A); each episode under way must allow at least one."""
@@ -260,6 +284,9 @@ class Collector:
         }
         if self.action_mask is not None:
             state["under_way"]["action_mask"] = torch.from_numpy(self.action_mask.copy())
+        if self._policy_state is not None:
+            state["under_way"]["policy_state"] = self._policy_state.cpu().clone()
+            state["under_way"]["first"] = torch.from_numpy(self._first.copy())
         return state
 
     def _pending_state(self, action: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -296,7 +323,7 @@ class Collector:
         )
         self._rng = generator_from(state["rng"], f"{name}.rng")
         self.episodes.load_state_dict(state["episodes"], f"{name}.episodes", self.env_steps)
-        self.observation = None
+        self.observation = self._policy_state = None
         if "under_way" not in state:
             return np.zeros(num_envs, np.bool_)
         episodes = restore_episodes(

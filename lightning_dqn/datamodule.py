@@ -176,7 +176,7 @@ class DQNDataModule(pl.LightningDataModule):
         ignore_pytree_deprecation()
         learner: Any = self.trainer.lightning_module
         check_learner(self, on_policy=learner.on_policy, munchausen=learner.munchausen)
-        policy: Policy = learner.act
+        policy: Policy = learner.policy
         timeout = collective_timeout(self.trainer.strategy)
         before, self.sync = self.sync, Sync(self.trainer.global_rank, self.trainer.world_size, timeout)
         seed = (

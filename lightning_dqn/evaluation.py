@@ -106,20 +106,26 @@ class EpisodeDataset(IterableDataset[Episode]):
     def _play(self, envs: list[gym.Env[Any, Any]]) -> Iterator[Episode]:
         waiting = iter(self._numbers)
         running = [_EvalEnv(made, self.seed + i) for made, i in zip(envs, waiting, strict=False)]
+        state: Tensor | None = None
+        first = np.ones(len(running), np.bool_)
         while running:
             seen = np.stack([env.observation for env in running])
-            masks = (None, np.stack([env.mask() for env in running])) if self.action_masks else ()
-            actions = self.policy(seen, *masks)
-            for env, action in zip(list(running), actions, strict=True):
+            mask = np.stack([env.mask() for env in running]) if self.action_masks else None
+            actions, state = self.policy(seen, state, first, None, mask)
+            first, left = np.zeros(len(running), np.bool_), []
+            for i, (env, action) in enumerate(zip(running, actions, strict=True)):
                 over = env.step(action)
-                if not over and len(env.rewards) < self.max_episode_steps:
-                    continue
-                yield env.episode(self.keep_steps)
-                following = next(waiting, None)
-                if following is None:
-                    running.remove(env)
-                else:
+                if over or len(env.rewards) >= self.max_episode_steps:
+                    yield env.episode(self.keep_steps)
+                    following = next(waiting, None)
+                    if following is None:
+                        continue
                     env.start(self.seed + following)
+                    first[i] = True
+                left.append(i)
+            if len(left) < len(running):
+                running, first = [running[i] for i in left], first[left]
+                state = None if state is None else state[left]
 
     def close(self) -> None:
         """Close the environments of a pass that was abandoned."""

@@ -239,6 +239,17 @@ class DQN(pl.LightningModule):
         action = act(self, batch, rng, action_mask)
         return int(action[0]) if is_single else action
 
+    def policy(
+        self,
+        observation: NDArray[Any],
+        state: Tensor | None,
+        first: NDArray[np.bool_],
+        rng: np.random.Generator | None = None,
+        action_mask: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], Tensor | None]:
+        """Choose the actions of N environments; see `collector.Policy`. Feed-forward networks have no state."""
+        return act(self, observation, rng, action_mask), None
+
     def q_values(self, observation: Any) -> NDArray[np.float32]:
         """Action values of the policy net, (A,) of one observation or (N, A) of N, without exploration noise."""
         batch, is_single = as_batch(observation, self.observation_space)

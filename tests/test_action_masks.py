@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from runs import small_mlp
 from test_module import batch_of
+from toys import stateless
 
 from lightning_dqn import C51, DQN, IQN, MLP, PQN, QRDQN, DQNDataModule
 from lightning_dqn.acting import choose_actions
@@ -161,7 +162,7 @@ def test_a_memory_gives_each_observation_its_own_mask(num_envs, n_step):
         assert (mask == of(observation)).all()
         return np.array([rng.choice(np.flatnonzero(row)) for row in mask])
 
-    collector = Collector(envs=envs, policy=policy, seed=0, action_masks=True)
+    collector = Collector(envs=envs, policy=stateless(policy), seed=0, action_masks=True)
     memory = ReplayMemory(
         capacity=60, num_envs=num_envs, observation_space=Walk.observation_space, gamma=0.9, n_step=n_step, mask_size=3
     )
@@ -213,7 +214,7 @@ def test_an_environment_that_gives_no_mask_or_allows_no_action_is_named(num_envs
         def policy(observation, rng, mask):
             return mask.argmax(1)
 
-        collector = Collector(envs=envs, policy=policy, seed=0, action_masks=True)
+        collector = Collector(envs=envs, policy=stateless(policy), seed=0, action_masks=True)
         collector.start()
         with pytest.raises(BrokenEnvironmentError, match=f"environment 0 of {num_envs}.*{words}"):
             [collector.step() for _ in range(5)]

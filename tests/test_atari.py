@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv
-from toys import through_a_checkpoint
+from toys import stateless, through_a_checkpoint
 
 from lightning_dqn import DQNDataModule
 from lightning_dqn.collector import Collector
@@ -90,7 +90,7 @@ def test_a_lost_life_ends_an_episode_to_learn_from_and_the_game_continues():
     game.reset(seed=0)
     first_end = next(info["lives"] for *_, over, _, info in iter(lambda: game.step(1), None) if over)
     assert first_end == 0
-    with pytest.raises(ValueError, match=r"data\.env_kwargs\.episodic_life=true: .*vectorization=auto"):
+    with pytest.raises(ValueError, match=r"env_kwargs\.episodic_life=True: .*vectorization=auto"):
         make_vector_env(settings, 2, "sync")
 
 
@@ -159,7 +159,7 @@ def replay(envs, **options):
     memory = ReplayMemory(capacity=400, num_envs=envs.num_envs, observation_space=space, gamma=0.99)
     defaults = {"steps_per_iteration": 1, "updates_per_iteration": 1, "batch_size": 4, "warmup_env_steps": 0}
     return ReplayDataset(
-        envs=envs, memory=memory, policy=constant_policy, seed=0, epoch_env_steps=60, **(defaults | options)
+        envs=envs, memory=memory, policy=stateless(constant_policy), seed=0, epoch_env_steps=60, **(defaults | options)
     )
 
 
@@ -188,13 +188,13 @@ def test_the_environments_are_under_way_while_the_batch_is_learnt_from():
 
 
 def test_overlap_with_environments_that_cannot_step_by_themselves_is_rejected():
-    with pytest.raises(ValueError, match=r"data\.overlap=true: environments of data\.vectorization=auto .* use async"):
+    with pytest.raises(ValueError, match=r"overlap=True: environments of vectorization=auto .* use async"):
         DQNDataModule(overlap=True)
-    with pytest.raises(ValueError, match=r"data\.overlap=true: environments of data\.vectorization=sync"):
+    with pytest.raises(ValueError, match=r"overlap=True: environments of vectorization=sync"):
         DQNDataModule(env_id="ALE/Pong-v5", vectorization="sync", overlap=True)
     envs = make_vector_env(EnvSettings("CartPole-v1"), 2)
     with pytest.raises(ValueError, match=r"data\.overlap=true: CartPoleVectorEnv has no asynchronous step"):
-        Collector(envs=envs, policy=constant_policy, seed=0, overlap=True)
+        Collector(envs=envs, policy=stateless(constant_policy), seed=0, overlap=True)
 
 
 def test_wrappers_and_stacks_are_the_same_in_play_and_in_evaluation():

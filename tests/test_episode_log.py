@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from test_action_masks import Walk
 from test_replay_dataset import countdown, take, transitions
-from toys import through_a_checkpoint
+from toys import stateless, through_a_checkpoint
 
 from lightning_dqn.collector import Collector
 from lightning_dqn.data import ReplayDataset
@@ -28,7 +28,7 @@ def at_random(observation, rng=None, *mask):
 
 def make_player(env_id="CartPole-v1", num_envs=2, vectorization="sync", seed=0, policy=at_random, **options):
     envs = make_vector_env(EnvSettings(env_id), num_envs, vectorization)
-    return Collector(envs=envs, policy=policy, seed=seed, **options)
+    return Collector(envs=envs, policy=stateless(policy), seed=seed, **options)
 
 
 def steps_of(collector, count):
@@ -206,7 +206,9 @@ def make_replay(env_id, seed=0):
     envs = make_vector_env(EnvSettings(env_id), 2, "sync")
     memory = ReplayMemory(capacity=100, num_envs=2, observation_space=envs.single_observation_space, gamma=0.9)
     options = {"steps_per_iteration": 1, "updates_per_iteration": 0, "batch_size": 4, "warmup_env_steps": 0}
-    return ReplayDataset(envs=envs, memory=memory, policy=at_random, seed=seed, epoch_env_steps=200, **options)
+    return ReplayDataset(
+        envs=envs, memory=memory, policy=stateless(at_random), seed=seed, epoch_env_steps=200, **options
+    )
 
 
 def test_an_episode_that_is_not_repeated_is_stored_as_truncated_and_a_new_one_begins(messages):
@@ -248,7 +250,7 @@ def test_a_step_under_way_of_an_episode_that_is_not_repeated_is_truncated(monkey
         envs = make_vector_env(EnvSettings("TestClock-v0"), 2, "sync")
         # two halves of a step in one process
         envs.send, envs.recv = (lambda action: halves.update(it=envs.step(action))), (lambda: halves["it"])
-        return Collector(envs=envs, policy=at_random, seed=seed, overlap=True)
+        return Collector(envs=envs, policy=stateless(at_random), seed=seed, overlap=True)
 
     collector, other = make(0), make(5)
     collector.start()

@@ -12,8 +12,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from toys import through_a_checkpoint
+from toys import stateless, through_a_checkpoint
 
+from lightning_dqn.collector import Collector
 from lightning_dqn.data import ReplayDataset
 from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.envs import EnvSettings, make_env, make_vector_env
@@ -148,7 +149,7 @@ def make_dataset(envs: gym.vector.VectorEnv, policy: Any = at_random, n_step: in
         "warmup_env_steps": 0,
         "epoch_env_steps": 100,
     }
-    return ReplayDataset(envs=envs, memory=memory, policy=policy, seed=seed, **(defaults | options))
+    return ReplayDataset(envs=envs, memory=memory, policy=stateless(policy), seed=seed, **(defaults | options))
 
 
 def countdown(num_envs: int = 1, **options: Any) -> ReplayDataset:
@@ -406,7 +407,7 @@ def make_episodes() -> Iterator[Any]:
 
     def make(env_id: str, policy: Any, **options: Any) -> EpisodeDataset:
         defaults = {"num_episodes": 20, "seed": 0, "max_episode_steps": 1000}
-        made.append(EpisodeDataset(EnvSettings(env_id), policy, **(defaults | options)))
+        made.append(EpisodeDataset(EnvSettings(env_id), stateless(policy), **(defaults | options)))
         return made[-1]
 
     yield make
@@ -463,7 +464,7 @@ def test_the_result_does_not_depend_on_how_many_are_played_side_by_side(make_epi
         monkeypatch.setattr("lightning_dqn.evaluation.PARALLEL_ENVS", parallel)
         seen = []
 
-        def watched(observation, seen=seen):
+        def watched(observation, rng=None, seen=seen):
             seen.append(len(observation))
             return policy(observation)
 
@@ -520,7 +521,7 @@ def test_what_an_environment_keeps_between_episodes_does_not_reach_the_next_pass
 
 
 def test_environments_are_closed_with_their_pass_also_if_it_is_abandoned_or_raises(make_episodes):
-    def failing(observation):
+    def failing(observation, rng=None):
         raise OSError("no policy")
 
     dataset, broken = (make_episodes("TestRemembering-v0", policy) for policy in (first_action, failing))
@@ -576,3 +577,54 @@ def test_episodes_carry_no_steps_where_nobody_asked(make_episodes):
 def test_an_environment_that_takes_no_render_mode_can_be_played(make_episodes):
     plain, same = (make_episodes(f"Test{name}-v0", first_action) for name in ("Plain", "Countdown"))
     assert results(plain) == results(same)
+
+
+class StepsSinceReset:
+    """A policy whose state (N, 1) counts the observations of each episode, and which records what it is given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, observation, state, first, rng=None, action_mask=None):
+        state = torch.zeros(len(observation), 1) if state is None else state
+        state = torch.where(torch.from_numpy(first)[:, None], 0.0, state) + 1
+        self.seen.append((observation.copy(), state.flatten().tolist()))
+        return np.ones(len(observation), np.int64), state
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_the_state_of_a_policy_restarts_with_each_episode_and_is_in_the_checkpoint(num_envs):
+    policy, other_policy = StepsSinceReset(), StepsSinceReset()
+
+    def make(policy):
+        envs = make_vector_env(EnvSettings("CartPole-v1"), num_envs, "sync")
+        return Collector(envs=envs, policy=policy, seed=0)
+
+    collector = make(policy)
+    collector.start()
+    expected = np.ones(num_envs)
+    for _ in range(40):
+        resetting = collector.resetting.copy()
+        collector.step()
+        assert policy.seen[-1][1] == expected.tolist()
+        expected = np.where(resetting, 1, expected + 1)
+    other = make(other_policy)
+    other.load_state_dict(collector.state_dict())
+    for _ in range(15):
+        collector.step()
+        other.step()
+    for (_, state), (_, same) in zip(policy.seen[-15:], other_policy.seen, strict=True):
+        assert state == same
+    assert {1.0, 5.0} < set(np.concatenate([state for _, state in policy.seen]))
+    collector.envs.close()
+    other.envs.close()
+
+
+def test_the_state_of_a_policy_follows_its_episode_in_an_evaluation():
+    policy = StepsSinceReset()
+    dataset = EpisodeDataset(EnvSettings("CartPole-v1"), policy, num_episodes=20, seed=0, max_episode_steps=9)
+    lengths = sorted(int(episode.episode_length) for episode in dataset)
+    counts = [count for _, state in policy.seen for count in state]
+    # each episode of length L counts 1 to L
+    assert sorted(counts) == sorted(count for length in lengths for count in range(1, length + 1))
+    assert len(set(lengths)) > 1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_replay_dataset import GAMMA, Recorder, at_random, balance_or_fall, lean, one_step
+from toys import stateless
 
 from lightning_dqn.envs import EnvSettings, make_vector_env
 from lightning_dqn.variants.rollouts import RolloutDataset
@@ -15,7 +16,9 @@ from lightning_dqn.variants.rollouts import RolloutDataset
 def make_rollouts(envs, policy=at_random, seed=0, **options):
     defaults = {"steps_per_iteration": 10, "updates_per_iteration": 3, "batch_size": 8, "epoch_env_steps": 100}
     options = defaults | options
-    return RolloutDataset(envs=envs, policy=policy, gamma=GAMMA, seed=seed, sample_seed=seed + 100, **options)
+    return RolloutDataset(
+        envs=envs, policy=stateless(policy), gamma=GAMMA, seed=seed, sample_seed=seed + 100, **options
+    )
 
 
 def countdown(num_envs, **options):

@@ -54,12 +54,9 @@ class Watch(pl.Callback):
         self.distances = []
 
     def on_train_start(self, trainer, pl_module):
-        act = pl_module.act
-
-        def noted(observation, rng=None):
-            if rng is not None:
-                self.played.append((trainer.datamodule.env_steps, pl_module.epsilon.item()))
-            return act(observation, rng)
+        def noted(*inputs):
+            self.played.append((trainer.datamodule.env_steps, pl_module.epsilon.item()))
+            return pl_module.policy(*inputs)
 
         trainer.datamodule.train_dataset.collector.policy = noted
 

@@ -11,3 +11,13 @@ def through_a_checkpoint(state):
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def stateless(choose):
+    """A policy without a state, of a function of observations, generator and, where there is one, action mask."""
+
+    def policy(observation, state, first, rng=None, action_mask=None):
+        masks = () if action_mask is None else (action_mask,)
+        return choose(observation, rng, *masks), None
+
+    return policy

@@ -85,12 +85,15 @@ class AgentVideo(Callback):
         # the import takes a second
         imageio: Any = importlib.import_module("imageio.v2")
         observation, info = env.reset(seed=seed)
+        state, first = None, np.ones(1, np.bool_)
         # yuv420 needs even sides; the default of imageio, 16, would rescale most frames
         with imageio.get_writer(path, fps=env.metadata.get("render_fps", 30), macro_block_size=2) as video:
             video.append_data(_frame(env))
             for _ in range(self.max_env_steps):
                 mask = np.asarray(info["action_mask"], np.bool_)[None] if action_masks else None
-                [action] = module.act(np.expand_dims(np.asarray(observation), 0), action_mask=mask)
+                seen = np.expand_dims(np.asarray(observation), 0)
+                [action], state = module.policy(seen, state, first, None, mask)
+                first = np.zeros(1, np.bool_)
                 observation, _, terminated, truncated, info = env.step(action)
                 video.append_data(_frame(env))
                 if terminated or truncated:

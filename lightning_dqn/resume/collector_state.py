@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
+from torch import Tensor
 
-from lightning_dqn.resume.content import check_array, check_counts, check_dict, invalid
+from lightning_dqn.resume.content import check_array, check_counts, check_dict, check_tensor, invalid
 from lightning_dqn.resume.env_state import Reached, restore_env_state
 
 Mask = NDArray[np.bool_]
@@ -29,6 +31,8 @@ class Episodes:
         returns: (N,) sums of rewards so far.
         lengths: (N,) env steps so far.
         action_mask: (N, A) which actions are allowed; None without masks.
+        policy_state: (N, S) state of the policy; None if it has none.
+        first: (N,) whether an observation is the first of its episode.
         sent: (N,) actions of the step under way, if there is one.
         outcome: of that step.
         cut: (N,) environments whose step under way is truncated, since they did not repeat their episodes.
@@ -40,6 +44,8 @@ class Episodes:
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     action_mask: Mask | None
+    policy_state: Tensor | None
+    first: Mask
     sent: NDArray[np.int64] | None
     outcome: Outcome | None
     cut: Mask
@@ -75,13 +81,20 @@ def restore_episodes(
         if not (mask.any(1) | resetting).all():
             invalid(f"{name}.action_mask", "allows no action")
     none = np.zeros(envs.num_envs, np.bool_)
+    policy_state, first = None, none
+    if "policy_state" in state:
+        policy_state = check_tensor(
+            state["policy_state"], f"{name}.policy_state", dtype=torch.float32, shape=(envs.num_envs, None)
+        )
+        given = check_dict(state, name, ("first",))["first"]
+        first = check_array(given, f"{name}.first", dtype=BOOL, shape=count)
     if "pending" not in state:
         reached = Reached(observation, returns, lengths, resetting)
         missed = restore_env_state(envs, state["envs"], f"{name}.envs", reached)
         resetting |= missed
         returns[missed] = 0
         lengths[missed] = 0
-        return Episodes(observation, resetting, returns, lengths, mask, None, None, none, missed)
+        return Episodes(observation, resetting, returns, lengths, mask, policy_state, first, None, None, none, missed)
     sent, outcome = _check_pending(envs, state["pending"], f"{name}.pending", action_masks=action_masks)
     seen, reward, terminated, truncated, _ = outcome
     ended = terminated | truncated
@@ -90,7 +103,7 @@ def restore_episodes(
     # the step under way is truncated, not the one before it
     cut = missed & ~ended
     truncated |= cut
-    return Episodes(observation, resetting, returns, lengths, mask, sent, outcome, cut, missed)
+    return Episodes(observation, resetting, returns, lengths, mask, policy_state, first, sent, outcome, cut, missed)
 
 
 def _check_observation(envs: VectorEnv[Any, Any, Any], value: Any, name: str) -> NDArray[Any]:

@@ -82,7 +82,7 @@ class PQN(DQN):
         """
         return RolloutDataset(
             envs=make_vector_env(data.env_settings, data.num_envs, data.vectorization),
-            policy=self.act,
+            policy=self.policy,
             gamma=data.gamma,
             seed=seed,
             sample_seed=sample_seed,
