@@ -333,11 +333,9 @@ class Collector:
             action_masks=self.action_masks,
             env_steps=self.env_steps,
         )
-        self.observation, self.action_mask, self.resetting = (
-            episodes.observation,
-            episodes.action_mask,
-            episodes.resetting,
-        )
+        self.observation, self.action_mask = episodes.observation, episodes.action_mask
+        self.resetting, self._first = episodes.resetting, episodes.first
+        self._policy_state = episodes.policy_state
         self._returns, self._lengths = episodes.returns, episodes.lengths
         self._sent, self._outcome, self._cut = episodes.sent, episodes.outcome, episodes.cut
         return episodes.missed

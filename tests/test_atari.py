@@ -193,7 +193,7 @@ def test_overlap_with_environments_that_cannot_step_by_themselves_is_rejected():
     with pytest.raises(ValueError, match=r"overlap=True: environments of vectorization=sync"):
         DQNDataModule(env_id="ALE/Pong-v5", vectorization="sync", overlap=True)
     envs = make_vector_env(EnvSettings("CartPole-v1"), 2)
-    with pytest.raises(ValueError, match=r"data\.overlap=true: CartPoleVectorEnv has no asynchronous step"):
+    with pytest.raises(ValueError, match=r"overlap=True: CartPoleVectorEnv has no asynchronous step"):
         Collector(envs=envs, policy=stateless(constant_policy), seed=0, overlap=True)
 
 
