@@ -5,41 +5,14 @@ Legend: U updates, B batch.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_dqn.losses import TDLoss
 from lightning_dqn.resume.arguments import record_arguments
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """The trainer's `default_root_dir` if one was given, else the logger's folder of this run; created by rank 0.
-
-    `Trainer.log_dir` can't be used here: it is a collective call, and a single rank may need the folder.
-    """
-    folder = Path(trainer.default_root_dir)
-    if folder.resolve() == Path.cwd():
-        logger = trainer.logger
-        folder = Path(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or folder)
-    if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def data_of(trainer: Trainer) -> Any:
-    """The data module of the run.
-
-    Raises:
-        MisconfigurationException: if loaders were given without one.
-    """
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if datamodule is None:
-        raise MisconfigurationException("There is no env-step clock: call trainer.fit(model, datamodule=...)")
-    return datamodule
+from lightning_dqn.run import data_of
 
 
 class UpdateCallback(Callback):
@@ -72,6 +45,9 @@ class EpsilonSchedule(UpdateCallback):
     exploration.
     """
 
+    # prefix of its arguments in the manifest and on the command line
+    manifest_section: ClassVar[str] = "epsilon"
+
     def epsilon_at(self, env_steps: int) -> float:
         """Epsilon in [0, 1] after `env_steps` env steps."""
         raise NotImplementedError
@@ -102,9 +78,6 @@ class EpsilonDecay(EpsilonSchedule):
     Raises:
         ValueError: if a value is out of its range.
     """
-
-    # prefix of its arguments in the manifest and on the command line
-    manifest_section: ClassVar[str] = "epsilon"
 
     def __init__(
         self,

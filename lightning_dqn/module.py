@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_dqn._compat.lightning import attached_trainer
-from lightning_dqn._compat.torch import tensor_version
 from lightning_dqn.acting import act, as_batch, compute_q_values
 from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule, PriorityUpdate, SoftTargetUpdate, UpdateCallback
-from lightning_dqn.distributed.shards import check_plugin
 from lightning_dqn.distributed.sync import check_networks, gather_over_ranks
 from lightning_dqn.evaluation import EpisodeMetrics
 from lightning_dqn.losses import (
@@ -42,6 +40,7 @@ from lightning_dqn.resume.checkpoint import check_checkpoint, complete_checkpoin
 from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.manifest import build_manifest, check_same_on_ranks
 from lightning_dqn.resume.rng import seed_rank, set_rng_state
+from lightning_dqn.resume.shards import check_plugin
 from lightning_dqn.speed.compiled import QFunction
 from lightning_dqn.speed.flat import PolicyTargetParams, make_optimizer, polyak_update_nets
 from lightning_dqn.speed.optimizers import can_be_flat, check_optimizer
@@ -152,8 +151,8 @@ class DQN(pl.LightningModule):
         self.rng_state: dict[str, Any] | None = None
         self.register_buffer("epsilon", torch.tensor(1.0))
         self.epsilon: Tensor
-        # what was written last, and the version of the buffer then
-        self._known_epsilon = [1.0, -1]
+        self._epsilon = [1.0]
+        self.register_load_state_dict_post_hook(_read_loaded_epsilon)  # type: ignore[no-untyped-call]
         self.episode_metrics = EpisodeMetrics()
 
     def probe_optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -205,14 +204,13 @@ class DQN(pl.LightningModule):
 
     def set_epsilon(self, epsilon: float) -> None:
         """Set the probability of a random action, in [0, 1]."""
-        buffer = self.epsilon.fill_(epsilon)
-        # reading a tensor costs a call and, on a GPU, a wait: what was written is known until somebody else writes
-        self._known_epsilon[:] = epsilon, tensor_version(buffer)
+        self.epsilon.fill_(epsilon)
+        # a list: assigning an attribute of a module costs as much as choosing an action
+        self._epsilon[0] = epsilon
 
     def read_epsilon(self) -> float:
-        """The probability of a random action."""
-        known, version = self._known_epsilon
-        return known if version == tensor_version(self.epsilon) else float(self.epsilon)
+        """The probability of a random action, without waiting for the device of the buffer."""
+        return self._epsilon[0]
 
     def act(
         self,
@@ -477,3 +475,9 @@ class DQN(pl.LightningModule):
         """
         checkpoint = AtomicCheckpointIO().load_agent_part(checkpoint_path, map_location)
         return make_module(cls, checkpoint, trusted_modules, arguments)
+
+
+def _read_loaded_epsilon(module: nn.Module, _: Any) -> None:
+    """Set the epsilon that a `DQN` acts with to the one that was loaded into its buffer."""
+    if isinstance(module, DQN):
+        module.set_epsilon(float(module.epsilon))

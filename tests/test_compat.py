@@ -397,13 +397,6 @@ def test_has_step_hooks():
     assert not torch_compat.has_step_hooks(optimizer)
 
 
-def test_tensor_version():
-    tensor = torch.zeros(2)
-    before = torch_compat.tensor_version(tensor)
-    tensor.add_(1)
-    assert torch_compat.tensor_version(tensor) > before
-
-
 def test_is_gloo_error(tmp_path):
     def make_group(rank):
         store = torch.distributed.FileStore(str(tmp_path / "store"), 2)

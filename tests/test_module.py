@@ -74,7 +74,7 @@ def test_greedy_action_is_the_best_one_counted_from_the_start_of_the_space():
 
 def test_exploration_happens_with_chance_epsilon_and_takes_every_action():
     model = linear_dqn([[1.0], [0.0], [0.0], [0.0]])
-    model.epsilon.fill_(0.4)
+    model.set_epsilon(0.4)
     actions = model.act(np.ones((20_000, 1), np.float32), np.random.default_rng(0))
     counts = np.bincount(actions, minlength=4) / 20_000
     # greedy .6 and a quarter of .4 each; four standard deviations are about .014
@@ -83,7 +83,7 @@ def test_exploration_happens_with_chance_epsilon_and_takes_every_action():
 
 def test_acting_needs_no_network_while_every_action_is_random():
     model = linear_dqn([[1.0], [0.0]])
-    model.epsilon.fill_(1.0)
+    model.set_epsilon(1.0)
     model.policy_net = None
     assert set(model.act(np.ones((50, 1), np.float32), np.random.default_rng(0))) == {0, 1}
 

@@ -2,13 +2,17 @@
 
 import ast
 import inspect
+import sys
 import textwrap
 from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from conftest import quiet_trainer
 
 import lightning_dqn
+from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.monitoring.agent_video import AgentVideo
 from lightning_dqn.monitoring.episode_plot import EpisodePlot
 from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
@@ -19,8 +23,9 @@ PACKAGE = Path(lightning_dqn.__file__).parent
 ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"agent", "callbacks", "datamodule", "module", "networks", "replay", "sampling", "variants"},
-    # other libraries' private parts; every part may import it
+    # other libraries' private parts, and what callbacks get from the trainer
     "_compat": set(),
+    "run": set(),
     # core
     "losses": set(),
     "replay": {"distributed", "resume", "storage"},
@@ -33,7 +38,7 @@ ALLOWED = {
         *("acting", "callbacks", "distributed", "evaluation", "losses", "networks", "replay", "resume", "speed"),
         "validation",
     },
-    "callbacks": {"losses", "resume"},
+    "callbacks": {"losses", "resume", "run"},
     # families
     "acting": {"networks"},
     "evaluation": {"collector", "distributed", "envs"},
@@ -41,23 +46,24 @@ ALLOWED = {
     "networks": {"resume"},
     "sampling": {"replay", "storage"},
     "storage": set(),
+    "validation": {"distributed", "replay", "storage"},
     "variants": {
         *("collector", "distributed", "envs", "losses", "module", "networks", "replay", "resume", "speed"),
         "validation",
     },
     # machinery
-    "distributed": {"callbacks", "resume"},
-    "resume": {"callbacks", "distributed"},
+    "distributed": {"run"},
+    "resume": {"distributed", "run"},
     "speed": {"distributed", "losses"},
     # users
     "agent": {"acting", "envs", "module", "resume"},
     "cli": {
-        *("callbacks", "datamodule", "distributed", "envs", "module", "monitoring", "networks", "resume", "sampling"),
-        *("validation", "variants"),
+        *("callbacks", "datamodule", "distributed", "envs", "module", "monitoring", "networks", "resume", "run"),
+        *("sampling", "validation", "variants"),
     },
-    "monitoring": {"callbacks", "datamodule", "envs", "losses", "resume"},
-    "validation": {"distributed", "replay", "storage"},
+    "monitoring": {"callbacks", "datamodule", "envs", "losses", "resume", "run"},
 }
+CORE = ("module", "losses", "collector", "data", "datamodule", "replay", "callbacks")
 
 
 def part_of(path):
@@ -87,6 +93,74 @@ def imported_parts(path):
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_one_way(path):
     assert set(imported_parts(path)) <= ALLOWED[part_of(path)] | {part_of(path), "_compat"}
+
+
+def test_imports_have_no_cycle():
+    sorter = TopologicalSorter({part: parts - {part} for part, parts in ALLOWED.items() if part != "__init__"})
+    assert len(list(sorter.static_order())) == len(ALLOWED) - 1
+    files = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    graph = {}
+    for name, path in files.items():
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        modules = [node.module.removeprefix("lightning_dqn.") for node in imports if node.module]
+        names = [f"{node.module}.{each.name}".removeprefix("lightning_dqn.") for node in imports for each in node.names]
+        graph[name] = {other for other in (*modules, *names) if other in files} - {name}
+    TopologicalSorter(graph).prepare()
+
+
+def lines_of(path):
+    return len(path.read_text().splitlines())
+
+
+def test_files_and_functions_stay_short():
+    assert {path.name: lines_of(path) for path in PACKAGE.rglob("*.py") if lines_of(path) > 490} == {}
+    assert sum(lines_of(PACKAGE / f"{name}.py") for name in CORE) <= 2_550
+    assert sum(map(lines_of, PACKAGE.rglob("*.py"))) <= 12_850
+    assert sum(map(lines_of, Path(__file__).parent.glob("*.py"))) <= 17_200
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                described = len((ast.get_docstring(node, clean=False) or "").splitlines())
+                assert node.end_lineno - node.lineno + 1 - described <= 50, f"{path}: {node.name}"
+
+
+def test_one_update_and_the_path_of_its_data_run_through_few_files():
+    """The files whose functions run in 30 iterations, each an env step, a draw and a plain update, are printed."""
+
+    class Plain(lightning_dqn.DQN):
+        def update(self, batch):
+            return super().update(batch)
+
+    run = Counter()
+
+    class Trace(UpdateCallback):
+        iterations = 0
+
+        def on_iteration_end(self, trainer, pl_module, batch, results):
+            self.iterations += 1
+            if self.iterations == 200:
+                sys.setprofile(record)
+            if self.iterations == 230:
+                sys.setprofile(None)
+
+    def record(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(PACKAGE):
+            run[str(path.relative_to(PACKAGE))] += 1
+
+    data = lightning_dqn.DQNDataModule(epoch_env_steps=256, eval_episodes=1)
+    module = Plain(data.observation_space, data.action_space, compile=False)
+    before = sys.getprofile()
+    quiet_trainer(callbacks=[Trace()]).fit(module, data)
+    sys.setprofile(before)
+    assert module.update_mode == "plain"
+    # the environment is Gymnasium's, seen through its VectorEnv
+    files = sorted(name for name in run if not name.startswith("envs/"))
+    lines = {name: lines_of(PACKAGE / name) for name in files}
+    print(*(f"{name} {count}" for name, count in lines.items()), sep="\n")  # noqa: T201
+    assert not [name for name in files if name.startswith(("resume", "distributed", "monitoring", "cli"))]
+    assert len(files) <= 14
+    assert sum(lines.values()) <= 3_250
 
 
 def names_read():

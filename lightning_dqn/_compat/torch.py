@@ -83,11 +83,6 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def tensor_version(tensor: Tensor) -> int:
-    """A number that increases with each change of a tensor in place."""
-    return tensor._version
-
-
 def is_gloo_error(error: RuntimeError) -> bool:
     """Whether an error is of gloo's transport: it is a plain RuntimeError that names the source file."""
     return "gloo/transport/" in str(error)

@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_dqn._compat.lightning import broadcast_root_dir
-from lightning_dqn.callbacks import run_folder
 from lightning_dqn.cli.from_checkpoint import options_of
 from lightning_dqn.monitoring.episode_statistics import EpisodeStatistics
 from lightning_dqn.monitoring.episode_writer import EpisodeWriter
 from lightning_dqn.monitoring.finite_check import FiniteCheck
 from lightning_dqn.monitoring.run_summary import RunSummary
 from lightning_dqn.resume.stop_on_signal import StopOnSignal
+from lightning_dqn.run import run_folder
 
 BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "auto_insert_metric_name": False}
 

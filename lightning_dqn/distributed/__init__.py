@@ -1,3 +1,3 @@
-"""Several ranks: synchronization, the shards of a checkpoint, and resharding for another world size."""
+"""Several ranks: synchronization, and resharding for another world size."""
 
 from lightning_dqn.distributed.rank_check import RankCheck as RankCheck

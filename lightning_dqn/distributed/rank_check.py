@@ -1,11 +1,22 @@
 """An optional check that the networks of all ranks stay bitwise equal."""
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from lightning_dqn.callbacks import data_of
-from lightning_dqn.resume.training_state import weights_digest
+from lightning_dqn.run import data_of
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the bytes of all tensors."""
+    found = hashlib.sha256()
+    for tensor in state.values():
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 class RankCheck(Callback):

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 
-from lightning_dqn.callbacks import data_of, run_folder
 from lightning_dqn.envs import make_env
+from lightning_dqn.run import data_of, run_folder
 
 if TYPE_CHECKING:
     from lightning_dqn.module import DQN

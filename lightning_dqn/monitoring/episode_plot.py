@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_dqn.callbacks import data_of, run_folder
+from lightning_dqn.run import data_of, run_folder
 
 
 class EpisodePlot(Callback):

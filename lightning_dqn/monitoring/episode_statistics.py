@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_dqn.callbacks import UpdateCallback, data_of
+from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.losses import TDLoss
+from lightning_dqn.run import data_of
 
 if TYPE_CHECKING:
     from lightning_dqn.datamodule import DQNDataModule

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_dqn.callbacks import data_of, run_folder
+from lightning_dqn.run import data_of, run_folder
 
 
 class EpisodeWriter(Callback):

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_dqn.callbacks import UpdateCallback, data_of
+from lightning_dqn.callbacks import UpdateCallback
 from lightning_dqn.losses import TDLoss
+from lightning_dqn.run import data_of
 
 
 class FiniteCheck(UpdateCallback):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from lightning_dqn.callbacks import data_of
+from lightning_dqn.run import data_of
 
 
 class RunProgressBar(TQDMProgressBar):

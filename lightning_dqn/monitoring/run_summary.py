@@ -7,11 +7,11 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_dqn.callbacks import data_of, run_folder
 from lightning_dqn.monitoring.agent_video import AgentVideo
 from lightning_dqn.monitoring.episode_plot import EpisodePlot
 from lightning_dqn.resume.manifest import describe_run
 from lightning_dqn.resume.rebuild import modules_to_trust
+from lightning_dqn.run import data_of, run_folder
 
 
 class RunSummary(Callback):

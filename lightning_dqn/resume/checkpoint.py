@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_dqn._compat.lightning import count_chunks, repair_loop_progress
-from lightning_dqn.distributed.shards import load_shard, save_shard
 from lightning_dqn.resume.allocation import AllocationLimit
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import ENTRY, HYPER_PARAMETERS, SCHEMA, CheckpointError, check_dict, check_header
@@ -22,6 +21,7 @@ from lightning_dqn.resume.manifest import (
 )
 from lightning_dqn.resume.rebuild import make_arguments, resolve_class
 from lightning_dqn.resume.rng import get_rng_state
+from lightning_dqn.resume.shards import load_shard, save_shard
 from lightning_dqn.resume.spaces import decode_space
 from lightning_dqn.resume.training_state import check_training_state, check_weights
 

@@ -15,7 +15,6 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_dqn.callbacks import EpsilonDecay, EpsilonSchedule
 from lightning_dqn.resume.arguments import (
     describe,
     describe_class,
@@ -47,6 +46,8 @@ TRAINER_OPTIONS = (
     *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "val_check_interval"),
     *("check_val_every_n_epoch", "log_every_n_steps", "world_size", "precision"),
 )
+# which is described by its arguments alone
+DEFAULT_SCHEDULE = "lightning_dqn.EpsilonDecay"
 SPACES = ("observation_space", "action_space")
 
 
@@ -76,7 +77,7 @@ def _describe_all(module: Any, data: Any, callbacks: Iterable[Callback]) -> dict
     run |= {"seed": None if seed is None else int(seed), **data.describe()}
     for callback in callbacks:
         section = getattr(callback, "manifest_section", None)
-        if isinstance(callback, EpsilonSchedule) and type(callback) is not EpsilonDecay:
+        if section == "epsilon" and public_path(type(callback)) != DEFAULT_SCHEDULE:
             run["epsilon"] = _describe_schedule(callback)
         elif section is not None and (section != "priorities" or data.is_prioritized):
             arguments: dict[str, Any] = callback.all_args  # type: ignore[attr-defined]
@@ -84,7 +85,7 @@ def _describe_all(module: Any, data: Any, callbacks: Iterable[Callback]) -> dict
     return run
 
 
-def _describe_schedule(callback: EpsilonSchedule) -> dict[str, Any]:
+def _describe_schedule(callback: Callback) -> dict[str, Any]:
     """Class and arguments of a schedule; where they are not recorded, each is kept in an attribute of its name."""
     recorded: dict[str, Any] | None = getattr(callback, "all_args", None)
     names = inspect.signature(type(callback)).parameters

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_dqn.callbacks import data_of, run_folder
+from lightning_dqn.run import data_of, run_folder
 
 if TYPE_CHECKING:
     from lightning_dqn.distributed.sync import Sync

@@ -3,7 +3,6 @@
 The data module checks its own state when it loads it.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,14 +31,6 @@ NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "ex
 # options of optimizers that schedules change, or that do not affect the result of a step
 SCHEDULED = "lr|betas|momentum|foreach|fused|(initial|max|min|base)_.*"
 TRAINING_KEYS = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "generators", "compiled", "global_step")
-
-
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the bytes of all tensors."""
-    found = hashlib.sha256()
-    for tensor in state.values():
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:

@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_dqn.distributed.rank_check import weights_digest
 from lightning_dqn.resume.content import ENTRY, check_dict
 from lightning_dqn.resume.rng import check_rng_state
-from lightning_dqn.resume.training_state import weights_digest
 
 # key of the paths of the other ranks' shards in a loaded checkpoint; in its file the names are under ENTRY
 SHARDS = "shares"
