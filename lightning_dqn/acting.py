@@ -1,6 +1,6 @@
-"""How an agent chooses: greedily, epsilon-greedily, or by Boltzmann's chances, among the actions that are allowed.
+"""Action selection: greedy, epsilon-greedy or from a Boltzmann policy, with action masks.
 
-Asked by `module.DQN.act`. Legend: N envs, A actions.
+Called by `module.DQN`. Legend: N envs, A actions.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 
 from lightning_dqn.networks import MLP
 
-# observations for which the calls of a forward pass cost more than its arithmetic
+# largest number of observations for which NumPy is faster than torch
 FEW_OBSERVATIONS = 32
 
 
 def as_batch(observation: Any, space: gym.Space[Any], name: str = "observation") -> tuple[NDArray[Any], bool]:
-    """An observation, or an array of them, as an array of N.
+    """Convert one observation, or an array of N, to an array (N, ...).
 
     Args:
-        observation: what an environment gives, or an array with a first dimension of N.
-        space: of one observation.
-        name: of the observation, for errors.
+        observation: one observation, or an array (N, ...).
+        space: space of one observation.
+        name: name of the observation in errors.
 
     Returns:
-        (N, ...) observations of the space's dtype, and whether it was a single one.
+        Observations (N, ...) of the space's dtype, and whether there was only one.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if the shape is neither that of one observation nor that of N.
     """
     shape = space.shape or ()
     if type(observation) is np.ndarray and observation.shape[1:] == shape and observation.ndim == len(shape) + 1:
@@ -51,7 +51,7 @@ def act(
     rng: np.random.Generator | None,
     action_mask: NDArray[np.bool_] | None,
 ) -> NDArray[np.int64]:
-    """Actions of a learner, (N,), as the environment takes them; see `DQN.act`."""
+    """Return the actions (N,) of a `DQN`, in the action space of the environment; see `DQN.act`."""
     action = choose_actions(
         lambda: compute_q_values(module, observation, noisy=rng is not None),
         len(observation),
@@ -66,15 +66,12 @@ def act(
 
 
 def compute_q_values(module: Any, observation: NDArray[Any], *, noisy: bool) -> NDArray[Any]:
-    """Action values of the policy net, by the cheapest way there is.
+    """Return the Q-values (N, A) of the policy net, by NumPy for few observations and an MLP, else by torch.
 
     Args:
-        module: the learner.
-        observation: (N, ...).
-        noisy: whether a net that explores by noise may do so.
-
-    Returns:
-        (N, A) values.
+        module: a `DQN`.
+        observation: (N, ...) observations.
+        noisy: whether noisy layers use their noise.
     """
     net = module.policy_net
     silenced = module.is_noisy and net.training and not noisy
@@ -86,7 +83,7 @@ def compute_q_values(module: Any, observation: NDArray[Any], *, noisy: bool) -> 
         values: NDArray[Any] | None = net.forward_numpy(observation, prepare) if few and type(net) is MLP else None
         if values is None:
             with torch.no_grad():
-                # torch warns of memory that it may not write to, and takes none that runs backwards; bytes stay bytes
+                # torch warns of read-only arrays and rejects negative strides; uint8 stays uint8
                 shown = torch.from_numpy(np.require(observation, requirements=("C", "W"))).to(module.device)
                 values = module(shown).float().cpu().numpy()
     finally:
@@ -96,7 +93,7 @@ def compute_q_values(module: Any, observation: NDArray[Any], *, noisy: bool) -> 
 
 
 def choose_actions(
-    judge: Callable[[], NDArray[np.floating]],
+    compute_values: Callable[[], NDArray[np.floating]],
     count: int,
     num_actions: int,
     *,
@@ -105,34 +102,34 @@ def choose_actions(
     action_mask: NDArray[np.bool_] | None,
     rng: np.random.Generator | None,
 ) -> NDArray[np.int64]:
-    """Choose one action a row.
+    """Choose one action per row.
 
     Args:
-        judge: gives action values, (N, A); called only if an action hangs on them.
-        count: rows, N.
-        num_actions: A.
-        epsilon: chance of an action that hangs on nothing.
-        temperature: of Boltzmann's chances, e^(Q / T) over their sum; None for the best action.
-        action_mask: (N, A) which actions are allowed, if not all.
-        rng: where chance comes from; without it the best actions are taken.
+        compute_values: returns Q-values (N, A); called only if an action depends on them.
+        count: number of rows, N.
+        num_actions: number of actions, A.
+        epsilon: probability of a uniformly random action.
+        temperature: temperature T of a Boltzmann policy, softmax(Q / T); None for the greedy action.
+        action_mask: (N, A) allowed actions; None if all are.
+        rng: random generator; None for greedy actions.
 
     Returns:
-        (N,) indices in 0 .. A-1.
+        Action indices (N,) in 0 .. A-1.
     """
     explores = (rng.random(count) < epsilon).nonzero()[0] if rng is not None else ()
     action = np.zeros(count, np.int64)
     if len(explores) < count:
-        values = judge()
+        values = compute_values()
         if action_mask is not None:
             values = np.where(action_mask, values, -np.inf)
         if rng is not None and temperature is not None:
-            # the largest of Q / T plus Gumbel's noise falls on each action with Boltzmann's chance
+            # argmax(Q / T + Gumbel noise) is distributed as softmax(Q / T)
             values = values / temperature + rng.gumbel(size=values.shape)
         action = values.argmax(1)
     if rng is not None and len(explores):
         if action_mask is None:
             action[explores] = rng.integers(num_actions, size=len(explores))
         else:
-            lots = rng.random((len(explores), num_actions))
-            action[explores] = np.where(action_mask[explores], lots, -1.0).argmax(1)
+            uniform = rng.random((len(explores), num_actions))
+            action[explores] = np.where(action_mask[explores], uniform, -1.0).argmax(1)
     return action

@@ -1,4 +1,4 @@
-"""The schedules of training: soft target updates, epsilon, and the priorities of prioritized replay.
+"""Callbacks for target updates, epsilon schedules and the priorities of prioritized replay.
 
 Legend: U updates, B batch.
 """
@@ -25,16 +25,16 @@ class UpdateCallback(Callback):
     updates_target: ClassVar[bool] = False
 
     def on_update_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Called by `DQN.update` behind the optimizer step and the learning-rate schedule."""
+        """Called by `DQN.update` after the optimizer step and the learning-rate schedule."""
 
     def on_iteration_end(self, trainer: Trainer, pl_module: Any, batch: Any, results: Sequence[TDLoss]) -> None:
-        """Called by `DQN.training_step` behind the updates of an iteration, before the next env steps.
+        """Called by `DQN.training_step` after the updates of an iteration, before the next env steps.
 
         Args:
             trainer: of the fit.
             pl_module: the `DQN`.
             batch: of the iteration, of leading shape (U, B).
-            results: of its U updates, none while the memory warms up.
+            results: losses of its U updates; empty during the warm-up.
         """
 
 
@@ -49,7 +49,7 @@ class EpsilonSchedule(UpdateCallback):
     manifest_section: ClassVar[str] = "epsilon"
 
     def epsilon_at(self, env_steps: int) -> float:
-        """Epsilon in [0, 1] after `env_steps` env steps."""
+        """Return epsilon in [0, 1] after `env_steps` env steps."""
         raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -100,7 +100,7 @@ class EpsilonDecay(EpsilonSchedule):
         self.schedule = schedule
 
     def epsilon_at(self, env_steps: int) -> float:
-        """Epsilon in [0, 1] after `env_steps` env steps."""
+        """Return epsilon in [0, 1] after `env_steps` env steps."""
         passed = env_steps / self.decay_env_steps
         # exponential: end + (start - end) e^(-t/T); linear: end + (start - end) max(0, 1 - t/T)
         remaining = math.exp(-passed) if self.schedule == "exponential" else max(0.0, 1.0 - passed)
@@ -160,7 +160,7 @@ class SoftTargetUpdate(UpdateCallback):
             pl_module.update_target(self.tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many periods of env steps have passed."""
+        """Return the number of periods of env steps that have passed."""
         return {"periods": self._periods}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -198,12 +198,12 @@ class PriorityUpdate(UpdateCallback):
         self._sampler: Any = None
 
     def beta_at(self, env_steps: int) -> float:
-        """Beta in [0, 1] after `env_steps` env steps."""
+        """Return beta in [0, 1] after `env_steps` env steps."""
         passed = min(1.0, env_steps / self.anneal_env_steps)
         return self.beta_start + (self.beta_end - self.beta_start) * passed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the sampler and set the beta of the first draw."""
+        """Get the sampler and set the beta of the first draw."""
         # a dataset of rollouts has no memory
         memory: Any = data_of(trainer).train_dataset.memory
         self._sampler = memory.sampler if memory is not None and memory.sampler.uses_priorities else None

@@ -1,6 +1,6 @@
-"""Plays environments with a policy, a step of each at a time: what `ReplayDataset` and `RolloutDataset` store.
+"""Steps vector environments with a policy, for `ReplayDataset` and `RolloutDataset`.
 
-It sees the module only as a policy, a function from observations to actions. Legend: N envs.
+Legend: N envs, A actions, S size of a policy's state.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,12 +52,12 @@ class Policy(Protocol):
 
 @dataclass
 class EpisodeHistory:
-    """All training episodes that ended so far, one entry each, oldest first.
+    """Finished training episodes, oldest first.
 
     Attributes:
-        returns: sums of rewards.
-        lengths: in env steps.
-        env_steps: where on the env-step clock each ended.
+        returns: undiscounted returns.
+        lengths: lengths in env steps.
+        env_steps: env step at which each ended.
     """
 
     returns: list[float] = field(default_factory=list)
@@ -68,7 +68,7 @@ class EpisodeHistory:
         return len(self.returns)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The entries as tensors."""
+        """Return the lists as tensors."""
         return {
             "returns": torch.tensor(self.returns, dtype=torch.float64),
             "lengths": torch.tensor(self.lengths, dtype=torch.int64),
@@ -76,15 +76,15 @@ class EpisodeHistory:
         }
 
     def load_state_dict(self, state: Any, name: str, max_env_steps: int) -> None:
-        """Restore what `state_dict` returned, in place, so that all that hold this history see it.
+        """Restore what `state_dict` returned, in place.
 
         Args:
-            state: the entries.
-            name: of the state in the checkpoint.
-            max_env_steps: played by then.
+            state: from `state_dict`.
+            name: of the state in the checkpoint, for errors.
+            max_env_steps: env steps when the state was saved.
 
         Raises:
-            CheckpointError: if they are no such entries.
+            CheckpointError: if the state does not fit.
         """
         state = check_dict(state, name, ("returns", "lengths", "env_steps"))
         returns = check_array(state["returns"], f"{name}.returns", dtype=np.dtype(np.float64), shape=(None,))
@@ -99,17 +99,17 @@ class Collector:
     """Steps N environments with a policy, counts env steps and episodes, and rejects values that are not finite.
 
     Args:
-        envs: the environments, reset by NEXT_STEP.
-        policy: what chooses the actions.
-        seed: of exploration and of the environments.
-        action_masks: whether the environments say, in `info["action_mask"]`, which actions they allow.
-        overlap: whether `send` will be called, so that the environments step while others work.
+        envs: vector environment with NEXT_STEP autoreset.
+        policy: chooses the actions.
+        seed: seed of exploration and of the environments.
+        action_masks: whether the environments give masks of allowed actions in `info["action_mask"]`.
+        overlap: whether `send` will be called, so that the environments step asynchronously.
 
     Attributes:
-        env_steps: played so far; steps that only reset an environment are none.
-        episodes: that ended so far.
-        observation: (N, ...) what was seen last; None before the first step, and after an interruption.
-        action_mask: (N, A) which actions that allows; None for all.
+        env_steps: env steps so far, without steps that only reset an environment.
+        episodes: finished episodes.
+        observation: (N, ...) current observations; None before the first step and after an interruption.
+        action_mask: (N, A) actions allowed there; None if all are.
         resetting: (N,) whether the next step of an environment only resets it.
     """
 
@@ -135,20 +135,20 @@ class Collector:
         self._rng = np.random.default_rng(seed)
         self._remaining_env_steps = 0
         self._step_pair = async_step_pair(envs) if overlap else None
-        # the actions under way, if any, and what came of them, if that has been waited for
+        # actions of a pending step, if there is one, and its outcome once it is received
         self._sent: NDArray[np.int64] | None = None
         self._outcome: Outcome | None = None
-        # environments that did not repeat their episodes at a resume, while a step is under way
+        # environments that did not reproduce their episodes at a resume with a pending step
         self._cut = np.zeros(envs.num_envs, dtype=np.bool_)
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
         self._no_reward, self._no_observation = np.zeros(envs.num_envs, np.float32), zeros_like_floats(envs)
 
     def start(self) -> NDArray[Any]:
-        """Begin an episode in every environment, and give the first observations (N, ...).
+        """Start an episode in every environment, and return the first observations (N, ...).
 
         Raises:
-            BrokenEnvironmentError: if an environment raises, or shows what is no number.
+            BrokenEnvironmentError: if an environment raises, or returns NaN or infinity.
         """
         try:
             observation, info = self.envs.reset(seed=int(self._rng.integers(2**31)))
@@ -165,10 +165,7 @@ class Collector:
         return observation  # type: ignore[no-any-return]
 
     def steps(self, env_steps: int) -> Iterator[Step]:
-        """Play so many env steps more, to within N.
-
-        Steps that only reset an environment are none; they are played on top, so that the clock keeps its pace.
-        """
+        """Make a number of env steps, to within N, not counting steps that only reset an environment."""
         self._remaining_env_steps += env_steps
         while self._remaining_env_steps >= self.envs.num_envs:
             before = self.env_steps
@@ -177,10 +174,10 @@ class Collector:
             yield step
 
     def step(self) -> Step:
-        """Step every environment once, from `observation` on; action, reward, terminated, truncated and what was seen.
+        """Step every environment once.
 
         Raises:
-            BrokenEnvironmentError: if an environment raises, or gives what is no number.
+            BrokenEnvironmentError: if an environment raises, or returns NaN or infinity.
         """
         action = self._choose() if self._sent is None else self._sent
         observation, reward, terminated, truncated, info = self._receive(action)
@@ -192,7 +189,7 @@ class Collector:
         self.resetting = terminated | truncated
         self._returns += reward
         self._lengths += playing
-        # count_nonzero is a tenth of the methods sum and any
+        # np.count_nonzero takes a tenth of the time of ndarray.sum
         self.env_steps += int(np.count_nonzero(playing))
         if self.action_masks:
             self.action_mask = self._read_mask(info)
@@ -201,7 +198,7 @@ class Collector:
         return action, reward, terminated, truncated, observation, self.action_mask
 
     def _receive(self, action: NDArray[np.int64]) -> Outcome:
-        """The outcome of the actions under way, which is kept, or else of these.
+        """Return the outcome of the pending step, or else of a step with these actions.
 
         Raises:
             BrokenEnvironmentError: if an environment raises.
@@ -217,7 +214,7 @@ class Collector:
         return self._outcome
 
     def send(self) -> None:
-        """Choose the next actions, and let the environments go about them until `step` asks for what came of it."""
+        """Choose actions and send them to the environments; the next `step` receives the outcome."""
         assert self._step_pair is not None, "made without overlap"
         self._sent = self._choose()
         self._step_pair[0](self._sent)
@@ -230,7 +227,7 @@ class Collector:
         return action
 
     def _read_mask(self, info: dict[str, Any]) -> Mask:
-        """Allowed actions (N, A); each episode under way must allow at least one."""
+        """Return the allowed actions (N, A); each unfinished episode must allow at least one."""
         given = info.get("_action_mask", np.zeros(self.envs.num_envs, np.bool_))
         mask = np.asarray(info["action_mask"] if given.any() else given[:, None], np.bool_)
         for i in np.flatnonzero(~self.resetting & ~(given & mask.any(1))):
@@ -238,7 +235,7 @@ class Collector:
         return mask
 
     def _check(self, observation: NDArray[Any], reward: NDArray[Any]) -> None:
-        """Reject NaN and infinity before they are stored: such a number times 0 is not 0."""
+        """Reject NaN and infinity: their product with 0 is not 0."""
         fine = reward.astype(np.float32).dot(self._no_reward) == 0
         if self._no_observation.size:
             fine = fine and observation.astype(np.float32, copy=False).ravel().dot(self._no_observation) == 0
@@ -246,7 +243,7 @@ class Collector:
             raise non_finite_error(self.envs, observation, reward, self.env_steps, self._lengths)
 
     def _record_episodes(self) -> None:
-        """Enter the episodes that have just ended into the history and start their sums anew."""
+        """Add the episodes that have just ended to the history, and reset their sums."""
         for i in np.flatnonzero(self.resetting & ~self._cut):
             self.episodes.returns.append(float(self._returns[i]))
             self.episodes.lengths.append(int(self._lengths[i]))
@@ -256,13 +253,13 @@ class Collector:
         self._cut[:] = False
 
     def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
-        """Everything the next steps depend on, as tensors and plain values.
+        """Return the state as tensors and plain values.
 
         Args:
-            with_envs: whether the environments are in it, so that the current episodes can be continued.
+            with_envs: whether to include the environments, so that their episodes continue.
 
         Raises:
-            BrokenEnvironmentError: if a step is under way in which an environment raises.
+            BrokenEnvironmentError: if an environment raises in a pending step.
         """
         state: dict[str, Any] = {
             "env_steps": self.env_steps,
@@ -275,7 +272,7 @@ class Collector:
         pending = {} if self._sent is None else {"pending": self._pending_state(self._sent)}
         state["under_way"] = {
             "envs": env_state(self.envs),
-            # in its own layout, which the last bit of a matrix product may depend on
+            # in its memory layout, on which the rounding of a matrix product may depend
             "observation": torch.from_numpy(self.observation.copy(order="K")),
             "resetting": torch.from_numpy(self.resetting.copy()),
             "returns": torch.from_numpy(self._returns.copy()),
@@ -290,7 +287,7 @@ class Collector:
         return state
 
     def _pending_state(self, action: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The step that is under way, and its outcome, which this waits for."""
+        """Return the pending step with its outcome, after waiting for it."""
         observation, reward, terminated, truncated, info = self._receive(action)
         arrays = {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
         if "_action_mask" in info:
@@ -300,19 +297,19 @@ class Collector:
         return {**pending, "observation": torch.from_numpy(observation.copy(order="K"))}
 
     def load_state_dict(self, state: Any, name: str = "train", *, iteration_env_steps: int = 0) -> Mask:
-        """Continue where `state_dict` was taken; without its environments, these start new episodes.
+        """Restore what `state_dict` returned; without the environments, new episodes start.
 
         Args:
-            state: as from `state_dict`.
-            name: of the state in the checkpoint.
-            iteration_env_steps: that `steps` is called with.
+            state: from `state_dict`.
+            name: of the state in the checkpoint, for errors.
+            iteration_env_steps: argument of the calls of `steps`.
 
         Returns:
-            (N,) environments that did not repeat their episodes. Where `resetting` is set, they end with the last step,
-            elsewhere with the step under way.
+            (N,) True for environments that did not reproduce their episodes. These end with the last step if
+            `resetting` is set, else with the pending step.
 
         Raises:
-            CheckpointError: if it is not the state of such a collector.
+            CheckpointError: if the state does not fit.
         """
         state = check_dict(state, name, ("env_steps", "due", "rng", "episodes"))
         num_envs = self.envs.num_envs
@@ -341,14 +338,14 @@ class Collector:
         return episodes.missed
 
     def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> Mask:
-        """Continue in environments that were made anew, after those of before were closed.
+        """Continue in new environments after the old ones were closed.
 
         Args:
-            envs: made as those of before.
-            state: from `state_dict`, taken before they were closed.
+            envs: environments like the old ones.
+            state: from `state_dict`, before these were closed.
 
         Returns:
-            (N,) environments that did not repeat their episodes; their last stored step is to be truncated.
+            (N,) True for environments that did not reproduce their episodes, whose last stored step is truncated.
         """
         self.envs = envs
         self._step_pair = async_step_pair(envs) if self._step_pair is not None else None

@@ -22,30 +22,30 @@ from lightning_dqn.resume.content import check_dict, check_int
 
 
 class ReplayDataset(IterableDataset[AnyTransition]):
-    """Plays N environments and yields minibatches from the memory: one item is one iteration.
+    """Steps N environments and yields minibatches from the memory; one item is one iteration.
 
-    An iteration plays `steps_per_iteration` steps in each environment, then yields U minibatches of B transitions, or
-    none (U = 0) while the memory warms up. All state is stored on the object: a new iterator, which Lightning makes
-    every epoch, continues where the last one stopped.
+    An iteration makes `steps_per_iteration` steps in each environment, then yields U minibatches of B transitions, or
+    none (U = 0) during the warm-up. The state is stored on the object: the iterator of a new epoch continues where the
+    last one stopped.
 
-    Each of several ranks has such a dataset, with environments and a memory of its own: their clock is the sum of all.
-    They meet once an iteration, between play and yield, and begin to learn together.
+    With several ranks, each has such a dataset with its own environments and memory; env steps are summed over ranks.
+    They synchronize once an iteration, before the batch is yielded, and all start to learn in the same iteration.
 
     Args:
-        envs: the environments, reset by NEXT_STEP.
-        memory: where the steps go.
-        policy: what chooses the actions.
-        seed: of exploration and of the environments.
-        steps_per_iteration: env steps in each environment before a batch is yielded.
+        envs: vector environment with NEXT_STEP autoreset.
+        memory: receives the steps.
+        policy: chooses the actions.
+        seed: seed of exploration and of the environments.
+        steps_per_iteration: env steps in each environment per iteration.
         updates_per_iteration: minibatches in a batch, U.
         batch_size: transitions in a minibatch, B.
         warmup_env_steps: env steps before the first minibatch, over all ranks.
         epoch_env_steps: env steps in an epoch, over all ranks.
-        save_memory: whether the memory belongs to its state.
-        action_masks: whether the environments say which actions they allow, and the memory keeps it.
-        overlap: whether the environments begin the next iteration's first step before the batch is learnt from, so that
-            they step in the meantime; its actions are those of a policy that is one iteration older.
-        ranks: this rank and all; alone unless told otherwise.
+        save_memory: whether `state_dict` contains the memory.
+        action_masks: whether the environments give action masks, which the memory then stores.
+        overlap: whether the first step of the next iteration runs during the updates; its actions are chosen by the
+            policy before these updates.
+        sync: synchronization of the ranks; None for one rank.
     """
 
     def __init__(
@@ -81,22 +81,22 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         self._length = -(-epoch_env_steps // (self._iteration_env_steps * self.sync.world_size))
 
     def __len__(self) -> int:
-        """Iterations in an epoch. Without it Lightning would fetch, and so play, one batch ahead."""
+        """Iterations in an epoch. Without a length, Lightning prefetches a batch, and with it env steps."""
         return self._length
 
     @property
     def epoch_env_steps(self) -> int:
-        """Env steps in an epoch: what was asked for, in whole iterations."""
+        """Env steps in an epoch, rounded up to whole iterations."""
         return self._length * self._iteration_env_steps * self.sync.world_size
 
     @property
     def env_steps(self) -> int:
-        """Env steps played so far, by all ranks."""
+        """Env steps so far, summed over ranks."""
         return self.collector.env_steps if not self.sync.is_distributed else self.sync.env_steps
 
     def __iter__(self) -> Iterator[AnyTransition]:
         if get_worker_info() is not None:
-            raise ValueError("num_workers > 0: workers play with weights that never learn; use num_workers=0")
+            raise ValueError("num_workers > 0: the policy of a worker process is never updated; use num_workers=0")
         collector = self.collector
         for _ in range(len(self)):
             if collector.observation is None:
@@ -112,10 +112,10 @@ class ReplayDataset(IterableDataset[AnyTransition]):
                 yield self._sample_synchronized()
 
     def _sample_synchronized(self) -> AnyTransition:
-        """The batch of this rank, with importance weights over all ranks; empty until all ranks can learn."""
+        """Return the batch of this rank, with importance weights over all ranks; empty until all ranks can learn."""
         memory, sampler = self.memory, self.memory.sampler
         batch = memory.sample(self.updates_per_iteration if len(memory) else 0, self.batch_size)
-        # as many numbers on each rank and in each iteration, whatever was drawn
+        # all ranks must gather the same number of values
         stats = [len(memory), *sampler.local_stats(self.updates_per_iteration)]
         gathered = self.sync.all_gather(self.collector.env_steps, stats)
         if self.sync.env_steps < self._warm_at or not gathered[:, 0].all():
@@ -126,40 +126,39 @@ class ReplayDataset(IterableDataset[AnyTransition]):
         return batch
 
     def state_dict(self, *, with_envs: bool = True) -> dict[str, Any]:
-        """Everything the next iterations depend on, as tensors and plain values; the memory is not copied, see there.
+        """Return the state as tensors and plain values; the memory is not copied, see `ReplayMemory.state_dict`.
 
         Args:
-            with_envs: whether the environments are in it, so that the current episodes continue, if the memory is too.
+            with_envs: whether to include the environments, so that their episodes continue; requires the memory.
 
         Raises:
-            BrokenEnvironmentError: if a step is under way in which an environment raises.
+            BrokenEnvironmentError: if an environment raises in a pending step.
         """
-        # without the rows before it an episode can't be continued in the memory
+        # an episode continues only with its earlier rows in the memory
         collector = self.collector.state_dict(with_envs=with_envs and self.save_memory)
         memory = {"memory": self.memory.state_dict()} if self.save_memory else {}
         return {**collector, "all_env_steps": self.env_steps, "warm_at": self._warm_at, **memory}
 
     def reopen(self, envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any]) -> None:
-        """Continue in environments that were made anew; see `Collector.reopen`."""
+        """Continue in new environments; see `Collector.reopen`."""
         self.envs = envs
         self.memory.truncate(self.collector.reopen(envs, state))
 
     def load_state_dict(self, state: Any, name: str = "train") -> Mask:
-        """Continue where `state_dict` was taken.
+        """Restore what `state_dict` returned.
 
-        Without its environments, these start new episodes, and those that were under way are kept as truncated.
-        Without its memory, this one stays empty and is warmed up anew; in its place may stand those of all ranks of
-        another world size, of which this rank loads its shard.
+        Without the environments, new episodes start, and unfinished ones are stored as truncated. Without the memory,
+        the warm-up starts again. With `memories`, those of all ranks of another world size, this rank loads its shard.
 
         Args:
-            state: as from `state_dict`.
-            name: of the state in the checkpoint.
+            state: from `state_dict`.
+            name: of the state in the checkpoint, for errors.
 
         Returns:
-            (N,) environments that did not repeat their episodes, which are kept as truncated.
+            (N,) True for environments that did not reproduce their episodes, which are stored as truncated.
 
         Raises:
-            CheckpointError: if it is not the state of such a dataset.
+            CheckpointError: if the state does not fit.
         """
         state = check_dict(state, name, ("env_steps", "all_env_steps", "warm_at"))
         all_env_steps = check_int(state["all_env_steps"], f"{name}.all_env_steps")
@@ -179,43 +178,42 @@ class ReplayDataset(IterableDataset[AnyTransition]):
 
 
 class Chunk:
-    """Consecutive iterations, which Lightning takes for one batch; each is run when it is asked for, and only once.
+    """Consecutive iterations that Lightning treats as one batch, produced lazily in a single pass.
 
-    `next` of the iterator steps the environments of one iteration, then yields its batch.
+    `next` of its iterator steps the environments of one iteration and returns its batch.
 
     Args:
-        batches: one batch an iteration.
+        batches: one batch per iteration.
     """
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
 
     def __iter__(self) -> Iterator[Any]:
-        # a second pass, such as Lightning's search for a batch size, must not step the environments
+        # a second pass, such as Lightning's inference of a batch size, must not step the environments
         batches, self._batches = self._batches, iter(())
         return batches
 
 
 class TrainLoader:
-    """Yields the iterations of an epoch in chunks, each of which Lightning takes for one batch.
+    """Yields the iterations of an epoch in chunks, each of which Lightning treats as one batch.
 
-    Chunk k of an epoch ends behind iteration (k + 1) * chunk_length, or with the epoch; it begins where the last one
-    ended. It has no state that Lightning could find: of a dataset that has one it would save a second copy, memory
-    included.
+    Chunk k ends after iteration (k + 1) * chunk_length of the epoch, or at its end, and begins where the previous one
+    ended. The loader has no `state_dict`: Lightning would save a second copy of the dataset's state.
 
     Args:
-        dataset: with a length, the iterations of an epoch.
+        dataset: yields iterations; its length is that of an epoch.
         chunk_length: iterations in a chunk.
-        trainer: whose loop counts the chunks.
-        iteration: of the epoch, at which the first chunk begins in a resumed run.
+        trainer: its loop counts the chunks.
+        iteration: first iteration of the first chunk, when an epoch is resumed.
 
     Attributes:
-        iteration: iterations of the epoch that have begun.
+        iteration: number of iterations of the epoch that have started.
         was_cut: whether a signal ended the last chunk before its last iteration.
     """
 
     def __init__(self, dataset: Any, *, chunk_length: int, trainer: Trainer, iteration: int = 0) -> None:
-        # Lightning would warn of an IterableDataset with a length in the attribute `dataset`
+        # Lightning warns of an IterableDataset with a length in an attribute `dataset`
         self._dataset = dataset
         self.chunk_length = chunk_length
         self.iteration = iteration
@@ -223,12 +221,12 @@ class TrainLoader:
         self._trainer = trainer
 
     def __len__(self) -> int:
-        """Chunks in an epoch. Without it Lightning would fetch one batch ahead."""
+        """Chunks in an epoch. Without a length, Lightning prefetches a batch."""
         return math.ceil(len(self._dataset) / self.chunk_length)
 
     def __iter__(self) -> Iterator[Chunk]:
         length, iterations = len(self._dataset), iter(self._dataset)
-        # 0, unless an epoch is resumed
+        # chunks of the epoch that are complete: 0 unless an epoch is resumed
         complete = self._trainer.fit_loop.batch_idx + 1
         if self.iteration // self.chunk_length != complete or self.iteration >= length:
             self.iteration = complete * self.chunk_length
@@ -246,12 +244,12 @@ class TrainLoader:
 
 
 def chunk_length(trainer: Trainer, iterations_per_chunk: int | None, iteration_length: int) -> int:
-    """Iterations in a chunk of a fit: 1 where the trainer counts updates, which it can do between chunks only.
+    """Return the number of iterations in a chunk: 1 if the trainer stops or saves after a number of updates.
 
     Args:
         trainer: of the fit.
-        iterations_per_chunk: as it was given; None for 32 updates or steps of an environment, at least one iteration.
-        iteration_length: updates, or steps in each environment, of one iteration, whichever is larger.
+        iterations_per_chunk: the user's choice; None for 32 updates or steps per environment, at least one iteration.
+        iteration_length: updates of an iteration, or steps per environment if these are more.
     """
     if counts_updates(trainer):
         return 1

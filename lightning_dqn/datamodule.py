@@ -38,37 +38,37 @@ from lightning_dqn.validation import (
 
 @record_arguments
 class DQNDataModule(pl.LightningDataModule):
-    """The environment, the memory and the evaluation episodes of one run.
+    """Environments, replay memory and evaluation episodes of a run.
 
-    For a learner of rollouts (PQN) there is no memory, and its options are ignored.
+    With an on-policy model (PQN) there is no memory, and its arguments are ignored.
 
     Args:
         env_id: Gymnasium id of an environment with discrete actions; `module:Env-v0` imports the module first.
-        env_kwargs: arguments of the environment, of an Atari game those of `envs.atari.AtariConfig`; a secret (token,
-            key, ...) is given as {from_env: NAME}, the name of an environment variable.
-        wrappers: Gymnasium wrappers around each environment, the innermost first.
-        frame_stack: observations that the agent sees together, oldest first; 1 for each by itself.
-        num_envs: environments played side by side, N; of each rank, where there are several.
-        vectorization: how they are stepped: auto, sync, async or vector_entry_point (the environment's own).
+        env_kwargs: arguments of the environment, or of `envs.atari.AtariConfig` for an Atari game; give a secret
+            (token, key, ...) as {from_env: NAME}, the name of an environment variable.
+        wrappers: Gymnasium wrappers of each environment, innermost first.
+        frame_stack: number of stacked frames in an observation, oldest first; 1 for no stacking.
+        num_envs: number of parallel environments per rank, N.
+        vectorization: auto, sync, async or vector_entry_point (the environment's own vector form).
         steps_per_iteration: env steps in each environment per iteration.
         updates_per_iteration: updates per iteration, U.
-        iterations_per_chunk: iterations that Lightning takes for one batch, since its loop costs as much as one; null
-            for 32 updates or steps of an environment. 1 if the trainer counts updates (max_steps, every_n_train_steps).
+        iterations_per_chunk: iterations in a chunk, which Lightning treats as one batch; null for 32 updates or steps
+            per environment. A chunk has one iteration with max_steps or every_n_train_steps, which count updates.
         batch_size: transitions per update and device.
-        memory_capacity: transitions kept, over all environments and ranks.
-        memory_device: where the memory stores observations: cpu, cuda, or auto: images on the GPU that learns, if it
-            has room for them.
-        memory_folder: where a file holds them instead; null for no file.
-        sampler: what chooses among them: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
+        memory_capacity: capacity of the replay memory in transitions, over all environments and ranks.
+        memory_device: device of the stored observations: cpu, cuda, or auto, which stores images on the GPU of the
+            model if they fit.
+        memory_folder: folder of a memory-mapped file for observations; null for none.
+        sampler: sampler of the memory: lightning_dqn.UniformSampler or lightning_dqn.PrioritizedSampler.
         warmup_env_steps: env steps before the first update, over all environments and ranks.
-        gamma: discount of one env step, in [0, 1].
-        n_step: rewards summed before the value is trusted.
-        epoch_env_steps: env steps between evaluations, over all environments and ranks; one epoch.
-        eval_episodes: greedy episodes of one evaluation.
-        eval_max_steps: env steps after which an evaluation episode is cut.
-        save_memory: whether checkpoints hold the memory; without it a resumed run warms up an empty one.
-        action_masks: whether actions are left out that the environment rules out by info["action_mask"].
-        overlap: whether environments step while the device learns, with the actions of one iteration before.
+        gamma: discount factor of one env step, in [0, 1].
+        n_step: number of rewards summed in n-step returns.
+        epoch_env_steps: env steps per epoch, over all environments and ranks; each epoch ends with an evaluation.
+        eval_episodes: greedy episodes per evaluation.
+        eval_max_steps: largest length of an evaluation episode, in env steps.
+        save_memory: whether checkpoints contain the memory; without it, a resumed run starts with a warm-up.
+        action_masks: whether to choose only actions that info["action_mask"] of the environment allows.
+        overlap: whether environments step during the updates, with actions chosen before these.
 
     Raises:
         ValueError: if a value is out of its range, there is no such environment, or the memory is too large.
@@ -144,30 +144,30 @@ class DQNDataModule(pl.LightningDataModule):
         self._module: Any = None
         self._paused: dict[str, Any] | None = None
         self._continues = False
-        # why checkpoints can't hold the state of the environments, if so
+        # reason why checkpoints can't contain the state of the environments; None if they can
         self._inexact: str | None = None
         self._told_too_long = False
-        # a `ReplayDataset`, or the rollouts of a module that learns from these
+        # a `ReplayDataset`, or the `RolloutDataset` of an on-policy model
         self.train_dataset: Any = None
         self.eval_dataset: EpisodeDataset | None = None
         self.train_loader: TrainLoader | None = None
-        # of the epoch, where a resumed run continues
+        # iteration of the epoch at which a resumed run continues
         self._iteration = 0
 
     @property
     def env_steps(self) -> int:
-        """Env steps played in training so far, by all ranks."""
+        """Env steps in training so far, summed over ranks."""
         return self.train_dataset.env_steps if self.train_dataset else 0
 
     @property
     def episodes(self) -> EpisodeHistory:
-        """Training episodes of this rank that ended so far."""
+        """Finished training episodes of this rank."""
         return self.train_dataset.episodes if self.train_dataset else EpisodeHistory()
 
     def setup(self, stage: str) -> None:
-        """Make environments and memory; their seeds come from the first rank's of torch, and from the rank.
+        """Create environments and memory; their seeds derive from torch's initial seed on rank 0 and from the rank.
 
-        `seed_everything` sets torch's. Evaluation has the same seeds on all ranks, which share its episodes.
+        `seed_everything` sets torch's seed. Evaluation has the same seeds on all ranks, which divide its episodes.
 
         Raises:
             ValueError: if the module can't use an option.
@@ -202,7 +202,7 @@ class DQNDataModule(pl.LightningDataModule):
                 self.train_dataset = self._make_replay(policy, play_seed, sample_seed)
             self._module = learner
             self._inexact = unsupported_reason(self.train_dataset.envs)
-            # where a memory is left out, so are they
+            # a checkpoint without the memory has no environments either
             if self._inexact is not None and (self.save_memory or learner.on_policy):
                 warn_inexact_resume(self._inexact)
         self.eval_dataset = EpisodeDataset(
@@ -219,7 +219,7 @@ class DQNDataModule(pl.LightningDataModule):
     def _make_replay(
         self, policy: Policy, seed: np.random.SeedSequence, sample_seed: np.random.SeedSequence
     ) -> ReplayDataset:
-        """Environments and an empty memory, or this rank's shard of it.
+        """Create environments and an empty memory, or this rank's shard of it.
 
         Raises:
             ValueError: if the memory has no room, or a shard is too small.
@@ -259,22 +259,22 @@ class DQNDataModule(pl.LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move each batch of a chunk when it is sampled; on a CPU they are where they have to be."""
+        """Move each batch of a chunk to the device when it is sampled."""
         if not isinstance(batch, Chunk):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if device.type == "cpu" else Chunk(_move(each, device) for each in batch)
 
     def train_dataloader(self) -> TrainLoader:
-        """Iterations of play and replay."""
+        """Return the loader of training iterations."""
         if self._continues:
             rank_zero_info(
                 f"This fit continues the last one at {self.env_steps:,} env steps, with its memory and its episodes; "
-                "only the optimizer starts anew. To start over, make a new DQNDataModule."
+                "only the optimizer is new. To start over, create a new DQNDataModule."
             )
         self.train_loader = loader = self._make_loader(self._iteration)
         assert self.trainer is not None
         if 0 < self._iteration < min(loader.chunk_length, len(self.train_dataset)):
-            # Lightning counts no chunk of this epoch yet; it would take that for one whose evaluation is due
+            # with no complete chunk in the epoch, Lightning would count an evaluation as due
             self.trainer.fit_loop.epoch_loop.restarting = False
         self._iteration = 0
         return loader
@@ -286,11 +286,11 @@ class DQNDataModule(pl.LightningDataModule):
         return TrainLoader(self.train_dataset, chunk_length=length, trainer=self.trainer, iteration=iteration)
 
     def val_dataloader(self) -> EpisodeDataset | None:
-        """Greedy episodes, played in this process: a worker's copy of the policy would not learn."""
+        """Greedy episodes, in this process: the policy of a worker process is never updated."""
         return self.eval_dataset
 
     def test_dataloader(self) -> EpisodeDataset | None:
-        """Greedy episodes from starts that validation never sees."""
+        """Greedy episodes with other seeds than validation."""
         return self.eval_dataset
 
     def predict_dataloader(self) -> EpisodeDataset | None:
@@ -298,20 +298,20 @@ class DQNDataModule(pl.LightningDataModule):
         return self.eval_dataset
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the training dataset, the seed and `save_memory`; empty outside of training."""
+        """Return the state of the training dataset, its iteration in the epoch and the seed; empty without training."""
         if self.train_dataset is None:
             return {}
         closed = self.train_dataset.envs.closed
         train = self.train_dataset.state_dict(with_envs=self._inexact is None and not closed)
         if closed and self._paused is not None and ("memory" in train or self.train_dataset.memory is None):
-            # after a fit, its environments are where they were when they were closed
+            # the environments as they were when the fit closed them
             train = {**train, **self._paused}
         self._told_too_long = self._told_too_long or warn_long_episodes(train, self.sync)
         iteration = 0 if self.train_loader is None else self.train_loader.iteration
         return {"save_memory": "memory" in train, "seed": self._seed, "iteration": iteration, "train": train}
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any], *, has_memory: bool) -> None:
-        """See that a checkpoint holds what a run is resumed from: Lightning passes over a state that is missing.
+        """Check that a checkpoint contains the state of this data module, since Lightning ignores a missing one.
 
         Args:
             checkpoint: as Lightning writes it.
@@ -328,14 +328,14 @@ class DQNDataModule(pl.LightningDataModule):
             )
         train = self._check_state(checkpoint[name], has_memory=has_memory)
         if "memories" in train:
-            # those of several ranks, which are read from files of their own
+            # the memories of several ranks are read from their own files
             invalid(f"{name}.train.memories", "is unknown")
         envs = check_dict(train.get("under_way", {"envs": {}}), f"{name}.train.under_way", ("envs",))["envs"]
         if type(envs) is dict and type(envs.get("seeds")) is list and len(envs["seeds"]) != self.num_envs:
             invalid(f"{name}.train.under_way.envs.seeds", f"is not of {self.num_envs} environments")
 
     def _check_state(self, state: Any, *, has_memory: bool) -> dict[str, Any]:
-        """The state of the dataset in a state of this data module."""
+        """Check a state of this data module, and return the state of its dataset."""
         name = type(self).__qualname__
         state = check_dict(state, name, ("save_memory", "seed", "iteration", "train"))
         check_bool(state["save_memory"], f"{name}.save_memory")
@@ -348,11 +348,11 @@ class DQNDataModule(pl.LightningDataModule):
 
     @property
     def is_prioritized(self) -> bool:
-        """Whether the sampler learns from errors."""
+        """Whether the sampler uses priorities."""
         return self.probe_sampler.uses_priorities
 
     def describe(self) -> dict[str, Any]:
-        """Class and arguments of this data module, and its environment, as plain values: entries of the manifest."""
+        """Return class, arguments and environment as plain values, for the manifest."""
         arguments = {name: describe(value) for name, value in self.all_args.items()}
         arguments["env_kwargs"] = plain_form(self.env_kwargs)
         arguments["wrappers"] = [describe(wrapper, skip=1) for wrapper in self.wrappers]
@@ -360,7 +360,7 @@ class DQNDataModule(pl.LightningDataModule):
         return {"data": {"class_path": public_path(type(self)), "init_args": arguments}, **self._env_facts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a run; called by Lightning after `setup`, also where there is nothing to continue.
+        """Restore the state of a run. Lightning calls it after `setup`.
 
         Raises:
             MisconfigurationException: if it was another run.
@@ -370,7 +370,7 @@ class DQNDataModule(pl.LightningDataModule):
         if self.trainer.state.fn != "fit" or self.train_dataset is None:
             return
         self._check_state(state, has_memory=self.train_dataset.memory is not None)
-        # evaluations are those of the run from which this one is resumed, whatever seed this process was given
+        # a resumed run keeps its evaluation episodes, whatever the seed of this process
         self._seed = state["seed"]
         if self.eval_dataset is not None:
             self.eval_dataset.seed = _episode_seed(self._seed, "fit")
@@ -382,7 +382,7 @@ class DQNDataModule(pl.LightningDataModule):
         restore_dataset(self.train_dataset, state["train"], with_envs=self._inexact is None, name=name)
 
     def reshard_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """The state from which this rank resumes, from those of another world size; see `resume.dataset`."""
+        """Return the state from which this rank resumes a run of another world size; see `resume.dataset`."""
         name = f"{type(self).__qualname__}.train"
         train = [check_dict(state["train"], name, ("env_steps", "episodes")) for state in states]
         for each in train:
@@ -391,12 +391,12 @@ class DQNDataModule(pl.LightningDataModule):
         before, now = states[0]["iteration"], len(self.train_dataset)
         of_rank = self.num_envs * self.steps_per_iteration
         ended = before >= math.ceil(self.epoch_env_steps / (of_rank * len(states)))
-        # as many env steps of the epoch, in iterations of another size
+        # the same number of env steps, in iterations of this world size
         iteration = now if ended else min(round(before * len(states) / self.sync.world_size), now - 1)
         return {**states[0], "iteration": iteration, "train": reshard_state(train, self.sync, torch.initial_seed())}
 
     def chunks_of_epoch(self, state: Mapping[str, Any]) -> tuple[int, bool]:
-        """Chunks of the epoch that are complete in a state of this data module, and whether it has no iterations left.
+        """Return the number of complete chunks of the epoch in a state, and whether the epoch is complete.
 
         Args:
             state: from a checkpoint, for this rank.
@@ -407,15 +407,15 @@ class DQNDataModule(pl.LightningDataModule):
         return state["iteration"] // loader.chunk_length, False
 
     def teardown(self, stage: str) -> None:
-        """Close the environments; clock, history and memory stay readable, and another fit continues from them."""
+        """Close the environments; a later fit continues with clock, history and memory."""
         self._pause(with_envs=self._inexact is None)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Close the environments, since Lightning calls no teardown after an exception."""
+        """Close the environments; Lightning does not call `teardown` after an exception."""
         self._pause(with_envs=False)
 
     def _pause(self, *, with_envs: bool) -> None:
-        """Keep where the training environments are, if they are open, and close all environments."""
+        """Save the state of open training environments, and close all environments."""
         if self.train_dataset is not None and not self.train_dataset.envs.closed:
             self._paused = self.train_dataset.collector.state_dict(with_envs=with_envs)
         self.close()

@@ -22,14 +22,14 @@ PARALLEL_ENVS = 16
 
 
 class Episode(NamedTuple):
-    """One finished greedy episode; the T steps are empty where nobody asked for them.
+    """A finished greedy episode; without `keep_steps` the steps are empty.
 
     Attributes:
-        episode_return: sum of its rewards, undiscounted.
-        episode_length: its env steps, T.
-        observation: (T, ...) what was seen.
-        action: (T,) what was done.
-        reward: (T,) what came of it.
+        episode_return: () undiscounted return.
+        episode_length: () length in env steps, T.
+        observation: (T, ...) observations.
+        action: (T,) actions.
+        reward: (T,) rewards.
     """
 
     episode_return: Tensor
@@ -40,22 +40,22 @@ class Episode(NamedTuple):
 
 
 class EpisodeDataset(IterableDataset[Episode]):
-    """Greedy episodes in environments of their own, side by side; one item is one finished episode.
+    """Plays greedy episodes in parallel environments; one item is one finished episode.
 
-    Every episode that is started is finished and counted, so short ones are not favoured. Episode i starts from
-    `seed + i`, so what it shows does not depend on how many are played side by side, nor on which rank. Each pass makes
-    its environments anew, so that what they keep between episodes can't change its scores when a run is resumed. To
-    make 16 of them takes a few milliseconds; of Atari games 2 to 4 seconds.
+    Every started episode is finished and counted, so short ones are not favoured. Episode i has the seed `seed + i` and
+    does not depend on the number of parallel environments or ranks. Each pass creates new environments, so that state
+    which they keep between episodes can't change the scores of a resumed run. Creating 16 takes a few milliseconds, or
+    2 to 4 seconds for Atari games.
 
     Args:
-        settings: which environment.
-        policy: what chooses the actions.
+        settings: settings of the environment.
+        policy: chooses the actions.
         num_episodes: episodes of one pass, over all ranks.
-        seed: of the first episode.
-        max_episode_steps: env steps after which an episode is cut.
-        keep_steps: whether the episodes carry their observations, actions and rewards.
-        action_masks: whether the environments say which actions they allow.
-        ranks: this rank, which plays every W-th episode, and all.
+        seed: seed of the first episode.
+        max_episode_steps: largest length of an episode, in env steps.
+        keep_steps: whether episodes contain their observations, actions and rewards.
+        action_masks: whether the environments give action masks.
+        sync: synchronization of the ranks, of which each plays every W-th episode; None for one rank.
 
     Raises:
         MisconfigurationException: if a rank would have no episode.
@@ -76,9 +76,9 @@ class EpisodeDataset(IterableDataset[Episode]):
         super().__init__()
         sync = sync or Sync()
         if num_episodes < sync.world_size:
-            # Lightning leaves an evaluation without episodes out, and the others would wait for that rank
+            # Lightning skips an evaluation without episodes, and the other ranks would wait
             raise MisconfigurationException(
-                f"eval_episodes={num_episodes}: each of {sync.world_size} ranks plays one at least; raise it"
+                f"eval_episodes={num_episodes}: each of {sync.world_size} ranks plays at least one; raise it"
             )
         self.policy = policy
         self._numbers = range(sync.rank, num_episodes, sync.world_size)
@@ -90,7 +90,7 @@ class EpisodeDataset(IterableDataset[Episode]):
         self._envs: list[gym.Env[Any, Any]] = []
 
     def __len__(self) -> int:
-        """Episodes of one pass of this rank."""
+        """Episodes of this rank in one pass."""
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Episode]:
@@ -128,18 +128,18 @@ class EpisodeDataset(IterableDataset[Episode]):
                 state = None if state is None else state[left]
 
     def close(self) -> None:
-        """Close the environments of a pass that was abandoned."""
+        """Close the environments of an unfinished pass."""
         _close(self._envs)
 
 
 def _close(envs: list[gym.Env[Any, Any]]) -> None:
-    """Close each of these once."""
+    """Close and remove the environments."""
     while envs:
         envs.pop().close()
 
 
 class _EvalEnv:
-    """One environment at which episode after episode is played, with the notes of the current one."""
+    """An environment with the record of its current episode."""
 
     def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
         self.env = env
@@ -153,11 +153,11 @@ class _EvalEnv:
         self.rewards: list[float] = []
 
     def mask(self) -> NDArray[np.bool_]:
-        """Which actions are allowed."""
+        """Return the allowed actions (A,)."""
         return np.asarray(self.info["action_mask"], np.bool_)
 
     def step(self, action: np.int64) -> bool:
-        """Play on; whether the episode is over."""
+        """Make a step; return whether the episode is over."""
         self.observations.append(self.observation)
         self.actions.append(int(action))
         try:
@@ -181,7 +181,7 @@ class _EvalEnv:
 
 
 class EpisodeMetrics(Metric):
-    """Mean, spread and extremes of the returns of episodes, and their mean length; over all devices."""
+    """Mean, standard deviation, minimum and maximum of returns, and mean length, over all devices."""
 
     full_state_update = False
 
@@ -193,12 +193,12 @@ class EpisodeMetrics(Metric):
         self.lengths: Any
 
     def update(self, episode_return: Tensor, episode_length: Tensor) -> None:
-        """Count one episode, both of shape ()."""
+        """Add one episode; both arguments have shape ()."""
         self.returns.append(episode_return.reshape(1))
         self.lengths.append(episode_length.reshape(1))
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures by their names."""
+        """Return the statistics by name."""
         returns, lengths = dim_zero_cat(self.returns), dim_zero_cat(self.lengths)
         return {
             "episode_return": returns.mean(),

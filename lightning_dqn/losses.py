@@ -28,7 +28,7 @@ class TDLoss(NamedTuple):
 
 
 def gather_actions(values: Tensor, action: Tensor) -> Tensor:
-    """The entries that belong to one action a row: Q(s, a), or its distribution.
+    """Select the entries of one action per row: Q(s, a), or its distribution.
 
     Args:
         values: (B, A) values of all actions, or (B, A, Z).
@@ -43,7 +43,7 @@ def gather_actions(values: Tensor, action: Tensor) -> Tensor:
 
 
 def mask_actions(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
-    """Q-values with a very low value for each action that is not allowed.
+    """Set the Q-values of actions that are not allowed to a very low value.
 
     Args:
         q_values: (B, A) values of all actions.
@@ -89,7 +89,7 @@ def double_q_target(reward: Tensor, discount: Tensor, next_target_q: Tensor, nex
 
 
 def munchausen_bonus(q_values: Tensor, action: Tensor, *, temperature: float, alpha: float = 0.9) -> Tensor:
-    """What Munchausen-DQN adds to the reward: how sure the policy was of the action (Vieillard et al. 2020, eq. 2).
+    """The Munchausen reward: the scaled and clipped log-probability of the action (Vieillard et al. 2020, eq. 2).
 
     Args:
         q_values: (B, A) target-net values of the observation.
@@ -160,7 +160,7 @@ def weighted_huber(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def weighted_mse(q_value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Half the squared error, weighted, then averaged over the batch: the Huber loss without its straight part.
+    """Half the squared error, weighted, then averaged over the batch: the Huber loss with an infinite delta.
 
     Args:
         q_value: (B,) Q(s, a), with gradient.

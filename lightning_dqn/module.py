@@ -1,6 +1,6 @@
-"""The learner: two networks, the policy they make, and one gradient step an update.
+"""DQN as a LightningModule: policy net, target net, action selection and the update.
 
-Judges what `data.ReplayDataset` plays; the callbacks keep its schedules (epsilon, target net).
+`data.ReplayDataset` provides its batches; `callbacks` update the target net and epsilon.
 Legend: U updates, B batch, N envs, A actions.
 """
 
@@ -59,27 +59,27 @@ class DQN(pl.LightningModule):
     Args:
         observation_space: space of one observation; the CLI takes it from the environment.
         action_space: discrete space of actions; the CLI takes it from the environment.
-        network: what maps observations to one value an action; made twice, as policy_net and target_net.
-        optimizer: what moves the parameters of policy_net.
-        lr_scheduler: what changes the learning rate, one step an update; null keeps it.
-        clip_grad_value: largest absolute value of a gradient entry; null leaves them as they are.
-        clip_grad_norm: largest norm of the whole gradient, taken after its entries are clipped; null for any.
-        loss: of an error, huber (straight beyond 1) or mse.
-        double: whether the policy net picks the action that the target net judges (van Hasselt et al. 2016).
-        munchausen: whether sure actions are rewarded and values are soft (Vieillard et al. 2020).
-        munchausen_temperature: of the softmax policy of munchausen.
-        boltzmann_temperature: of exploration by chances that go with e^(Q / T), in place of epsilon; null for epsilon.
-        compile: whether the gradient is compiled; auto does so on CPUs, in runs of 10,000 updates or more.
-        normalize_observations: whether observations (Box of floats) are normalized by their running mean and variance,
-            which only training updates.
-        reward_scale: factor of each reward in learning, not in logged returns; C51's v_min and v_max are scaled, too.
+        network: network with one value per action; built twice, as policy_net and target_net.
+        optimizer: optimizer of policy_net.
+        lr_scheduler: learning-rate schedule, stepped after each update; null for a constant rate.
+        clip_grad_value: largest absolute value of a gradient entry; null for no limit.
+        clip_grad_norm: largest norm of the gradient, applied after clip_grad_value; null for no limit.
+        loss: loss function, huber (delta 1) or mse (half the squared error).
+        double: whether policy_net selects the next action and target_net evaluates it (van Hasselt et al. 2016).
+        munchausen: whether to add the scaled log-policy to rewards and to use soft values (Vieillard et al. 2020).
+        munchausen_temperature: temperature of the softmax policy of munchausen.
+        boltzmann_temperature: temperature T of exploration by a softmax of Q / T in place of epsilon; null for epsilon.
+        compile: whether to compile the gradient; auto does so on CPUs for runs of at least 10,000 updates.
+        normalize_observations: whether to normalize observations (Box of floats) by their running mean and variance,
+            which are updated in training only.
+        reward_scale: factor of rewards in the loss, not in logged returns; it also scales C51's v_min and v_max.
 
     Raises:
         TypeError: if the action space is not discrete or the network can't take the observations.
-        ValueError: if a value is out of its range, or two switches contradict each other.
+        ValueError: if a value is out of its range, or two arguments contradict each other.
     """
 
-    # whether it learns from rollouts of its own policy, with neither memory nor target net, made by `make_rollouts`
+    # whether it learns on-policy, from the rollouts of `make_rollouts`, without replay memory and target net
     on_policy: ClassVar[bool] = False
 
     def __init__(
@@ -125,7 +125,7 @@ class DQN(pl.LightningModule):
             self.target_net.requires_grad_(False)
         self.normalizer = ObservationNormalizer(observation_space) if normalize_observations else None
         self.reward_scale = reward_scale
-        # noise, or Boltzmann's chances, explore in place of epsilon
+        # noisy layers or a Boltzmann policy replace epsilon-greedy exploration
         self.is_noisy = any(isinstance(layer, NoisyLinear) for layer in self.policy_net.modules())
         self.explores_without_epsilon = self.is_noisy or boltzmann_temperature is not None
         self.clip_grad_value, self.clip_grad_norm = clip_grad_value, clip_grad_norm
@@ -135,18 +135,18 @@ class DQN(pl.LightningModule):
         self.boltzmann_temperature = boltzmann_temperature
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         check_optimizer(optimizer, lr_scheduler, self.policy_net)
-        # what identifies the run, known from the setup of a fit on
+        # identifies the run; built in `setup`
         self.manifest: dict[str, Any] | None = None
         self._update_callbacks: list[UpdateCallback] = []
         self._iteration_callbacks: list[UpdateCallback] = []
         self.compile_gradient = compile
         self._flat: PolicyTargetParams | None = None
-        # an equivalent of `update`, made at the first update of a fit; None where Lightning's own calls are needed
+        # a faster equivalent of `update`, built at the first update of a fit; None to use `update`
         self._fast_update: FastUpdate | None = None
         self._fast_update_is_known = False
         self._scheduler: Any = None
         self._flushed_before = False
-        # whether the gradient is compiled, or was in the run that is resumed; and the states of its random generators
+        # whether the gradient is compiled, in this run or the one that is resumed; RNG states to restore
         self._compiled = False
         self.rng_state: dict[str, Any] | None = None
         self.register_buffer("epsilon", torch.tensor(1.0))
@@ -156,7 +156,7 @@ class DQN(pl.LightningModule):
         self.episode_metrics = EpisodeMetrics()
 
     def probe_optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
-        """An optimizer like the one that a fit would use, and its schedule if there is one, to be looked at only."""
+        """An optimizer and a schedule like those of a fit, for inspection; the schedule is None without one."""
         optimizer, scheduler = check_optimizer(self._make_optimizer, self._make_scheduler, self.policy_net)
         if can_be_flat(self.policy_net, optimizer):
             size = sum(parameter.numel() for parameter in self.policy_net.parameters())
@@ -165,32 +165,32 @@ class DQN(pl.LightningModule):
         return optimizer, scheduler
 
     def configure_optimizers(self) -> Any:
-        """The optimizer of the policy net, on one flat vector if it treats all entries alike, and its schedule."""
+        """Return the optimizer of the policy net, over one flat vector if it is elementwise, and the schedule."""
         optimizer, self._flat = make_optimizer(self._make_optimizer, self.policy_net, self.target_net)
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     def update_target(self, tau: float) -> None:
-        """Polyak update of the target net, if there is one: target <- (1 - tau) * target + tau * policy."""
+        """Update the target net, if there is one: target <- (1 - tau) * target + tau * policy."""
         if self.target_net is not None:
             polyak_update_nets(self.target_net, self.policy_net, self._flat, tau)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """(B, ...) observations to (B, A) action values of the policy net."""
+        """Return the Q-values (B, A) of the policy net for observations (B, ...)."""
         return self.action_values(self.policy_net, self.normalize(observation))
 
     def normalize(self, observation: Tensor) -> Tensor:
-        """(..., *shape of one) observations as the nets take them."""
+        """Return normalized observations (..., *shape), or the same without `normalize_observations`."""
         return observation if self.normalizer is None else self.normalizer(observation)
 
     def update_normalizer(self, observation: Tensor) -> None:
-        """Include observations (..., *shape of one) of all ranks in the running statistics, if there are any."""
+        """Update the running statistics, if any, with observations (..., *shape) of all ranks."""
         if self.normalizer is not None:
             self.normalizer.update(observation, gather_over_ranks if self.trainer.world_size > 1 else None)
 
     def prepare_batch(self, batch: AnyTransition) -> AnyTransition:
-        """The batch of an iteration as `td_loss` takes it: observations normalized, rewards scaled, (U, B)."""
+        """Return the batch (U, B) of an iteration with normalized observations and scaled rewards."""
         self.update_normalizer(batch.observation)
         return batch._replace(
             observation=self.normalize(batch.observation),
@@ -199,17 +199,17 @@ class DQN(pl.LightningModule):
         )
 
     def action_values(self, net: QFunction, observation: Tensor) -> Tensor:
-        """(B, ...) observations to (B, A) action values of one of the nets."""
+        """Return the Q-values (B, A) of one of the nets for observations (B, ...)."""
         return net(observation)
 
     def set_epsilon(self, epsilon: float) -> None:
         """Set the probability of a random action, in [0, 1]."""
         self.epsilon.fill_(epsilon)
-        # a list: assigning an attribute of a module costs as much as choosing an action
+        # a list, since assigning an attribute of a Module takes as long as choosing an action
         self._epsilon[0] = epsilon
 
     def read_epsilon(self) -> float:
-        """The probability of a random action, without waiting for the device of the buffer."""
+        """Return the probability of a random action, without a device synchronization."""
         return self._epsilon[0]
 
     def act(
@@ -218,12 +218,12 @@ class DQN(pl.LightningModule):
         rng: np.random.Generator | None = None,
         action_mask: NDArray[np.bool_] | None = None,
     ) -> Any:
-        """Choose actions: exploring with a generator, greedy without one.
+        """Choose actions: epsilon-greedy with a random generator, greedy without one.
 
         Args:
-            observation: one observation, or an array of N observations; numbers and lists are converted.
+            observation: one observation, or an array of N observations; lists are converted.
             rng: random generator of exploration.
-            action_mask: (A,) or (N, A) which actions are allowed; None for all.
+            action_mask: (A,) or (N, A), True for allowed actions; None if all are allowed.
 
         Returns:
             One action as an int, or an array (N,) of actions, as the environment takes them.
@@ -249,13 +249,13 @@ class DQN(pl.LightningModule):
         return act(self, observation, rng, action_mask), None
 
     def q_values(self, observation: Any) -> NDArray[np.float32]:
-        """Action values of the policy net, (A,) of one observation or (N, A) of N, without exploration noise."""
+        """Return the Q-values of the policy net, (A,) or (N, A), without exploration noise."""
         batch, is_single = as_batch(observation, self.observation_space)
         values = compute_q_values(self, batch, noisy=False)
         return values[0] if is_single else values
 
     def setup(self, stage: str) -> None:
-        """Build the manifest of the run, and see that all ranks have the same one.
+        """Build the manifest of the run, and check that it is the same on all ranks.
 
         Raises:
             MisconfigurationException: naming an argument that differs between ranks, with both values.
@@ -267,7 +267,7 @@ class DQN(pl.LightningModule):
                 check_same_on_ranks(self.manifest, self.trainer, data.sync)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Add the target update, the epsilon schedule and the priority update that the trainer lacks, with defaults."""
+        """Add a default target update, epsilon schedule and priority update if the trainer has none."""
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         sampler = getattr(self.trainer.datamodule, "probe_sampler", None)  # type: ignore[attr-defined]
         missing: list[pl.Callback] = []
@@ -277,7 +277,7 @@ class DQN(pl.LightningModule):
             missing.append(EpsilonDecay())
         if getattr(sampler, "uses_priorities", False) and not any(isinstance(c, PriorityUpdate) for c in callbacks):
             missing.append(PriorityUpdate())
-        # in front: callbacks that log or save see the state after the update
+        # first, so that callbacks that log or save see the state after the update
         callbacks[:0] = missing
         return []
 
@@ -302,7 +302,7 @@ class DQN(pl.LightningModule):
         self._iteration_callbacks = [each for each in ours if is_overridden("on_iteration_end", each, UpdateCallback)]
 
     def on_train_start(self) -> None:
-        """Restore the random generators of a resumed run; else let each rank draw its own numbers."""
+        """Restore the random generators of a resumed run; seed them by rank in a new one."""
         if self.rng_state is None:
             seed_rank(self.global_rank, self.trainer.global_step)
         else:
@@ -317,20 +317,20 @@ class DQN(pl.LightningModule):
             batch_idx: number of the chunk in its epoch.
 
         Returns:
-            loss (U,), q_value, td_error and priority (U, B) of all updates of the chunk, without gradient, or nothing
-            if there was none.
+            loss (U,), q_value, td_error and priority (U, B) of all updates of the chunk, detached; None if there was
+            no update.
         """
         results: list[TDLoss] = []
         batches: Iterable[Any] = (chunk,) if isinstance(chunk, tuple) else chunk
         for batch in batches:
-            # U = 0 while the memory warms up
+            # U = 0 during the warm-up
             of_iteration = self._update_all(batch) if len(batch.reward) else []
             for callback in self._iteration_callbacks:
                 callback.on_iteration_end(self.trainer, self, batch, of_iteration)
             results += of_iteration
         if not results:
             return None
-        # a view where there is nothing to stack
+        # a view if there is only one
         stacked = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*results, strict=True))
         return TDLoss(*stacked)._asdict()
 
@@ -338,7 +338,7 @@ class DQN(pl.LightningModule):
         """Make the U updates of an iteration."""
         batch = self.prepare_batch(batch)
         if not self._fast_update_is_known:
-            # a resumed run keeps the compiled gradient, whose rounding differs
+            # a compiled gradient rounds differently, so a resumed run keeps it
             compile = True if self.compile_gradient == "auto" and self._compiled else self.compile_gradient
             if type(self).update is DQN.update:
                 self._fast_update = make_updater(self, self._flat, batch, compile=compile)
@@ -348,7 +348,7 @@ class DQN(pl.LightningModule):
         if self._flat is not None:
             for parameters in self._flat:
                 parameters.rebind()
-        # moments of weights that get no gradient end as denormal numbers, which take a CPU a hundred times as long
+        # Adam's moments of unused weights become denormal numbers, which are a hundred times slower on a CPU
         torch.set_flush_denormal(True)
         try:
             return [update(type(batch)(*minibatch)) for minibatch in zip(*(p.unbind() for p in batch), strict=True)]
@@ -356,10 +356,10 @@ class DQN(pl.LightningModule):
             torch.set_flush_denormal(self._flushed_before)
 
     def update(self, batch: AnyTransition) -> TDLoss:
-        """One update of the policy net with a minibatch (B,); `speed.updater` may run an equivalent of it.
+        """Make one update of the policy net with a minibatch (B,); `speed.make_updater` may return an equivalent.
 
         Returns:
-            The parts of the loss, without gradient.
+            The parts of the loss, detached.
         """
         optimizer: Any = self.optimizers()
         target_net = self.policy_net if self.target_net is None else self.target_net
@@ -375,7 +375,7 @@ class DQN(pl.LightningModule):
         return TDLoss(*(part.detach() for part in result))
 
     def end_update(self) -> None:
-        """Step the learning-rate schedule, then run `on_update_end` of the callbacks: here the target net moves."""
+        """Step the learning-rate schedule, and call `on_update_end` of the callbacks, which updates the target net."""
         if self._scheduler is not None:
             self._scheduler.step()
         for callback in self._update_callbacks:
@@ -383,13 +383,13 @@ class DQN(pl.LightningModule):
 
     @property
     def update_mode(self) -> Literal["plain", "fast", "compiled"]:
-        """How updates of this fit are made, known after the first."""
+        """The implementation of the updates of this fit; valid after the first update."""
         if self._fast_update is None:
             return "plain"
         return "compiled" if self._fast_update.compiled else "fast"
 
     def td_loss(self, batch: AnyTransition, policy_net: QFunction, target_net: QFunction) -> TDLoss:
-        """The equations of one update, for a minibatch and two networks; without a target net the first is both."""
+        """Return the loss of a minibatch (B,); without a target net, `target_net` is the policy net."""
         action = batch.action - self.first_action
         q_value = gather_actions(policy_net(batch.observation), action)
         with torch.no_grad():
@@ -430,12 +430,12 @@ class DQN(pl.LightningModule):
         self.episode_metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what identifies the run, what its agent can be made from, and what else an exact resume needs."""
+        """Add the manifest, the description of the agent, and the state that an exact resume needs."""
         checkpoint["compiled"] = self._compiled
         complete_checkpoint(checkpoint, self, attached_trainer(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check everything before anything is loaded; a fit also needs the same run, and all of its state.
+        """Check the checkpoint before anything is loaded; a fit also requires the same run and its full state.
 
         Raises:
             MisconfigurationException: if the checkpoint is of another environment, network or run.
@@ -444,7 +444,7 @@ class DQN(pl.LightningModule):
         trainer = attached_trainer(self)
         if trainer is None or trainer.state.fn != "fit":
             check_checkpoint(checkpoint, self)
-            # of which nothing was checked; Lightning would load them
+            # unchecked states that Lightning would load
             checkpoint["callbacks"] = {}
             return
         check_checkpoint(checkpoint, self, trainer, trainer.datamodule)  # type: ignore[attr-defined]
@@ -460,11 +460,11 @@ class DQN(pl.LightningModule):
         trusted_modules: Collection[str] = (),
         **arguments: Any,
     ) -> Self:
-        """Load a module from its checkpoint alone: its class, arguments and weights. Nothing of the file is executed.
+        """Load a module from a checkpoint: its class, arguments and weights. Nothing in the file is executed.
 
         Args:
             checkpoint_path: of a `.ckpt` file.
-            map_location: where its tensors go; the CPU by default.
+            map_location: device of the tensors; the CPU by default.
             trusted_modules: modules and packages from which the checkpoint may name classes; they are imported.
             arguments: constructor arguments in place of those of the checkpoint, such as a `network` that was given as
                 a Python function.
@@ -478,6 +478,6 @@ class DQN(pl.LightningModule):
 
 
 def _read_loaded_epsilon(module: nn.Module, _: Any) -> None:
-    """Set the epsilon that a `DQN` acts with to the one that was loaded into its buffer."""
+    """Set the epsilon of a `DQN` to the value loaded into its buffer."""
     if isinstance(module, DQN):
         module.set_epsilon(float(module.epsilon))

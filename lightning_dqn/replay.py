@@ -1,8 +1,7 @@
-"""The memory that learning draws from: a stream of env steps.
+"""The replay memory: stores env steps as a stream and samples minibatches of transitions.
 
-Second station in the way of the data: `data.ReplayDataset` appends, `ReplayMemory.sample` yields `Transition`s; which
-rows they are made of is a sampler's choice, where observations lie that of `storage`. Legend: U updates, B batch, N
-envs, n rewards summed, k frames in a stack.
+`data.ReplayDataset` appends to it and samples from it. A `Sampler` chooses the rows, `storage` stores the observations.
+Legend: U updates, B batch, N envs, A actions, n rewards summed, k frames in a stack, W ranks.
 """
 
 from abc import ABC, abstractmethod
@@ -24,16 +23,16 @@ from lightning_dqn.storage.row_queue import RowQueue
 
 
 class Transition(NamedTuple):
-    """One batch, or U of them with a leading dimension: what the learner needs, and nothing it must look up.
+    """A minibatch of transitions (B,), or U of them (U, B).
 
     Attributes:
         observation: (U, B, ...) s.
-        action: (U, B) a, as the environment takes it, int64.
+        action: (U, B) a, int64, in the environment's action space.
         reward: (U, B) r_1 + gamma r_2 + ... of the k <= n rewards up to the episode's end.
-        discount: (U, B) gamma^k (1 - terminated), the weight of the value of next_observation.
+        discount: (U, B) gamma^k (1 - terminated), the factor of the value of next_observation.
         next_observation: (U, B, ...) s' after those k steps.
         weight: (U, B) importance weight of the row in the loss.
-        index: (U, B) row in the memory, for samplers that learn from the error.
+        index: (U, B) row in the memory, for samplers with priorities.
     """
 
     observation: Tensor
@@ -42,25 +41,25 @@ class Transition(NamedTuple):
     discount: Tensor
     next_observation: Tensor
     weight: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
     @property
     def action_mask(self) -> Tensor | None:
-        """All actions are allowed."""
+        """None: all actions are allowed."""
         return None
 
     @property
     def next_action_mask(self) -> Tensor | None:
-        """All actions are allowed."""
+        """None: all actions are allowed."""
         return None
 
 
 class MaskedTransition(NamedTuple):
-    """A `Transition` of an environment that does not allow every action everywhere.
+    """A `Transition` of an environment with action masks.
 
     Attributes:
-        action_mask: (U, B, A) which actions s allowed.
-        next_action_mask: (U, B, A) which actions s' allows.
+        action_mask: (U, B, A) True for actions that are allowed in s.
+        next_action_mask: (U, B, A) True for actions that are allowed in s'.
     """
 
     observation: Tensor
@@ -78,9 +77,9 @@ AnyTransition = Transition | MaskedTransition
 
 
 class Sampler(ABC):
-    """Chooses rows of the memory; rows enter and leave it in the order of time.
+    """Chooses rows of the memory. Rows are added and dropped in the order of time.
 
-    A subclass inherits what only prioritized samplers need: the methods below `load_state_dict`, which here do nothing.
+    A subclass defines the abstract methods; those after `load_state_dict` are for samplers with priorities.
 
     Attributes:
         uses_priorities: whether `callbacks.PriorityUpdate` must write priorities and set `beta`.
@@ -92,11 +91,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Rows that can be drawn."""
+        """Number of rows that can be drawn."""
 
     @abstractmethod
     def add(self, rows: NDArray[np.int64]) -> None:
-        """Make rows (n,) eligible; they are newer than all before."""
+        """Add rows (n,), which are newer than all others."""
 
     @abstractmethod
     def drop_oldest(self, count: int) -> None:
@@ -104,46 +103,46 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(self, size: int, minibatches: int = 1) -> tuple[NDArray[np.int64], Tensor]:
-        """Rows (size,) of `minibatches` minibatches, and their importance weights (size,)."""
+        """Return rows (size,) of `minibatches` minibatches, and their importance weights (size,)."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next draws depend on, as tensors and plain values."""
+        """Return the state as tensors and plain values."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
 
     def bytes_per_row(self) -> int:
-        """RAM that the sampler needs for each row of the memory."""
+        """Bytes of RAM per row of the memory."""
         return 8
 
     def update_priorities(self, rows: NDArray[np.int64], priorities: NDArray[Any]) -> None:  # noqa: B027  optional
-        """Store new priorities (n,) of rows (n,)."""
+        """Set the priorities (n,) of rows (n,)."""
 
     def local_stats(self, minibatches: int) -> NDArray[np.float64]:
-        """Statistics (K,) of this rank that other ranks need for global importance weights."""
+        """Return the statistics (K,) of this rank that importance weights over all ranks depend on."""
         return np.zeros(0)
 
     def apply_global_stats(self, stats: NDArray[np.float64]) -> NDArray[np.float32] | None:
-        """Use the statistics (W, K) of all ranks; returns factors (U,) of the weights drawn last, None for 1."""
+        """Return factors (U,) of the last weights from the statistics (W, K) of all ranks; None for 1."""
         return None
 
     def load_priorities(self, rows: NDArray[np.int64], priorities: NDArray[np.float64], states: Sequence[Any]) -> None:
-        """Make rows (n,) eligible with the priorities (n,) that the samplers with these states had for them."""
+        """Add rows (n,) with the priorities (n,) that they had in the samplers with these states."""
         self.add(rows)
 
 
-# makes a sampler for so many rows, from a seed
+# creates a sampler from a capacity in rows and a seed
 SamplerCallable = Callable[[int, int | np.random.SeedSequence], Sampler]
 
 
 class UniformSampler(Sampler):
-    """Every row of the memory with the same chance, with replacement, in constant time.
+    """Samples all rows with the same probability, with replacement, in constant time.
 
     Args:
-        capacity: rows that may be eligible at once.
-        seed: of the draws.
+        capacity: largest number of rows.
+        seed: seed of the draws.
     """
 
     def __init__(self, capacity: int, seed: int | np.random.SeedSequence) -> None:
@@ -155,15 +154,15 @@ class UniformSampler(Sampler):
         return self._queue.count
 
     def add(self, rows: NDArray[np.int64]) -> None:
-        """Make these rows eligible; they are newer than all before."""
+        """Add rows (n,), which are newer than all others."""
         self._queue.add(rows)
 
     def drop_oldest(self, count: int) -> None:
-        """Forget the `count` rows that entered first."""
+        """Remove the `count` oldest rows."""
         self._queue.drop_oldest(count)
 
     def draw(self, size: int, minibatches: int = 1) -> tuple[NDArray[np.int64], Tensor]:
-        """Rows, (size,), and their importance weights, (size,); of how many minibatches makes no difference here."""
+        """Return rows (size,) and their importance weights (size,), which are 1."""
         queue = self._queue
         picks = self._rng.integers(queue.count, size=size)
         if len(self._ones) != size:
@@ -171,11 +170,11 @@ class UniformSampler(Sampler):
         return queue.rows.take(queue.first + picks, mode="wrap"), self._ones
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next draws depend on, as tensors and plain values."""
+        """Return the state as tensors and plain values."""
         return {**self._queue.state_dict(), "rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self._queue.load_state_dict(state)
         self._rng.bit_generator.state = state["rng"]
 
@@ -183,13 +182,16 @@ class UniformSampler(Sampler):
 def sum_rewards(
     starts: NDArray[np.int64], rows: Mapping[str, NDArray[Any]], num_envs: int, gamma_power: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Rewards summed from each start on, the discount behind them, and the row of the last reward.
+    """Sum the rewards of n-step returns.
 
     Args:
-        starts: (M,) rows.
-        rows: reward, terminated and truncated of all rows of the ring; one time step on is num_envs rows on.
-        num_envs: environments that write side by side, N.
+        starts: (M,) first rows.
+        rows: reward, terminated and truncated of all rows; the next time step is N rows later, modulo the capacity.
+        num_envs: number of environments, N.
         gamma_power: (n + 1,) gamma to the power of 0 to n.
+
+    Returns:
+        Summed rewards (M,), discount of the value after them (M,), and rows of the last rewards (M,).
     """
     # R = sum_{j < k} gamma^j r_j, where k <= n ends at the episode's end (Hessel et al. 2018, section 3)
     rewards, terminated, truncated = rows["reward"], rows["terminated"], rows["truncated"]
@@ -198,40 +200,40 @@ def sum_rewards(
         return reward, gamma_power[1] * ~terminated.take(starts), starts
     steps = np.ones_like(starts)
     for k in range(1, n_step):
-        goes_on = ~(terminated[last] | truncated[last])
-        last = np.where(goes_on, (last + num_envs) % len(rewards), last)
-        reward = reward + goes_on * gamma_power[k] * rewards[last]
-        steps += goes_on
+        continues = ~(terminated[last] | truncated[last])
+        last = np.where(continues, (last + num_envs) % len(rewards), last)
+        reward = reward + continues * gamma_power[k] * rewards[last]
+        steps += continues
     # gamma^k (1 - terminated)
     return reward, gamma_power[steps] * ~terminated[last], last
 
 
 class ReplayMemory:
-    """The last env steps of N environments, one row a time step and environment.
+    """Stores the last env steps of N environments, one row per time step and environment.
 
-    A row is `observation, action, reward, terminated, truncated`; the next observation is the next row's. In the row
-    after an episode's end stands its last observation, whose action the environment ignores (Gymnasium's NEXT_STEP
-    autoreset): that row is never drawn as a start. Rows are ordered by time: row = slot * N + environment.
+    A row is `observation, action, reward, terminated, truncated`; the next observation is that of the next row. The row
+    after the end of an episode has its last observation; the environment ignores its action (NEXT_STEP autoreset of
+    Gymnasium), and it is never drawn as a start. Rows are ordered by time: row = slot * N + environment.
 
-    Of observations that are stacks of frames, oldest first, each row keeps the newest frame, and `sample` makes the
-    stacks. Before an episode's first frame they must hold zeros, as Gymnasium's `FrameStackObservation(env, k,
-    padding_type="zero")` and the native vector environments of ale_py give them.
+    Of stacked frames, oldest first, each row stores the newest one, and `sample` builds the stacks. The frames before
+    the first of an episode must be zeros, as in Gymnasium's `FrameStackObservation(env, k, padding_type="zero")` and
+    the vector environments of ale_py.
 
     Args:
-        capacity: transitions kept, over all environments; the row after each episode's end counts as one.
-        num_envs: environments that write side by side, N.
-        observation_space: space of one observation, (k, ...) if that is a stack.
-        gamma: discount of one step.
-        n_step: rewards summed before the value is trusted, n >= 1.
-        frame_stack: frames in an observation, k; 1 keeps observations as they are.
-        device: where observations are stored and gathered; the other columns stay in RAM.
-        folder: where observations are memory-mapped from an unlinked temporary file; by default they are in RAM.
-        mask_size: actions of which the environments say which are allowed, A; 0 where all always are.
-        sampler: makes what chooses the rows, of the number of rows and the seed.
-        seed: of the sampler.
+        capacity: largest number of transitions, over all environments; the row after an episode's end counts as one.
+        num_envs: number of environments, N.
+        observation_space: space of one observation, (k, ...) for stacked frames.
+        gamma: discount factor of one step.
+        n_step: number of rewards summed, n >= 1.
+        frame_stack: frames in an observation, k; 1 for no stacking.
+        device: device of the observations; None for RAM. Other columns are in RAM.
+        folder: folder of a memory-mapped, unlinked file for the observations; None for none.
+        mask_size: number of actions with action masks, A; 0 without masks.
+        sampler: creates the sampler from the number of rows and the seed.
+        seed: seed of the sampler.
 
     Raises:
-        ValueError: if observations are no such stacks, or there is no such place for them.
+        ValueError: if observations are not such stacks, or can't be stored on the device or in the folder.
     """
 
     def __init__(
@@ -252,13 +254,13 @@ class ReplayMemory:
         self.num_envs = num_envs
         self.n_step = n_step
         self.frame_stack = frame_stack
-        # the newest slot waits for its action and the n - 1 before it for their rewards: none of them can be drawn; the
-        # k - 1 oldest hold frames for those after them
+        # the newest slot has no action yet and the n - 1 before it lack rewards, so they can't be drawn; the k - 1
+        # oldest hold frames of later stacks
         self._slots = -(-capacity // num_envs) + n_step + frame_stack - 1
         slots = (self._slots, num_envs)
         shape, dtype = stored_form(observation_space, frame_stack)
         self._observations = make_storage(slots + shape, dtype, device, folder)
-        # arrays of zeros cost no memory before they are written, and show nobody what lay there before
+        # pages of np.zeros take no memory until they are written
         self._written: dict[str, NDArray[Any]] = {
             "action": np.zeros(slots, np.int64),
             "reward": np.zeros(slots, np.float32),
@@ -272,7 +274,7 @@ class ReplayMemory:
         if frame_stack > 1:
             age = self._written["age"] = np.zeros(slots, np.uint8)
             self._stacks = FrameStacks(frame_stack=frame_stack, num_envs=num_envs, storage=self._observations, age=age)
-        # the same memory row by row, for reading: numpy's calls cost a fraction of torch's
+        # views by row for sampling, in NumPy, whose calls take less time than torch's
         self._rows = {name: array.reshape(-1, *array.shape[2:]) for name, array in self._written.items()}
         self._cursor = 0
         self._steps = 0
@@ -282,17 +284,15 @@ class ReplayMemory:
         self.sampler = sampler(self._slots * num_envs, seed)
 
     def __len__(self) -> int:
-        """Transitions that can be drawn now."""
+        """Number of transitions that can be drawn."""
         return len(self.sampler)
 
     def begin(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None = None) -> None:
-        """Start the stream, or start it anew after an interruption.
-
-        Episodes that were under way are kept as truncated, never as terminated: their values still bootstrap.
+        """Start the stream, also after an interruption; unfinished episodes are then stored as truncated.
 
         Args:
             observation: (N, ...) first observations of episodes; (N, k, ...) stacks.
-            action_mask: (N, A) which actions they allow, if the memory keeps that.
+            action_mask: (N, A) allowed actions, if the memory stores masks.
 
         Raises:
             ValueError: if they are stacks that do not begin with zeros.
@@ -306,17 +306,17 @@ class ReplayMemory:
         self._after_end[:] = False
 
     def truncate(self, mask: NDArray[np.bool_]) -> None:
-        """Mark the episodes under way as truncated; the next `append` stores the steps that reset them.
+        """Mark unfinished episodes as truncated; the next `append` stores the steps that reset them.
 
         Args:
-            mask: (N,) of which environments.
+            mask: (N,) True for the environments.
         """
         if self._steps:
             last = (self._cursor - 1) % self._slots
             self._written["truncated"][last] |= mask & self._written["playable"][last] & ~self._ended(last)
         self._after_end |= mask
 
-    def append(  # noqa: PLR0917  what an environment gives, in its order
+    def append(  # noqa: PLR0917  in the order of `VectorEnv.step`
         self,
         action: NDArray[np.int64],
         reward: NDArray[Any],
@@ -328,13 +328,13 @@ class ReplayMemory:
         """Store one step of all environments, taken from the observations stored last.
 
         Args:
-            action: (N,) what was given to each environment.
-            reward: (N,) what came back.
-            terminated: (N,) whether the episode reached its end.
-            truncated: (N,) whether it was cut off.
-            next_observation: (N, ...) what was seen next, (N, k, ...) stacks; the true last observation where an
-                episode ended.
-            next_action_mask: (N, A) which actions it allows, if the memory keeps that.
+            action: (N,) actions.
+            reward: (N,) rewards.
+            terminated: (N,) whether the episode terminated.
+            truncated: (N,) whether the episode was truncated.
+            next_observation: (N, ...) observations after the step, (N, k, ...) for stacks; the last observation of an
+                episode that ended.
+            next_action_mask: (N, A) actions allowed there, if the memory stores masks.
         """
         slot = self._cursor
         self._written["action"][slot] = action
@@ -348,13 +348,13 @@ class ReplayMemory:
         self._after_end = terminated | truncated
 
     def _see(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None) -> None:
-        """Lay what was seen where the next step begins."""
+        """Write an observation and its mask into the slot of the next step."""
         self._observations.write(self._cursor, observation if self._stacks is None else observation[:, -1])
         if action_mask is not None:
             self._written["action_mask"][self._cursor] = action_mask
 
     def _advance(self, playable: NDArray[np.bool_]) -> None:
-        """Close the slot at the cursor, let the start n - 1 slots before it be drawn, and free the next slot."""
+        """Complete the slot at the cursor, make the rows n - 1 slots before it drawable, and free the next slot."""
         self._written["playable"][self._cursor] = playable
         self._steps += 1
         if self._steps >= self.n_step:
@@ -380,12 +380,12 @@ class ReplayMemory:
             batch_size: rows of each, B.
 
         Returns:
-            A `Transition` of leading shape (U, B), or a `MaskedTransition` where not all actions are always allowed.
+            A `Transition` of leading shape (U, B), or a `MaskedTransition` with action masks.
         """
         shape, size = (num_updates, batch_size), num_updates * batch_size
         rows, weight = self.sampler.draw(size, num_updates) if num_updates else (np.zeros(0, int), torch.ones(0))
         reward, discount, last = sum_rewards(rows, self._rows, self.num_envs, self._gamma_power)
-        # one row on stands the next time step of the same environment
+        # the next time step of the same environment is N rows later
         following = last + self.num_envs
         observation, next_observation = self._observed(rows, following, shape)
         batch = Transition(
@@ -406,7 +406,7 @@ class ReplayMemory:
     def _observed(
         self, rows: NDArray[np.int64], following: NDArray[np.int64], shape: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """What was seen in rows and in those that follow them, (U, B, ...) each."""
+        """Return the observations of rows and of the rows that follow them, (U, B, ...) each."""
         if self._stacks is None:
             return self._observations.take(rows, shape), self._observations.take(following, shape)
         if self.n_step == 1:
@@ -414,12 +414,11 @@ class ReplayMemory:
         return self._stacks.take(rows, shape), self._stacks.take(following, shape)
 
     def state_dict(self) -> dict[str, Any]:
-        """Stored rows and positions, as tensors and plain values.
+        """Return the rows and positions as tensors and plain values.
 
-        The rows are those that were written, and the memory's own, not copies, so that saving them does not take their
-        room twice: write them, or copy them, before the next `append`. Only from a device are observations copied.
+        Rows in RAM are views, so that saving does not double the memory: save or copy them before the next `append`.
         """
-        # the slot at the cursor has an observation already
+        # the slot at the cursor already has an observation
         used = min(self._steps + 1, self._slots)
         rows = {name: torch.from_numpy(array[:used]) for name, array in self._written.items()}
         return {
@@ -435,11 +434,11 @@ class ReplayMemory:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, wherever the observations lay then.
+        """Restore what `state_dict` returned, from any device or folder.
 
         Raises:
-            CheckpointError: if the rows are of another shape or type, as with another capacity or number of
-                environments, of another sampler, number of steps or frames, or if positions contradict each other.
+            CheckpointError: if the capacity, number of environments, spaces, n_step, frame_stack or sampler differ, or
+                positions contradict each other.
         """
         check_memory_state(state, self.state_dict())
         rows = state["rows"]
@@ -454,22 +453,21 @@ class ReplayMemory:
     def refill(self, states: Sequence[dict[str, Any]], *, rank: int, world_size: int) -> None:
         """Load this rank's shard of the memories of another world size; `begin` continues the stream.
 
-        `distributed.reshard` describes the shards and what is lost. A prioritized sampler loads the priorities,
-        but keeps its own beta and random generator.
+        See `distributed.reshard`. A prioritized sampler loads the priorities, but keeps beta and random generator.
 
         Args:
-            states: of all those ranks, as `state_dict` gave them; this memory must be new.
-            rank: this one, among as many as there are now.
-            world_size: how many these are.
+            states: `state_dict` of the memory of each old rank; this memory must be new.
+            rank: this rank.
+            world_size: number of ranks now.
 
         Raises:
-            CheckpointError: as from `load_state_dict`, but that the capacity may be another.
+            CheckpointError: as from `load_state_dict`, except that the capacity may differ.
         """
         assert not self._steps, "the memory must be new"
         for state in states:
             check_memory_state(state, self.state_dict(), same_size=False)
         priorities, end = np.zeros((self._slots, self.num_envs)), 0
-        # as many as can all be drawn, none for its frame only
+        # slots that can be drawn, without those for earlier frames
         room = self._slots - self.frame_stack + 1
         for piece in reshard(states, rank=rank, world_size=world_size, slots=room):
             start, end = end, end + len(piece["playable"])
@@ -477,7 +475,7 @@ class ReplayMemory:
             for name, array in self._written.items():
                 array[start:end] = piece[name]
             priorities[start:end] = piece.get("priority", 0.0)
-        # the last row is what was seen last: it stands at the cursor, and the n - 1 before it wait as in `_advance`
+        # the last row has the current observation, and the n - 1 before it lack rewards, as in `_advance`
         self._steps = self._cursor = max(end - 1, 0)
         playable = self._written["playable"][: max(end - self.n_step, 0)]
         self._drawable[: len(playable)] = playable.sum(1)

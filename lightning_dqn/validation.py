@@ -50,7 +50,7 @@ def check_arguments(data: Any) -> None:
     steps_by_itself |= data.vectorization == "auto" and data.env_settings.is_atari
     if data.overlap and not steps_by_itself:
         raise ValueError(
-            f"overlap=True: environments of vectorization={data.vectorization} don't step by themselves; use "
+            f"overlap=True: environments of vectorization={data.vectorization} don't step asynchronously; use "
             "async, or auto for an Atari game"
         )
     if data.memory_device not in get_args(MemoryDevice):
@@ -72,18 +72,16 @@ def check_learner(data: Any, *, on_policy: bool, munchausen: bool) -> None:
     """
     rows, sampler = data.num_envs * data.steps_per_iteration, type(data.probe_sampler)
     if on_policy and sampler is not UniformSampler:
-        raise ValueError(
-            f"sampler={sampler.__name__}: chooses from a memory, which this learner has none of; leave it out"
-        )
+        raise ValueError(f"sampler={sampler.__name__}: on-policy models have no replay memory; leave it out")
     if on_policy and data.n_step > 1:
-        raise ValueError(f"n_step={data.n_step}: td_lambda says how far returns of rollouts reach; use 1")
+        raise ValueError(f"n_step={data.n_step}: returns of on-policy models depend on td_lambda; use 1")
     if munchausen and data.n_step > 1:
         raise ValueError(
-            f"n_step={data.n_step}: munchausen adds to the reward of every step, n-step returns know of the "
-            "first alone; use 1"
+            f"n_step={data.n_step}: munchausen adds to the reward of every step, n-step returns only to the "
+            "first one; use 1"
         )
     if on_policy and data.overlap:
-        raise ValueError("overlap=True: rollouts are played by the policy that learns from them; leave it out")
+        raise ValueError("overlap=True: on-policy models need rollouts of their current policy; leave it out")
     if on_policy and data.batch_size > rows:
         raise ValueError(
             f"batch_size={data.batch_size}: a rollout has num_envs={data.num_envs} x "
@@ -106,7 +104,7 @@ def check_shard(data: Any) -> None:
 
 
 def check_masks(env: gym.Env[Any, Any]) -> int:
-    """See that an environment says which actions it allows, and of how many.
+    """Check that an environment gives action masks, and return the number of actions.
 
     Raises:
         ValueError: if it does not, or of another number of actions.
@@ -123,7 +121,7 @@ def check_masks(env: gym.Env[Any, Any]) -> int:
 
 
 def check_memory(data: Any) -> None:
-    """Check that the memory fits where it will be stored, as far as that is known without a trainer.
+    """Check that the memory fits, as far as its place is known without a trainer.
 
     Raises:
         ValueError: naming what it needs and what there is, or that there is no such place.
@@ -139,7 +137,7 @@ def check_memory(data: Any) -> None:
 
 
 def replay_location(data: Any) -> tuple[torch.device | None, Path | None]:
-    """The device or the folder where observations will be stored; (None, None) is RAM.
+    """Return the device or the folder of stored observations; (None, None) for RAM.
 
     Raises:
         ValueError: if `memory_device` is cuda and the trainer uses no GPU.
@@ -163,7 +161,7 @@ def replay_location(data: Any) -> tuple[torch.device | None, Path | None]:
 
 
 def memory_size(data: Any, device: torch.device | None, folder: Path | None) -> MemorySize:
-    """Bytes that the memory needs: on a device of one rank's shard, else of those of all ranks on this machine."""
+    """Return the size of the memory: of one rank's shard on a device, else of all shards on this machine."""
     on_device = device is not None and device.type != "cpu"
     ranks_here = 1 if data.trainer is None or on_device else data.trainer.num_devices
     capacity = (
@@ -182,7 +180,7 @@ def memory_size(data: Any, device: torch.device | None, folder: Path | None) -> 
 
 
 def probe_sampler(make: SamplerCallable) -> Sampler:
-    """A throwaway sampler, so that a wrong factory is rejected before anything else is made.
+    """Create a sampler for inspection, so that a wrong factory is rejected before the run.
 
     Args:
         make: as a memory will call it.
@@ -204,7 +202,7 @@ def probe_sampler(make: SamplerCallable) -> Sampler:
 
 
 def check_positive(**arguments: float | None) -> None:
-    """Check that numbers are positive; None stands for no number.
+    """Check that numbers are positive, or None.
 
     Args:
         arguments: by name.

@@ -238,14 +238,14 @@ def test_its_own_defaults_are_those_of_the_command_line(capsys):
 @pytest.mark.parametrize(
     ("words", "reported"),
     [
-        (["--data.n_step", "3"], "data.n_step=3: model.td_lambda says how far returns of rollouts reach; use 1"),
+        (["--data.n_step", "3"], "data.n_step=3: returns of on-policy models depend on model.td_lambda; use 1"),
         (
             ["--data.batch_size", "33"],
             "data.batch_size=33: a rollout has data.num_envs=4 x data.steps_per_iteration=8 = 32 steps",
         ),
         (
             ["--data.sampler", "lightning_dqn.PrioritizedSampler"],
-            "data.sampler=PrioritizedSampler: chooses from a memory",
+            "data.sampler=PrioritizedSampler: on-policy models have no replay memory",
         ),
         (["--model.td_lambda", "1.1"], "model.td_lambda=1.1: must be in [0, 1]"),
         (["--model.clip_grad_norm", "0"], "model.clip_grad_norm=0.0: must be positive"),

@@ -453,7 +453,7 @@ def test_ranks_share_the_episodes_of_an_evaluation_out(make_episodes, num_episod
 
 def test_more_ranks_than_episodes_are_rejected_on_all_of_them(make_episodes):
     for rank in range(3):
-        with pytest.raises(MisconfigurationException, match=r"eval_episodes=2: each of 3 ranks plays one at least"):
+        with pytest.raises(MisconfigurationException, match=r"eval_episodes=2: each of 3 ranks plays at least one"):
             make_episodes("TestCountdown-v0", first_action, num_episodes=2, sync=Sync(rank, 3))
 
 

@@ -59,7 +59,7 @@ def test_the_same_trainer_continues_clock_memory_and_epsilon(messages, vectoriza
     assert 600 - data.num_envs < seen.seen[-1][0] == data.env_steps <= 600
     assert trainer.global_step > updates
     (line,) = [line for line in messages if f"continues the last one at {env_steps} env steps" in line]
-    assert "optimizer starts anew" in line
+    assert "optimizer is new" in line
 
 
 def test_another_trainer_continues_too_and_prioritised_replay_with_it():
