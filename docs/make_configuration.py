@@ -28,7 +28,7 @@ files, put the prefix of the section before the name: `--data.n_step 3`. The CLI
 
 @dataclass
 class Section:
-    """One class, and where its options stand on the command line."""
+    """One class, and the prefix of its options on the command line."""
 
     path: str
     prefix: str
@@ -90,7 +90,7 @@ def _section(section: Section) -> str:
     docstring = inspect.getdoc(cls) or ""
     described: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        # an option without a description of its own has that of the base class
+        # an option without a description inherits that of the base class
         described |= arguments_of(inspect.cleandoc(base.__doc__ or ""))
     lines = [f"\n### {name}\n", docstring.split("\n\n")[0].replace("\n", " ") + "\n"]
     prefix = f"Prefix: `{section.prefix}`" if section.prefix else "In `--trainer.callbacks` or `Trainer(callbacks=...)`"

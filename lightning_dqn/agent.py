@@ -75,17 +75,17 @@ class Agent:
         env_kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[EnvWrapper] | None = None,
     ) -> gym.Env[Any, Any]:
-        """Make the environment that the agent was trained in, with its wrappers.
+        """Create the environment that the agent was trained in, with its wrappers.
 
         Args:
-            render_mode: as in `gymnasium.make`.
-            env_kwargs: arguments of the environment, in place of those of the checkpoint.
-            wrappers: of the environment, in place of those of the checkpoint, the innermost first.
+            render_mode: render mode of `gymnasium.make`.
+            env_kwargs: arguments of the environment, which replace those of the checkpoint.
+            wrappers: wrappers of the environment, innermost first, which replace those of the checkpoint.
 
         Raises:
-            CheckpointError: if the checkpoint names no environment, needs a module that is not trusted, or lacks an
+            CheckpointError: if the checkpoint contains no environment, needs a module that is not trusted, or lacks an
                 argument that was a Python object; the message says what to pass.
-            ValueError: if the environment can't be made.
+            ValueError: if the environment can't be created.
         """
         data = _env_arguments(self._description)
         if env_kwargs is None:
@@ -97,7 +97,7 @@ class Agent:
         return make_env(EnvSettings(env_id, dict(env_kwargs), wrappers, frame_stack), render_mode)
 
     def _prepare(self, observation: Any) -> Any:
-        """An observation as the module takes it: dicts and tuples become vectors, as in training."""
+        """Convert an observation to the module's input: dicts and tuples become vectors, as in training."""
         space = self.observation_space
         if isinstance(space, (spaces.Dict, spaces.Tuple)):
             if isinstance(observation, list) and observation and isinstance(observation[0], (dict, tuple)):
@@ -123,15 +123,15 @@ def flatten_observation(space: gym.Space[Any], value: Any, name: str) -> NDArray
     """Flatten an observation like `gymnasium.spaces.flatten`, but also a batch, and with checks.
 
     Args:
-        space: of one observation.
-        value: one observation, or B of them as arrays with a first dimension of B in a dict or tuple.
-        name: of the value, for errors.
+        space: space of one observation.
+        value: one observation, or B of them: a dict or tuple of arrays with a first dimension of B.
+        name: name of the value, for errors.
 
     Returns:
         Features (F,) or (B, F).
 
     Raises:
-        ValueError: naming the part that does not fit its space.
+        ValueError: if a part does not fit its space; the message names it.
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         inner: dict[Any, gym.Space[Any]] = dict(
@@ -158,7 +158,7 @@ def check_discrete(space: spaces.Discrete | spaces.MultiDiscrete, value: Any, na
     """Check that all values are in range: torch would raise an IndexError, or index from the end.
 
     Raises:
-        ValueError: with the range.
+        ValueError: if a value is out of range; the message gives the range.
     """
     array, low = np.asarray(value), np.asarray(space.start)
     count = space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
@@ -181,12 +181,12 @@ def load_agent(
     """Load a trained agent from its checkpoint alone. Nothing from the file is executed.
 
     Args:
-        path: of a `.ckpt` file.
+        path: path of a `.ckpt` file.
         device: device of its networks.
         trusted_modules: modules and packages of your own from which the checkpoint may name classes and environments;
             they are imported.
-        arguments: constructor arguments of the model, in place of those of the checkpoint, such as a `network` that was
-            a Python function.
+        arguments: constructor arguments of the model, which override those of the checkpoint, such as a `network` that
+            was a Python function.
 
     Raises:
         FileNotFoundError: if there is no such file.

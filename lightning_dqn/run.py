@@ -1,4 +1,4 @@
-"""Parts of a run that its callbacks get from the trainer."""
+"""The parts of a run that callbacks read from the trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ def data_of(trainer: Trainer) -> Any:
     """The data module of the run.
 
     Raises:
-        MisconfigurationException: if loaders were given without one.
+        MisconfigurationException: if the trainer has no data module.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     if datamodule is None:
-        raise MisconfigurationException("There is no env-step clock: call trainer.fit(model, datamodule=...)")
+        raise MisconfigurationException("The trainer has no data module: call trainer.fit(model, datamodule=...)")
     return datamodule

@@ -147,7 +147,7 @@ def test_what_a_schedule_changes_beside_the_rate_ends_the_graph_and_is_reported_
     plain = trained(40, compile=False, lr_scheduler=cycle)
     with caplog.at_level(logging.INFO):
         recorded = trained(40, [Graphed()], compile=False, lr_scheduler=cycle)
-    assert caplog.text.count("Updates are no CUDA graph: what was recorded as a number, or its place, has changed") == 1
+    assert caplog.text.count("Updates run without a CUDA graph: a recorded number or address has changed") == 1
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(recorded.state_dict()[name], value, rtol=1e-5, atol=1e-7, msg=name)
 
@@ -161,9 +161,7 @@ def test_a_recording_that_fails_leaves_the_plain_call_and_a_line(caplog):
         results = [call(torch.tensor(float(i)))[0].item() for i in range(8)]
     assert results == [i + 1 for i in range(8)]
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == [
-        "Updates are no CUDA graph: RuntimeError: operation not permitted. Training continues without them."
-    ]
+    assert lines == ["Updates run without a CUDA graph: RuntimeError: operation not permitted."]
 
 
 def test_it_is_recorded_once_and_its_results_outlive_the_next_call():

@@ -128,7 +128,7 @@ def test_a_hook_on_an_update_is_called_even_where_compiling_was_asked_for(caplog
     with caplog.at_level(logging.INFO):
         trained(8, callbacks=[counter], compile=True)
     assert len(counter.norms) == 8
-    assert "takes part in the steps of an update" in caplog.text
+    assert "overrides a hook of the update" in caplog.text
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -171,7 +171,7 @@ def test_an_optimizer_that_needs_matrices_gets_them(caplog):
 
     with caplog.at_level(logging.INFO):
         model, trainer = trained(8, compile=True, optimizer=muon)
-    assert "needs the parameters apart" in caplog.text
+    assert "needs separate parameters" in caplog.text
     assert [p.ndim for p in trainer.optimizers[0].param_groups[0]["params"]] == [2, 2, 2]
     # the target net moves nevertheless
     assert not torch.equal(model.target_net.output.weight, model.policy_net.output.weight)

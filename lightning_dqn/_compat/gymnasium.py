@@ -8,7 +8,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 def failed_env_index(error: BaseException) -> int | None:
     """The index of the environment of a Sync or AsyncVectorEnv that raised an error; None if it is unknown.
 
-    Gymnasium does not report it. Local variables of its functions in the traceback have it.
+    Gymnasium does not report it. It is read from local variables in the traceback.
     """
     index: int | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):

@@ -10,9 +10,9 @@ from jsonargparse import ArgumentParser, _typehints
 
 @contextlib.contextmanager
 def before_class_change(prepare: Callable[[Any], None]) -> Iterator[None]:
-    """Context manager of a parse: calls `prepare` before a value of another class replaces that of a class.
+    """Context manager in which a parser calls `prepare` before an object of another class replaces an old one.
 
-    jsonargparse then keeps all arguments of the old value that the new class has as well.
+    jsonargparse then keeps all arguments of the old value that the new class also has.
 
     Args:
         prepare: called with the old value, a Namespace with class_path and init_args, which it may change.
@@ -41,7 +41,7 @@ def option_names(parser: ArgumentParser) -> set[str]:
 
 
 def unknown_option(message: str) -> tuple[str, str | None] | None:
-    """The option that an error message calls unknown, and the class that lacks it, if it names one; else None."""
+    """The unknown option in an error message, and the class without it if one is named; None for other messages."""
     option = re.search(r"(?:unrecognized arguments: -*|[oO]ption ')([\w.]+)", message)
     owner = re.search(r"class_path '([\w.]+)'", message)
     return (option[1], owner and owner[1]) if option else None
@@ -57,7 +57,7 @@ def one_line(message: str) -> str:
     """An error message in one line: the key, the value and the reason, without the tree of types.
 
     Args:
-        message: of any exception.
+        message: message of any exception.
     """
     keys = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)":', message)))
     if not keys and "Does not validate against any of the Union subtypes" not in message:
@@ -78,7 +78,7 @@ def one_line(message: str) -> str:
 
 
 def _leaves(message: str) -> str:
-    """The lines of a tree of types that are neither its nodes nor types."""
+    """The lines of a tree of type errors that are neither nodes nor types."""
     nodes = "Parser key|Problem with|Does not validate|Subtypes:|Errors:|Given value|Expected a path|Expected a <class"
     lines = [line.lstrip(" -") for line in message.splitlines()]
     leaves = [line for line in lines if line and not re.match(nodes, line)] or lines

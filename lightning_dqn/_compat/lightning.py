@@ -35,7 +35,7 @@ SLURM_CHECKPOINTS = "hpc_ckpt_*.ckpt"
 IGNORED_WARNINGS = (
     # the statistics are logged by iterations, not by batches
     r"The number of training batches \(\d+\) is smaller than the logging interval",
-    # metrics logged at the end of an evaluation are reduced over ranks before
+    # metrics are reduced over ranks before they are logged
     ".*sync_dist=True",
     # the data module has the state that the loader lacks
     "You're resuming from a checkpoint that ended before the epoch ended",
@@ -61,20 +61,20 @@ def overrides_update_hook(trainer: Trainer) -> bool:
 
 
 def is_plain_allreduce(strategy: Strategy) -> bool:
-    """Whether a strategy does nothing to gradients but take their mean over ranks, if there are several."""
+    """Whether a strategy only averages gradients over ranks, if there are several."""
     if isinstance(strategy, DDPStrategy):
         return strategy._ddp_comm_hook is None and strategy._ddp_comm_state is None
     return isinstance(strategy, SingleDeviceStrategy)
 
 
 def counts_updates(trainer: Trainer) -> bool:
-    """Whether a trainer stops or saves after a given number of updates, which it compares after each batch."""
+    """Whether a trainer stops or saves after a given number of updates, which it checks after each batch."""
     callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     return trainer.max_steps >= 0 or any(each._every_n_train_steps > 0 for each in callbacks)
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
-    """The trainer of a module, or None, where `module.trainer` raises RuntimeError."""
+    """The trainer of a module; None if `module.trainer` raises RuntimeError."""
     return module._trainer
 
 
@@ -99,7 +99,7 @@ def remove_callback_argument(cli: "LightningCLI", subcommand: str, key: str) -> 
 
 
 def silence_tips() -> None:
-    """Suppress Lightning's advertisements of other products."""
+    """Suppress Lightning's tips about other products."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡 Tip" not in str(record.msg))
 
 
@@ -110,12 +110,12 @@ def ignore_intended_warnings() -> None:
 
 
 def ignore_pytree_deprecation() -> None:
-    """Ignore the deprecation of a form in which Lightning, and nobody else, uses torch's pytree."""
+    """Ignore the warning about Lightning's use of a deprecated function of torch's pytree."""
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
 def ignore_checkpoint_folder_warning() -> None:
-    """Ignore the warning that a checkpoint folder is not empty, which it never is in a resumed run."""
+    """Ignore the warning that a checkpoint folder is not empty, as in every resumed run."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
@@ -126,10 +126,10 @@ def optimizer_steps(fit_loop: dict[str, Any]) -> int:
 
 
 def repair_loop_progress(fit_loop: dict[str, Any]) -> None:
-    """Correct the progress of an unfinished epoch, so that a resume runs its other iterations and its evaluation.
+    """Correct the progress of an unfinished epoch, so that a resume runs its remaining iterations and its evaluation.
 
-    Lightning counts an epoch that `max_steps` ended as completed, and would skip its other iterations. It would also
-    skip the evaluation of an epoch that was saved right after its last iteration.
+    Lightning counts an epoch that `max_steps` ended as completed, and would skip the rest of its iterations. It would
+    also skip the evaluation of an epoch that was saved right after its last iteration.
 
     Args:
         fit_loop: state of the fit loop in a checkpoint; changed in place.
@@ -157,12 +157,12 @@ def repair_loop_progress(fit_loop: dict[str, Any]) -> None:
 
 
 def count_chunks(fit_loop: dict[str, Any], complete: int, epoch_is_over: bool) -> None:
-    """Count the chunks of the epoch anew: one that a signal cut is not complete, and their length may have changed.
+    """Recount the chunks of the epoch: a signal may have cut the last one, and their length may have changed.
 
     Args:
         fit_loop: state of the fit loop in a checkpoint; changed in place.
-        complete: chunks that are complete.
-        epoch_is_over: whether there are no more.
+        complete: number of complete chunks.
+        epoch_is_over: whether the epoch has no iterations left.
     """
     batches = fit_loop["epoch_loop.batch_progress"]
     difference = complete - batches["current"]["processed"]
@@ -172,7 +172,7 @@ def count_chunks(fit_loop: dict[str, Any], complete: int, epoch_is_over: bool) -
         if not complete:
             # an epoch without complete chunks begins like a new one
             progress["completed"] = progress["processed"]
-    # which Lightning increments when it goes on after a complete chunk
+    # Lightning increments it when it resumes after a complete chunk
     begins = not complete and difference < 0
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += difference + begins
     if difference < 0 and not epoch_is_over:
@@ -185,8 +185,8 @@ def relocate_checkpoints(state: dict[str, Any], folder: str, *, monitored: bool)
     Lightning resets the best score if the path of the folder has changed, and would overwrite the best checkpoint.
 
     Args:
-        state: of the callback in a checkpoint; changed in place.
-        folder: of the checkpoints now.
+        state: state of the callback in a checkpoint; changed in place.
+        folder: current folder of the checkpoints.
         monitored: whether the callback monitors a metric.
     """
     if not monitored and state["dirpath"] != folder:

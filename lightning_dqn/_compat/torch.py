@@ -14,7 +14,7 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 class FactoryCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, each new tensor that is made from nothing but a size is reported before it is allocated.
+    """Context manager that reports the size of each tensor that a factory function is about to allocate.
 
     Args:
         before: called with the size.
@@ -27,7 +27,7 @@ class FactoryCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch in place of each operator."""
+        """Run an operator; called by torch."""
         if args and isinstance(args[0], (list, tuple)) and all(type(size) is int for size in args[0]):
             self._before(args[0])
         return func(*args, **(kwargs or {}))
@@ -36,16 +36,16 @@ class FactoryCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def compile_function(
     function: Function, example: list[Any], *, decompositions: dict[Any, Any], simd_width: int | None
 ) -> Function:
-    """Compile a function by Inductor without guards: shapes, types and devices of the arguments must not change.
+    """Compile a function with Inductor, without guards: shapes, types and devices of the arguments must not change.
 
     `torch.compile` adds frame evaluation and guards, a third of the time of a call; on CPU the C++ wrapper saves
     another fifth.
 
     Args:
-        function: of tensors.
-        example: arguments.
-        decompositions: of operators, by their replacements.
-        simd_width: of the CPU's vector instructions, in bits; None for the widest that the CPU has.
+        function: function of tensors.
+        example: example arguments.
+        decompositions: replacements of operators, by operator.
+        simd_width: width of the CPU's vector instructions in bits; None for the widest that the CPU supports.
     """
     # imported here because it takes a second
     from torch._inductor import compile as inductor_compile  # noqa: PLC0415
@@ -57,7 +57,7 @@ def compile_function(
         # by default torch builds a library for each instruction set to test the compiler, half of the first compilation
         "cpp.vec_isa_ok": True,
         "cpp.simdlen": simd_width,
-        # random numbers are those that the function itself would draw
+        # draw the same random numbers as the function itself
         "fallback_random": True,
     }
     # tracing and the trial call draw random numbers, which must not change those of the run
@@ -84,7 +84,7 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def is_gloo_error(error: RuntimeError) -> bool:
-    """Whether an error is of gloo's transport: it is a plain RuntimeError that names the source file."""
+    """Whether an error comes from gloo's transport: it is a plain RuntimeError that names the source file."""
     return "gloo/transport/" in str(error)
 
 

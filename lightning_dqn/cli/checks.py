@@ -45,10 +45,10 @@ def check_writable(folder: Path) -> None:
     """Check that a folder is writable.
 
     Args:
-        folder: that exists.
+        folder: existing folder.
 
     Raises:
-        OSError: if it does not take a file of 1 MiB.
+        OSError: if a file of 1 MiB can't be written.
     """
     probe = folder / f".writable-{os.getpid()}"
     try:
@@ -64,10 +64,10 @@ def check_processes(trainer: Trainer) -> None:
     """Check that the processes that torchrun or srun started are the ranks of one run, not separate runs.
 
     Args:
-        trainer: of the run.
+        trainer: trainer of the run.
 
     Raises:
-        ValueError: if they started several processes, and not as many as the trainer has ranks.
+        ValueError: if they started several processes, but not one per rank.
     """
     starter, started = processes_started()
     if started > 1 and started != trainer.num_devices * trainer.num_nodes:

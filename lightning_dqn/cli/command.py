@@ -55,12 +55,12 @@ from lightning_dqn.resume.checkpoint_io import AtomicCheckpointIO
 from lightning_dqn.resume.content import CheckpointError
 from lightning_dqn.resume.folder import remove_stale_files
 from lightning_dqn.resume.stop_on_signal import StoppedBySignal
-from lightning_dqn.sampling import PrioritizedSampler  # noqa: F401  `--data.sampler PrioritizedSampler` finds it
+from lightning_dqn.sampling import PrioritizedSampler  # noqa: F401  for `--data.sampler PrioritizedSampler`
 from lightning_dqn.validation import check_learner
 
 
 class DQNCLI(LightningCLI):
-    """LightningCLI with the textbook's schedules in place and one folder a run; see `main` for its arguments."""
+    """LightningCLI with default schedules and one folder per run; see `main` for its arguments."""
 
     def __init__(self, args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
         self._first_word = next(iter(sys.argv[1:] if args is None else args), "")
@@ -79,13 +79,13 @@ class DQNCLI(LightningCLI):
             args=args,
         )
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's knows no command line
-        """The one that the command line begins with, or all: each takes a parser, and those 0.04 s."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in Lightning
+        """The subcommand on the command line, or all of them: creating a parser takes 0.04 s."""
         every = super().subcommands()
         return {self._first_word: every[self._first_word]} if self._first_word in every else every
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what the environment decides, add what the algorithm needs."""
+        """Link the environment's spaces to the model, and add the arguments of callbacks."""
         parser.set_defaults({"model": {"class_path": "lightning_dqn.DQN"}})
         for space in ("observation_space", "action_space"):
             parser.link_arguments(f"data.{space}", f"model.init_args.{space}", apply_on="instantiate")
@@ -109,7 +109,7 @@ class DQNCLI(LightningCLI):
         parser.add_lightning_class_args(AgentVideo, "video")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Read the checkpoint that `--ckpt_path` names, and its run's configuration where no other is given."""
+        """Parse the arguments, preceded by the configuration of `--ckpt_path` unless `--config` is given."""
         words = resolve_checkpoint(list(sys.argv[1:] if args is None else args))
         if args is None:
             # Lightning starts the other ranks with sys.argv: `last` must be the same run there
@@ -128,7 +128,7 @@ class DQNCLI(LightningCLI):
             exit_with_error(error)
 
     def _with_checkpoint(self, words: list[str]) -> list[str]:
-        """The command line with the configuration of a checkpoint before the options that are given."""
+        """Insert the configuration of a checkpoint before the options of the command line."""
         self.checkpoint_io = AtomicCheckpointIO()
         self.checkpoint: dict[str, Any] | None = None
         self.weights: dict[str, Any] | None = None
@@ -178,7 +178,7 @@ class DQNCLI(LightningCLI):
                     continue_wandb(logger)
 
     def _new_folder(self, root: Path, env_id: str) -> Path:
-        """A new, writable folder."""
+        """Create a new, writable folder."""
         folder = None
         try:
             folder = new_run_folder(root, env_id)
@@ -194,7 +194,7 @@ class DQNCLI(LightningCLI):
         return folder
 
     def instantiate_classes(self) -> None:
-        """Instantiate all classes; an error is one line, and removes the new folder."""
+        """Instantiate all classes; an error removes the new folder and is printed in one line."""
         try:
             with contextlib.nullcontext() if self.checkpoint is None else AllocationLimit(self.checkpoint):
                 super().instantiate_classes()
@@ -226,7 +226,7 @@ class DQNCLI(LightningCLI):
         others = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[self.checkpoint_io, *others], **kwargs)
         check_processes(trainer)
-        # the folder of the loaded checkpoint, where Lightning finds the best one
+        # the folder of the loaded checkpoint, which contains the best one
         folder = Path(run.ckpt_path).parent if run_dir_of(run.ckpt_path) else self.folder / "checkpoints"
         path = os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder)
         for callback in trainer.checkpoint_callbacks:
@@ -244,7 +244,7 @@ class DQNCLI(LightningCLI):
         """Start W&B, and report an offline run or missing weights."""
         run = self.config[self.subcommand]
         if self.subcommand != "fit" and not (run.ckpt_path or run.init_from):
-            rank_zero_info("No --ckpt_path: these are the episodes of networks that have learnt nothing.")
+            rank_zero_info("No --ckpt_path: the networks are not trained.")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
                 self.offline_because += start_wandb(logger)
@@ -253,11 +253,11 @@ class DQNCLI(LightningCLI):
 
 
 def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
-    """Run the command line; errors that the user can correct are one line.
+    """Run the command line; errors that the user can correct are printed in one line.
 
     Args:
         args: its arguments; None for those of the process.
-        callbacks: of the trainer, beside those that it has anyway.
+        callbacks: callbacks of the trainer in addition to the default ones.
     """
     # few objects become garbage before the first step: the default threshold of 700 costs 0.1 s
     gc.set_threshold(50_000)
@@ -294,7 +294,7 @@ def main(args: Any = None, callbacks: Iterable[Callback] = ()) -> None:
 
 
 def _exit(code: Any) -> NoReturn:
-    """Exit; another Ctrl-C during the shutdown would only print a traceback."""
+    """Exit and ignore SIGINT: another Ctrl-C during the shutdown would only print a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # W&B's agent counts any other exit code as a failure, also of a run that it stopped, and ends after three
     sys.exit(0 if code == 143 and "WANDB_SWEEP_ID" in os.environ else code)

@@ -1,4 +1,4 @@
-"""Defaults of every run of the command line: callbacks, a logger, the saved configuration."""
+"""Defaults of all runs of the command line: callbacks, logger, saved configuration."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +21,7 @@ BEST = {"monitor": "val/episode_return", "mode": "max", "filename": "best", "aut
 
 
 def trainer_defaults(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """Arguments of the trainer, with the callbacks of every run and further ones."""
+    """Default arguments of the trainer; `callbacks` are added to those of every run."""
     return {
         "callbacks": [
             EpisodeStatistics(),
@@ -30,11 +30,11 @@ def trainer_defaults(callbacks: Iterable[Callback]) -> dict[str, Any]:
             FiniteCheck(),
             *callbacks,
             StopOnSignal(),
-            # not `save_on_exception`: that would replace the last good state by one in mid-step
+            # not `save_on_exception`: it would replace the last good state by one within a step
             ModelCheckpoint(filename="last", enable_version_counter=False),
         ],
         "max_epochs": 40,
-        # "auto" would be all GPUs of the machine, each with a batch of its own: another run on another machine
+        # "auto" would use all GPUs of the machine, so that the effective batch size depends on the machine
         "devices": 1,
         "num_sanity_val_steps": 0,
         "logger": {
@@ -57,7 +57,7 @@ class SaveConfig(SaveConfigCallback):
         checkpoint["options"] = options_of(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning once a run."""
+        """Write the configuration; called by Lightning once per run."""
         if stage != "fit":
             return
         text = self.parser.dump(self.config, skip_none=False)

@@ -27,13 +27,13 @@ LINKED = {"observation_space", "action_space", "outputs", "params"}
 
 
 class DQNArgumentParser(LightningArgumentParser):
-    """The parser of one subcommand: no abbreviations, the model's arguments in the help, errors of one line."""
+    """The parser of one subcommand: no abbreviations, the model's arguments in the help, one-line errors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
-        """The defaults, but of the model its class only: jsonargparse would pass its arguments to any other model."""
+        """The defaults without the arguments of the model: jsonargparse would pass them to any other model."""
         defaults = super().get_defaults(skip_validation, **kwargs)
         if "model.init_args" in defaults:
             del defaults["model.init_args"]
@@ -79,7 +79,7 @@ def _class_parser(owner: type, key: str) -> ArgumentParser:
 
 
 def _suggestion(parser: ArgumentParser, unknown: str, model: type) -> str:
-    """A suggestion of the most similar option of the chosen model."""
+    """Suggest the most similar option of the chosen model."""
     known = option_names(parser)
     owners: tuple[tuple[str, type], ...] = (("epsilon", model),)
     if not issubclass(model, EpsilonSchedule):
@@ -110,7 +110,7 @@ def exit_with_error(error: Exception) -> NoReturn:
 
 
 def as_options(text: str) -> str:
-    """An error of the library with its arguments as the options of the command line: num_envs=0 as data.num_envs=0."""
+    """Replace names of arguments in an error by options of the command line: num_envs=0 by data.num_envs=0."""
     text = text.replace("=True", "=true").replace("=False", "=false").replace(", or None", ", or null")
     # a name without an underscore may be a word, unless it has a value
     names = r"(?<![\w.\-/])(?:[a-z]\w*(?==)|[a-z]+_\w+(?![\w(/]|\.(?!\w+=)))"
@@ -119,7 +119,7 @@ def as_options(text: str) -> str:
 
 @functools.cache
 def _options() -> dict[str, str]:
-    """The option of each argument of the classes that make a run; of equal names, the first."""
+    """Options by argument name, for the classes of a run; if classes share a name, that of the first."""
     sections = {
         "model": (DQN, C51, QRDQN, IQN, PQN),
         "data": (DQNDataModule,),

@@ -1,4 +1,4 @@
-"""The configuration of a run, read from its checkpoint: data of a file, checked before any of it reaches the parser."""
+"""Reads the configuration of a run from its checkpoint, and checks all values before they are parsed."""
 
 import math
 import re
@@ -16,8 +16,8 @@ from lightning_dqn.resume.manifest import check_description
 from lightning_dqn.resume.rebuild import check_env_id, check_env_kwargs, make_arguments, make_factory, make_wrappers
 
 SCHEDULES = ("target_update", "epsilon", "priorities")
-# Options beside the manifest that a checkpoint carries over, and their values as text. None names a folder, a file or
-# a class: jsonargparse would import or open it. None takes all processes or hours of this machine.
+# Options outside of the manifest that are saved in a checkpoint, and patterns of their values. None names a folder, a
+# file or a class, which jsonargparse would open or import. None occupies the whole machine.
 FLAG, WORD, COUNT = "True|False", r"[\w\-]+(/[\w\-]+)*", r"[1-9]\d{0,8}"
 LOGGER = "trainer.logger"
 LOGGERS = ("CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger")
@@ -42,7 +42,7 @@ OPTIONS = {
     "plot.window": COUNT,
     "video.episodes": r"\d{1,2}",
 }
-# larger ones must be given by who runs the command
+# larger values must be given on the command line
 LARGEST = {
     "num_envs": 4096,
     "frame_stack": 256,
@@ -52,15 +52,15 @@ LARGEST = {
     "eval_episodes": 10_000,
 }
 LARGEST_ASYNC = 128
-# of a description: YAML is parsed at 10,000 a second
+# of a description: parsing YAML takes a second per 10,000 values
 MAX_VALUES = 20_000
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that a checkpoint carries over.
+    """The options of a run that are saved in its checkpoints.
 
     Args:
-        config: of a subcommand, as plain values.
+        config: configuration of a subcommand, as plain values.
     """
     options = {f"{section}.{name}": value for section in config for name, value in _items(config[section])}
     logger = options[LOGGER]
@@ -83,11 +83,11 @@ def _is_option(name: Any, value: Any) -> bool:
 def config_of(
     checkpoint: Mapping[str, Any], given: Collection[str], trusted_modules: Collection[str]
 ) -> dict[str, Any]:
-    """The configuration of the run that a checkpoint is of.
+    """The configuration of the run that saved a checkpoint.
 
     Args:
-        checkpoint: as it was read.
-        given: names of the options on the command line, which replace what no file can hold.
+        checkpoint: the loaded checkpoint.
+        given: names of the options on the command line, which override those of the checkpoint.
         trusted_modules: modules from which the checkpoint may name classes and environments; they are imported.
 
     Raises:
@@ -147,7 +147,7 @@ def _with_options(config: dict[str, Any], options: Any, given: Collection[str]) 
             config.setdefault(section, {})[name] = value
     logger = options.get(LOGGER)
     if logger is not None and LOGGER not in given:
-        # the folder of the run takes the place of save_dir
+        # save_dir is replaced by the folder of the run
         own = {name: options[f"{LOGGER}.{name}"] for name in ("project", "offline") if f"{LOGGER}.{name}" in options}
         described = {"class_path": f"lightning.pytorch.loggers.{logger}", "init_args": {"save_dir": ".", **own}}
         config.setdefault("trainer", {})["logger"] = described if logger else False
@@ -155,9 +155,9 @@ def _with_options(config: dict[str, Any], options: Any, given: Collection[str]) 
 
 
 def _check_inert(config: dict[str, Any]) -> None:
-    """Check that the command line, which reads configurations as YAML, takes each string for a string alone.
+    """Check that the command line, which reads configurations as YAML, reads each string as a string.
 
-    Where any value may be given, it parses strings once more, and makes what classes they describe.
+    For options of any type it parses strings a second time, and instantiates the classes that they describe.
     """
     for count, (name, value) in enumerate(_scalars(config, "agent")):
         if count > MAX_VALUES:
@@ -180,7 +180,7 @@ def _scalars(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_plain_scalar(text: str) -> bool:
-    # neither collections, which could be nested deeper than the parser can follow, nor anchors, tags and quotes
+    # neither collections, which could be nested deeper than the parser supports, nor anchors, tags and quotes
     if not text or text[0] in "{[&*!|>%@`\"'?-" or re.search(r":(\s|$)|[\n\r\x00-\x1f]|\s#", text) or len(text) > 1000:
         return not text
     try:

@@ -17,9 +17,9 @@ KINDS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, EpsilonSch
 
 
 def reset_init_args_on_class_change() -> AbstractContextManager[None]:
-    """Context manager: another optimizer, schedule (of lr or epsilon) or network starts with its own defaults.
+    """Context manager in which a new optimizer, schedule (of lr or epsilon) or network gets its own defaults.
 
-    jsonargparse keeps each argument that both classes have. So Adam would get AdamW's weight decay, which is an L2
+    jsonargparse keeps each argument that both classes have: Adam would get AdamW's weight decay, which is an L2
     penalty there, and NatureCNN the hidden layers of MLP. Arguments of a network that differ from the defaults of its
     class are kept: PQN sets layer norm for every network.
     """
@@ -27,7 +27,7 @@ def reset_init_args_on_class_change() -> AbstractContextManager[None]:
 
 
 def _discard(before: Any) -> None:
-    """Remove arguments of a class that is replaced: all, or of a network those that equal their defaults."""
+    """Remove arguments of a class that is replaced: all or, for a network, those that equal their defaults."""
     kind, given = locate(before["class_path"]), before["init_args"].__dict__
     if not inspect.isclass(kind):
         return
@@ -53,7 +53,7 @@ def check_class_before_arguments(words: list[str]) -> None:
     flags = [word.partition("=")[0] for word in words]
     given = [flag for flag in flags if flag.startswith(f"{OPTIMIZER}.") and not flag.endswith(".help")]
     behind = flags[flags.index(given[0]) :] if given else []
-    # another model may come with another optimizer
+    # another model may have another default optimizer
     for owner in (OPTIMIZER, "--model"):
         if owner in behind:
             exit_with_error(ValueError(f"{given[0]} comes before {owner}, whose defaults differ; give the class first"))

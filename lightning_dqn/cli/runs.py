@@ -20,7 +20,7 @@ DEFAULT_ROOT = "runs"
 
 
 def resolve_checkpoint(words: list[str]) -> list[str]:
-    """The command line with the path in place of `best` and `last` as `--ckpt_path`.
+    """Replace `best` and `last` in `--ckpt_path` and `--init_from` by the path of a checkpoint.
 
     Args:
         words: the command line, subcommand first.
@@ -45,7 +45,7 @@ def resolve_checkpoint(words: list[str]) -> list[str]:
 
 
 def flags_of(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Flags and their values, in either spelling."""
+    """Yield options and their values, from `--name value` and `--name=value`."""
     for word, following in itertools.pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name.startswith("-"):
@@ -53,12 +53,12 @@ def flags_of(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str, *, for_fit: bool) -> dict[str, Any]:
-    """A checkpoint as plain values and tensors; nothing in it is executed. The trainer is given what is read here.
+    """Read a checkpoint without executing anything in it; the trainer reuses the content.
 
     Args:
-        plugin: of the trainer.
-        path: of a .ckpt file.
-        option: that gave the path.
+        plugin: checkpoint plugin of the trainer.
+        path: path of a .ckpt file.
+        option: option with the path, for errors.
         for_fit: whether a fit resumes from it, which needs the files beside it.
     """
     try:
@@ -68,16 +68,16 @@ def read_checkpoint(plugin: AtomicCheckpointIO, path: str, option: str, *, for_f
 
 
 def relocate_best(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> None:
-    """Update the paths of the best checkpoint of a run whose folder was moved, or is given relative to another one.
+    """Update the paths of the best checkpoint of a run if the path of its folder has changed.
 
     Lightning resets the best score if the path of the folder has changed, and would overwrite the best checkpoint.
 
     Args:
-        checkpoint: that was checked for a fit; changed in place.
-        callbacks: of the trainer; those that write checkpoints name the folder as the trainer calls it.
+        checkpoint: checkpoint that was checked for a fit; changed in place.
+        callbacks: callbacks of the trainer; each `ModelCheckpoint` has the current path of the folder.
     """
     for callback in callbacks:
-        # weights alone have no states
+        # a checkpoint of weights has no states
         state, folder = checkpoint.get("callbacks", {}).get(callback.state_key), getattr(callback, "dirpath", None)
         if not isinstance(callback, ModelCheckpoint) or state is None or folder is None:
             continue
@@ -94,7 +94,7 @@ def run_dir_of(checkpoint: str | None) -> Path | None:
 
 
 def new_run_folder(root: Path, env_id: str) -> Path:
-    """Make a folder that no other run has: root/environment/time. Only rank 0 creates it."""
+    """Choose a new folder, root/environment/time; rank 0 creates it."""
     job = f"_job-{_slurm_job()}" if _slurm_job() else ""
     name = root / env_id.replace("/", "-").replace(":", "-") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{job}"
     for attempt in itertools.count():
@@ -107,13 +107,13 @@ def new_run_folder(root: Path, env_id: str) -> Path:
 
 
 def _slurm_job() -> str:
-    """The id of the SLURM job we are in, as Lightning requeues it; empty outside."""
+    """The id of the current SLURM job, with which Lightning requeues it; empty outside of SLURM."""
     array, task = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
 def requeued_run(root: Path) -> Path | None:
-    """The folder of the run that stopped when SLURM requeued this job; Lightning finds its checkpoint there."""
+    """The folder of the run that SLURM requeued, with Lightning's checkpoint; None if there is none."""
     if not _slurm_job() or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return None
     found = sorted({path.parent for path in root.glob(f"*/*_job-{_slurm_job()}/{SLURM_CHECKPOINTS}")})

@@ -1,4 +1,4 @@
-"""Prepares loggers: files in the run's folder; W&B online only where it can be, with no prompt and no failed run."""
+"""Prepares loggers: sets their folder, and runs W&B offline if it is unavailable, without a prompt or an error."""
 
 import netrc
 import os
@@ -20,11 +20,11 @@ def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
 
     Args:
         logger: class_path and init_args, changed in place.
-        folder: of the run.
-        resumed: whether an earlier run left its files there.
+        folder: folder of the run.
+        resumed: whether the folder contains files of an earlier run.
 
     Returns:
-        Why W&B has to be offline; empty if it is online, or if offline was requested.
+        The reason why W&B must be offline; empty if it is online, or if offline was requested.
     """
     args = logger.init_args
     is_wandb = logger.class_path.endswith("WandbLogger")
@@ -43,7 +43,7 @@ def prepare_logger(logger: Namespace, folder: Path, resumed: bool) -> str:
 
 
 def continue_wandb(logger: Namespace) -> None:
-    """Continue the W&B run that has its files in the logger's folder, also offline.
+    """Continue the W&B run whose files are in the logger's folder, online or offline.
 
     Args:
         logger: class_path and init_args, changed in place.
@@ -55,8 +55,8 @@ def continue_wandb(logger: Namespace) -> None:
 
 
 def wandb_unavailable() -> str:
-    """Why Weights & Biases can't be reached from here; empty if it can."""
-    import requests  # noqa: PLC0415  with wandb half a second, which runs without W&B need not wait
+    """The reason why Weights & Biases is unavailable; empty if it is available."""
+    import requests  # noqa: PLC0415  takes half a second with wandb
     import wandb  # noqa: PLC0415
 
     base_url = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
@@ -78,7 +78,7 @@ def start_wandb(logger: WandbLogger) -> str:
     """Start the W&B run, offline if the server rejects it.
 
     Returns:
-        Why it is offline; empty if it is online, or if offline was requested.
+        The reason why it is offline; empty if it is online, or if offline was requested.
     """
     import wandb  # noqa: PLC0415
 

@@ -20,13 +20,13 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 class RankCheck(Callback):
-    """Compares hashes of both networks over all ranks, every k updates; ends the fit where they differ.
+    """Compares hashes of the networks of all ranks every k updates, and ends the fit if they differ.
 
     All ranks start with the same weights and apply the same gradients, so their networks stay equal. A difference means
     that a callback, a custom network or broken hardware changed the weights of one rank only.
 
     Args:
-        every_n_updates: updates between two checks, k; checked at the end of an iteration.
+        every_n_updates: updates between two checks, k; a check runs at the end of a chunk of iterations.
 
     Raises:
         ValueError: if every_n_updates is not positive.

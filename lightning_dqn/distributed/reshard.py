@@ -19,26 +19,26 @@ SHORTEST = 32
 def reshard(
     states: Sequence[dict[str, Any]], *, rank: int, world_size: int, slots: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The shard of one new rank: pieces of the old ranks' streams, to be concatenated, oldest first.
+    """Yield the shard of one new rank: pieces of the old ranks' streams, to be concatenated, oldest first.
 
     Each old stream is cut by age into ten parts, or fewer if pieces would get shorter than 32 k time steps, and each
-    part into W pieces of the same length to within one time step, one for each new rank. So all shards have as many
-    rows of every old rank and of every age, to within ten rows of each old rank and environment.
+    part into W pieces of the same length to within one time step, one for each new rank. All shards therefore
+    have equally many rows of every old rank and age, to within ten rows of each old rank and environment.
 
     Every row goes to one new rank. No sampled transition crosses a cut: episodes that continue after it
     are kept as truncated, which makes n - 1 sums of rewards shorter. At each of the fewer than
     10 W cuts of a stream, at most k transitions of each environment are lost: the one whose next observation is in the
-    next piece, and those at the beginning of that piece whose stacks are not in it. That is one in 32 at most, but for
-    streams of fewer than 32 k W time steps.
+    next piece, and those at the beginning of that piece whose stacks are not in it. That is at most one in 32, except
+    in streams of fewer than 32 k W time steps.
 
     Args:
-        states: of all old ranks, as `ReplayMemory.state_dict` gave them; they are only read.
+        states: `ReplayMemory.state_dict` of all old ranks; not changed.
         rank: the new rank.
         world_size: new ranks, W.
-        slots: capacity of the new memory in time steps; the oldest beyond it are left out.
+        slots: capacity of the new memory in time steps; older rows are left out.
 
     Yields:
-        Rows by their names, (T, N, ...), copies; `playable` are those that can be drawn. `priority`, with a prioritized
+        Copies of rows by name, (T, N, ...); `playable` marks those that can be sampled. `priority`, with a prioritized
         sampler, is 0 for rows that were not eligible yet.
     """
     pieces = []
@@ -60,7 +60,7 @@ def reshard(
 
 
 def _piece(state: dict[str, Any], start: int, stop: int) -> dict[str, NDArray[Any]]:
-    """The rows from one time step of a ring, the oldest being 0, to another, as a separate stream."""
+    """The rows of a ring from time step `start` to `stop`, counted from the oldest, as a separate stream."""
     rows = {name: tensor.numpy() for name, tensor in state["rows"].items()}
     used, num_envs = rows["playable"].shape
     if "priorities" in state["sampler"]:

@@ -1,4 +1,4 @@
-"""Collective calls of the ranks: env step counts and statistics once an iteration, gradients once an update.
+"""Collective calls of the ranks: env step counts and statistics once per iteration, gradients once per update.
 
 Legend: W ranks, K numbers.
 """
@@ -59,7 +59,7 @@ def is_peer_lost(error: RuntimeError) -> bool:
 def mean_over_ranks(gradient: Tensor) -> Tensor:
     """The mean of the ranks' gradients, the same to the bit on each, in place: one collective call.
 
-    Lightning's `strategy.reduce` makes two: a barrier precedes it.
+    Lightning's `strategy.reduce` makes two calls: a barrier precedes it.
 
     Raises:
         RankLostError: if a rank has exited or is unreachable.
@@ -72,7 +72,7 @@ def mean_over_ranks(gradient: Tensor) -> Tensor:
 
 
 def gather_over_ranks(vector: Tensor) -> Tensor:
-    """The vectors (K,) of all ranks in their order, (W, K): one collective call, on the device of the vector.
+    """All-gather the vectors (K,) of all ranks as (W, K): one collective call, on the device of the vector.
 
     Raises:
         RankLostError: if a rank has exited or is unreachable.
@@ -94,16 +94,16 @@ class Sync:
     Args:
         rank: global rank of this process, from 0.
         world_size: ranks in the run, W.
-        timeout: of a collective call; None for torch's 30 minutes.
+        timeout: timeout of a collective call; None for torch's default of 30 minutes.
 
     Attributes:
         is_distributed: whether the run has several ranks.
-        env_steps: of all ranks together, at the last `all_gather`.
+        env_steps: sum over all ranks at the last `all_gather`.
         received_signal: number of the signal that this rank received, 0 for none; sent by the next `all_gather`.
-        requeue_asked: whether SLURM asked this rank to save; sent by the next `all_gather`.
+        requeue_asked: whether this rank received SLURM's requeue signal; sent by the next `all_gather`.
         stop_signal: the signal that ends the fit, 0 for none; with several ranks, the highest that any of them had
             received before the last `all_gather`.
-        requeue_agreed: whether SLURM had asked any rank to save before the last `all_gather`.
+        requeue_agreed: whether any rank had received SLURM's requeue signal before the last `all_gather`.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, timeout: timedelta | None = None) -> None:
@@ -126,8 +126,8 @@ class Sync:
         """All-gather the env steps, the signals and `numbers` of each rank. All ranks must pass the same length.
 
         Args:
-            env_steps: played by this rank so far.
-            numbers: (K,) further statistics of this rank.
+            env_steps: env steps of this rank so far.
+            numbers: (K,) statistics of this rank.
 
         Returns:
             The numbers of all ranks, (W, K).
@@ -148,13 +148,13 @@ class Sync:
         return table[:, 3:]
 
     def gather(self, own: Any) -> list[Any]:
-        """The objects of all ranks in their order: plain values and tensors. All ranks must call it."""
+        """Gather the objects of all ranks, plain values and tensors, in order of rank. All ranks must call it."""
         gathered: list[Any] = [None] * self.world_size
         distributed.all_gather_object(gathered, own, group=self._cpu_group())
         return gathered
 
     def gather_to_rank_zero(self, own: Any) -> list[Any]:
-        """As `gather`, but only rank 0 receives the objects, and the others an empty list: for large objects."""
+        """Like `gather`, but only rank 0 receives the objects, and other ranks an empty list: for large objects."""
         gathered: list[Any] = [None] * self.world_size if self.rank == 0 else []
         distributed.gather_object(own, gathered or None, group=self._cpu_group())
         return gathered

@@ -1,1 +1,1 @@
-"""What continues a run exactly, and what checks a checkpoint before any of it is used."""
+"""Exact resume: saves, checks and restores the state of a run."""

@@ -1,4 +1,4 @@
-"""Bounds what a model that a checkpoint describes may allocate: a line in a file can ask for more than all RAM."""
+"""Limits the memory that a model in a checkpoint allocates: a damaged or forged file can describe any size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,18 @@ from torch import Tensor
 from lightning_dqn._compat.torch import FactoryCalls
 from lightning_dqn.resume.content import check_dict, invalid
 
-# A module holds its weights, and for a moment copies of them and those of its optimizer.
+# a module needs its weights and, for a short time, copies of them and its optimizer's state
 COPIES, SPARE_BYTES, SPARE_TENSORS = 16, 2**26, 4096
 
 
 class AllocationLimit(FactoryCalls):  # type: ignore[no-untyped-call]
-    """While it is entered, new tensors may take so many bytes as a module with the weights of a checkpoint needs.
+    """Context manager that limits new tensors to the size that a module with a checkpoint's weights needs.
 
     Args:
-        checkpoint: whose weights bound what a module made from it takes.
+        checkpoint: checkpoint whose `state_dict` determines the limit.
 
     Raises:
-        CheckpointError: from the call that would allocate more.
+        CheckpointError: raised by the call that would exceed the limit.
     """
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:
@@ -30,7 +30,7 @@ class AllocationLimit(FactoryCalls):  # type: ignore[no-untyped-call]
         self._tensors = COPIES * len(weights) + SPARE_TENSORS
 
     def _count(self, size: Sequence[int]) -> None:
-        # most are of 4 bytes an element
+        # most elements have 4 bytes
         self._bytes -= 4 * math.prod(size)
         self._tensors -= 1
         if self._bytes < 0 or self._tensors < 0:

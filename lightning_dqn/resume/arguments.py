@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from lightning_dqn.resume.plain_form import plain_form
 
 T = TypeVar("T", bound=type)
-# packages in which classes have a public name that is shorter than the module that defines them
+# packages that export classes under a shorter path than that of the defining module
 PUBLIC_MODULES = ("lightning_dqn", "torch.optim", "torch.optim.lr_scheduler", "torch.nn", "gymnasium.wrappers")
 
 
@@ -70,12 +70,12 @@ def public_path(cls: type) -> str:
 
 
 def describe_class(cls: type, given: Mapping[str, Any], *, skip: int) -> dict[str, Any]:
-    """A class with its arguments, those that were not given at their defaults.
+    """Describe a class with its arguments, defaults included.
 
     Args:
         cls: the class.
         given: its arguments by name.
-        skip: its first parameters that the caller will give, which are left out.
+        skip: number of leading parameters to leave out, which the caller passes.
     """
     parameters = list(inspect.signature(cls).parameters.values())
     caller = {parameter.name for parameter in parameters[:skip]}
@@ -85,16 +85,16 @@ def describe_class(cls: type, given: Mapping[str, Any], *, skip: int) -> dict[st
 
 
 def describe(value: Any, *, skip: int = 0) -> Any:
-    """A value as plain values.
+    """Describe a value as plain values.
 
     Args:
         value: plain values, a class, a `functools.partial` of a class, or anything else.
-        skip: first parameters of a class that the caller will give.
+        skip: number of leading parameters of a class to leave out, which the caller passes.
     """
     if isinstance(value, type):
         return describe_class(value, {}, skip=skip)
     if isinstance(value, functools.partial):
-        # jsonargparse gives a class as an argument of functions of its own
+        # jsonargparse passes a class as an argument of its own functions
         classes = [part for part in (value.func, *value.args) if isinstance(part, type)]
         if len(classes) == 1:
             return describe_class(classes[0], value.keywords, skip=skip)
@@ -105,12 +105,12 @@ def describe(value: Any, *, skip: int = 0) -> Any:
 
 
 def describe_network(make: Any, net: Any, *, skip: int) -> Any:
-    """A class with its arguments: of the callable or, for a lambda, of the network that it made.
+    """Describe a class with its arguments: those of the callable or, for a lambda, those of the network it returned.
 
     Args:
         make: the callable.
-        net: what it made, or a module around it; networks of this package record their arguments.
-        skip: first parameters of the class that the caller will give.
+        net: the network it returned, or a module that contains it; networks of this package record their arguments.
+        skip: number of leading parameters of the class to leave out, which the caller passes.
     """
     described = describe(make, skip=skip)
     if isinstance(described, dict) and "opaque" in described:
@@ -121,18 +121,18 @@ def describe_network(make: Any, net: Any, *, skip: int) -> Any:
 
 
 def describe_optimizer(optimizer: Any) -> dict[str, Any]:
-    """The class and arguments of an optimizer, read from the instance."""
+    """Describe the class and arguments of an optimizer, read from the instance."""
     names = inspect.signature(type(optimizer)).parameters
     return describe_class(type(optimizer), {k: v for k, v in optimizer.defaults.items() if k in names}, skip=1)
 
 
 def describe_instance(make: Any, made: Any, *, skip: int) -> Any:
-    """A class with its arguments: of the callable or, for a lambda, of the attributes of what it made.
+    """Describe a class with its arguments: those of the callable or, for a lambda, attributes of the returned object.
 
     Args:
         make: the callable.
-        made: what it made; its class keeps each argument in an attribute of the same name.
-        skip: first parameters of the class that the caller will give.
+        made: the object it returned; its class stores each argument in an attribute of the same name.
+        skip: number of leading parameters of the class to leave out, which the caller passes.
     """
     described = describe(make, skip=skip)
     if isinstance(described, dict) and "opaque" in described:
@@ -140,7 +140,7 @@ def describe_instance(make: Any, made: Any, *, skip: int) -> Any:
         names = [name for name in list(inspect.signature(type(made)).parameters)[skip:] if name != "last_epoch"]
         if all(hasattr(made, name) for name in names):
             kept = {name: getattr(made, name) for name in names}
-            # MultiStepLR keeps its list of milestones as one
+            # MultiStepLR stores its list of milestones as a Counter
             given = {name: sorted(v.elements()) if isinstance(v, Counter) else v for name, v in kept.items()}
             return describe_class(type(made), given, skip=skip)
     return described

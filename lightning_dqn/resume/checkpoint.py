@@ -26,7 +26,7 @@ from lightning_dqn.resume.spaces import decode_space
 from lightning_dqn.resume.training_state import check_training_state, check_weights
 
 Module = TypeVar("Module", bound=LightningModule)
-# exceptions of constructors for invalid arguments
+# exceptions that constructors raise for invalid arguments
 UNBUILDABLE = (
     *(TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError, AttributeError, LookupError),
 )
@@ -36,12 +36,12 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
     """Add the manifest, the description of the agent, the RNG state and the shards to a checkpoint.
 
     Args:
-        checkpoint: as Lightning makes it; changed in place.
+        checkpoint: checkpoint from Lightning; changed in place.
         module: a `DQN`.
-        trainer: of the run, if there is one.
+        trainer: trainer of the run; None without one.
     """
     parts = () if trainer is None else (trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
-    # Lightning's copy of what the agent's description holds
+    # Lightning's copies of values in the agent's description
     for name in HYPER_PARAMETERS:
         checkpoint.pop(name, None)
     checkpoint[ENTRY] = {"schema": SCHEMA}
@@ -58,17 +58,17 @@ def complete_checkpoint(checkpoint: dict[str, Any], module: Any, trainer: Traine
 def check_checkpoint(
     checkpoint: Mapping[str, Any], module: Any, trainer: Trainer | None = None, data: Any = None
 ) -> None:
-    """Check a checkpoint that a module is to load, before anything of it is used.
+    """Check a checkpoint before a module loads it.
 
     Args:
-        checkpoint: as Lightning writes it.
+        checkpoint: checkpoint from Lightning.
         module: a `DQN`.
-        trainer: of the fit that is to resume from it; None if only the weights are needed.
+        trainer: trainer of the fit that resumes from it; None to load only the weights.
         data: the data module of that fit.
 
     Raises:
         MisconfigurationException: if the checkpoint is of another environment, network or run.
-        CheckpointError: naming the first value that is missing or is not what it should be.
+        CheckpointError: naming the first value that is missing or invalid.
     """
     check_header(checkpoint)
     for name in ("state_dict", "manifest", "agent"):
@@ -96,7 +96,7 @@ def prepare_resume(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 
     Args:
         checkpoint: changed in place.
-        trainer: of the fit.
+        trainer: trainer of the fit.
     """
     data, fit_loop = trainer.datamodule, checkpoint["loops"]["fit_loop"]  # type: ignore[attr-defined]
     if hasattr(data, "reshard_state"):
@@ -108,13 +108,13 @@ def prepare_resume(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 def make_module(
     base: type[Module], checkpoint: Mapping[str, Any], trusted_modules: Collection[str], given: Mapping[str, Any]
 ) -> Module:
-    """A module of the class and with the arguments and weights of a checkpoint.
+    """Create a module from the class, arguments and weights in a checkpoint.
 
     Args:
-        base: that the class must be, or be derived from.
-        checkpoint: as it was read.
+        base: required class or base class.
+        checkpoint: the loaded checkpoint.
         trusted_modules: modules and packages from which the checkpoint may name classes; they are imported.
-        given: constructor arguments in place of those of the checkpoint.
+        given: constructor arguments that override those of the checkpoint.
 
     Raises:
         CheckpointError: if a value is missing or wrong, or needs a module that is not trusted.
@@ -142,10 +142,10 @@ def make_module(
 
 
 def load_weights(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Load the weights of a checkpoint, after they were checked, and nothing else of it.
+    """Check the weights of a checkpoint, and load them.
 
     Raises:
-        MisconfigurationException: if it is of other spaces.
+        MisconfigurationException: if the spaces differ.
         CheckpointError: naming the first value that does not fit.
     """
     check_checkpoint(checkpoint, module)

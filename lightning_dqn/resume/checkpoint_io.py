@@ -32,11 +32,11 @@ class AtomicCheckpointIO(CheckpointIO):
     """Saves checkpoints atomically and loads them without executing code: `Trainer(plugins=[AtomicCheckpointIO()])`.
 
     An interrupted save leaves the previous checkpoint and its memory unchanged. Checkpoints contain tensors and plain
-    values only; this is checked before a save and after a load. Temporary files are in the target's folder.
+    values only; this is checked before a save and after a load. Temporary files are written to the target's folder.
 
     Args:
-        max_inline_bytes: bytes up to which a memory is saved inside its checkpoint; a larger one is saved in a
-            safetensors file beside it.
+        max_inline_bytes: largest size of a memory, in bytes, that is saved inside its checkpoint; a larger one is saved
+            in a safetensors file beside it.
 
     Raises:
         ValueError: if max_inline_bytes is negative.
@@ -51,12 +51,12 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint, and its memory beside it if that is large; called by Lightning on the first rank.
+        """Write a checkpoint, and a large memory beside it; called by Lightning on rank 0.
 
         Args:
-            checkpoint: as Lightning makes it.
-            path: of a local file.
-            storage_options: none; Lightning's interface has it for remote files.
+            checkpoint: checkpoint from Lightning.
+            path: path of a local file.
+            storage_options: must be None; Lightning's interface has it for remote files.
 
         Raises:
             TypeError: if a value is neither a tensor nor plain, naming its key path.
@@ -73,8 +73,8 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write the shard of a rank other than 0; the checkpoint names it under `shares`.
 
         Args:
-            content: with a memory at the same place as in a checkpoint, if it has one.
-            folder: of the checkpoint.
+            content: state of the rank; a memory has the same key path as in a checkpoint.
+            folder: folder of the checkpoint.
 
         Returns:
             Path of the file. `remove_stale_files` removes it unless a checkpoint that names it is saved.
@@ -116,10 +116,10 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write all files under temporary names; rename the memory first, since the checkpoint names it.
 
         Args:
-            content: of the checkpoint.
-            tensors: of a large memory, if there is one.
-            target: of the last rename.
-            shards: of the other ranks, already written for this checkpoint.
+            content: content of the checkpoint.
+            tensors: tensors of a large memory; empty without one.
+            target: path of the checkpoint, which is renamed last.
+            shards: shards of the other ranks, already written for this checkpoint.
         """
         folder = target.parent
         new, new_memory = temporary(folder), temporary(folder)
@@ -146,21 +146,21 @@ class AtomicCheckpointIO(CheckpointIO):
             for path in (new, new_memory):
                 with contextlib.suppress(OSError):
                     path.unlink()
-            # after a rename the files of the old checkpoint, else those of the new one
+            # files of the old checkpoint after its rename, else those of the new one
             remove_unneeded(folder, stale)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; nothing in it is executed, and nothing damaged is accepted.
+        """Read a checkpoint without executing anything in it; a damaged file raises an error.
 
         Args:
-            path: of a local file.
+            path: path of a local file.
             map_location: device of its tensors, the CPU by default; a memory beside it is memory-mapped on the CPU.
             weights_only: always true; False raises an error.
 
         Returns:
-            The saved checkpoint; of several ranks that of rank 0, with the paths of the other shards under `shares`.
+            The saved checkpoint. With several ranks, that of rank 0 with the paths of the other shards under `shares`.
 
         Raises:
             ValueError: if weights_only is false.
@@ -190,8 +190,8 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read a checkpoint without the files beside it, which only a resumed fit needs: memory, shards of other ranks.
 
         Args:
-            path: as in `load_checkpoint`, which raises what this raises.
-            map_location: where its tensors go, the CPU by default.
+            path: path of a local file; errors are those of `load_checkpoint`.
+            map_location: device of its tensors, the CPU by default.
         """
         target = local_path(path)
         if not target.is_file():
@@ -207,7 +207,7 @@ class AtomicCheckpointIO(CheckpointIO):
         if "state_dict" in checkpoint:
             # else Lightning would migrate an older checkpoint before it is checked
             checkpoint["pytorch-lightning_version"] = pl.__version__
-        # only the names in the entry count
+        # only the names in the entry are used
         checkpoint.pop("shares", None)
         return checkpoint
 
@@ -215,8 +215,8 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read a checkpoint before Lightning loads it; the next `load_checkpoint` of the path returns this content.
 
         Args:
-            path: as in `load_checkpoint`, which raises what this raises.
-            for_fit: whether the files beside it are read too, see `load_agent_part`.
+            path: path of a local file; errors are those of `load_checkpoint`.
+            for_fit: whether to read also the files beside it, see `load_agent_part`.
         """
         content = self.load_checkpoint(path) if for_fit else self.load_agent_part(path)
         self._ahead = local_path(path), content
@@ -226,7 +226,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Remove a checkpoint, and its memory and shards unless another checkpoint in the folder needs them.
 
         Args:
-            path: of a local file; it need not exist.
+            path: path of a local file; it need not exist.
         """
         target = local_path(path)
         parts = referenced_files(target)
@@ -252,7 +252,7 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
     """Check the CRCs of the archive, which torch.load does not: it would load a weight with a flipped bit."""
     # torch.load reads nothing for an entry marked as a folder, and returns uninitialized memory
     marked = [part.filename for part in archive.infolist() if part.external_attr]
-    # torch.save compresses nothing: a small file that becomes a large one fills RAM
+    # torch.save does not compress: a small compressed file could fill the RAM
     packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
     size = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
     if packed or sum(part.file_size for part in archive.infolist()) > size:
@@ -263,7 +263,7 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file was rejected; torch's own message recommends to load it with weights_only=False."""
+    """The reason for rejecting a file; torch's own message recommends weights_only=False."""
     unsafe = rejected_type(error)
     if unsafe:
         return f"holds {unsafe}, which is no plain value, so nothing of it was loaded or executed"

@@ -1,4 +1,4 @@
-"""Checks the episodes that were under way when a `Collector` was saved, and continues them in new environments.
+"""Checks the unfinished episodes in the state of a `Collector`, and continues them in new environments.
 
 Legend: N envs, A actions.
 """
@@ -16,26 +16,26 @@ from lightning_dqn.resume.content import check_array, check_counts, check_dict, 
 from lightning_dqn.resume.env_state import Reached, restore_env_state
 
 Mask = NDArray[np.bool_]
-# as from `VectorEnv.step`
+# result of `VectorEnv.step`
 Outcome = tuple[NDArray[Any], NDArray[Any], Mask, Mask, dict[str, Any]]
 BOOL, INT, FLOAT = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64)
 
 
 @dataclass
 class Episodes:
-    """The episodes under way in N environments.
+    """The unfinished episodes of N environments.
 
     Attributes:
-        observation: (N, ...) seen last.
+        observation: (N, ...) last observations.
         resetting: (N,) whether the next step of an environment only resets it.
         returns: (N,) sums of rewards so far.
         lengths: (N,) env steps so far.
-        action_mask: (N, A) which actions are allowed; None without masks.
+        action_mask: (N, A) True for allowed actions; None without masks.
         policy_state: (N, S) state of the policy; None if it has none.
         first: (N,) whether an observation is the first of its episode.
-        sent: (N,) actions of the step under way, if there is one.
-        outcome: of that step.
-        cut: (N,) environments whose step under way is truncated, since they did not repeat their episodes.
+        sent: (N,) actions of the step in progress; None without one.
+        outcome: result of that step; None without one.
+        cut: (N,) environments whose step in progress is truncated, because they did not repeat their episodes.
         missed: (N,) environments that did not repeat their episodes.
     """
 
@@ -55,17 +55,17 @@ class Episodes:
 def restore_episodes(
     envs: VectorEnv[Any, Any, Any], state: Any, name: str, *, action_masks: bool, env_steps: int
 ) -> Episodes:
-    """Continue the episodes under way.
+    """Continue the unfinished episodes of a saved collector.
 
     Args:
-        envs: new environments, made as those of before.
-        state: `under_way` of `Collector.state_dict`.
-        name: of the state in the checkpoint.
+        envs: new environments, created with the same arguments as the saved ones.
+        state: the entry `under_way` of `Collector.state_dict`.
+        name: name of the state in the checkpoint.
         action_masks: whether the environments have action masks.
-        env_steps: of this rank, when the state was saved.
+        env_steps: env steps of this rank when the state was saved.
 
     Raises:
-        CheckpointError: naming the first value that is not of such environments.
+        CheckpointError: naming the first value that does not fit these environments.
     """
     state = check_dict(state, name, ("envs", "observation", "resetting", "returns", "lengths"))
     count = (envs.num_envs,)
@@ -100,7 +100,7 @@ def restore_episodes(
     ended = terminated | truncated
     after = Reached(seen, np.where(ended, 0, returns + reward), np.where(ended, 0, lengths + ~resetting), ended)
     missed = restore_env_state(envs, state["envs"], f"{name}.envs", after)
-    # the step under way is truncated, not the one before it
+    # the step in progress is truncated, not the one before it
     cut = missed & ~ended
     truncated |= cut
     return Episodes(observation, resetting, returns, lengths, mask, policy_state, first, sent, outcome, cut, missed)
@@ -115,7 +115,7 @@ def _check_observation(envs: VectorEnv[Any, Any, Any], value: Any, name: str) ->
 def _check_pending(
     envs: VectorEnv[Any, Any, Any], state: Any, name: str, *, action_masks: bool
 ) -> tuple[NDArray[np.int64], Outcome]:
-    """The actions of the step under way, and their outcome."""
+    """The actions of the step in progress, and its outcome."""
     flags = ("terminated", "truncated")
     state = check_dict(state, name, ("action", "reward", "observation", *flags))
     count = (envs.num_envs,)

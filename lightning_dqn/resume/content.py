@@ -1,6 +1,6 @@
-"""Checks of the values in a checkpoint, made before any of them is used: a file is data, and may be damaged or forged.
+"""Checks of the values in a checkpoint before any of them is used: a file may be damaged or forged.
 
-Every function takes the name of the value in the checkpoint, so that the error says which one is wrong.
+Every function takes the name of the value in the checkpoint, for its error message.
 """
 
 import math
@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# the entry of a checkpoint that tells how it was written, and the version of its form
+# key of the entry that describes the file format, and the version of that format
 ENTRY, SCHEMA = "lightning_dqn", 2
-# what Lightning would import and call
+# entries that contain classes, which Lightning would import and call
 HYPER_PARAMETERS = ("hyper_parameters", "hparams_name", "hparams_type", "datamodule_hyper_parameters")
-# counters of env steps, updates and episodes stay far below it, and so do sums of a few of them in int64
+# counters of env steps, updates and episodes are far smaller, and sums of a few of them fit into int64
 MAX_COUNT = 2**53
-# of plain values in each other
+# largest nesting depth of plain values
 MAX_DEPTH = 32
 
 
@@ -38,10 +38,10 @@ def invalid(name: str, problem: str) -> NoReturn:
 
 
 def check_header(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a checkpoint that tells how it was written, after all that Lightning would use unchecked is checked.
+    """Check the version of a checkpoint and the entries that Lightning does not check; return the entry of the format.
 
     Raises:
-        CheckpointError: if it is of another version, or brings what would be called.
+        CheckpointError: if it has another version, or an entry that Lightning would call.
     """
     if ENTRY not in checkpoint:
         raise CheckpointError(f"{ENTRY} is missing: this is no checkpoint of this package; use another one")
@@ -63,10 +63,10 @@ def check_header(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_dict(value: Any, name: str, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """A dict that has all of these keys.
+    """Check that a value is a dict with all of these keys, and return it.
 
     Raises:
-        CheckpointError: if it is none, or a key is missing.
+        CheckpointError: if it is not a dict, or a key is missing.
     """
     if type(value) not in (dict, OrderedDict):
         invalid(name, f"is a {type(value).__name__}, not a dict")
@@ -78,7 +78,7 @@ def check_dict(value: Any, name: str, keys: Sequence[str] = ()) -> dict[str, Any
 
 
 def check_int(value: Any, name: str, low: int = 0, high: int = MAX_COUNT) -> int:
-    """An int in [low, high].
+    """Check that a value is an int in [low, high], and return it.
 
     Raises:
         CheckpointError: if it is anything else.
@@ -89,7 +89,7 @@ def check_int(value: Any, name: str, low: int = 0, high: int = MAX_COUNT) -> int
 
 
 def check_float(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high], as a float.
+    """Check that a value is a finite number in [low, high], and return it as a float.
 
     Raises:
         CheckpointError: if it is anything else.
@@ -100,7 +100,7 @@ def check_float(value: Any, name: str, low: float = -math.inf, high: float = mat
 
 
 def check_bool(value: Any, name: str) -> bool:
-    """A bool.
+    """Check that a value is a bool, and return it.
 
     Raises:
         CheckpointError: if it is anything else.
@@ -111,7 +111,7 @@ def check_bool(value: Any, name: str) -> bool:
 
 
 def check_dense(value: Tensor, name: str) -> None:
-    """A tensor that is strided, materialized, and has storage for all of its elements.
+    """Check that a tensor is strided, materialized, and has storage for all of its elements.
 
     An expanded tensor of a few bytes can have any size.
 
@@ -134,13 +134,13 @@ def check_tensor(
     shape: Sequence[int | None] | None = None,
     finite: bool = True,
 ) -> Tensor:
-    """A dense tensor of plain numbers.
+    """Check that a value is a dense tensor of numbers, and return it.
 
     Args:
-        value: what should be one.
-        name: of the value in the checkpoint.
-        dtype: that it has; None for any.
-        shape: that it has; None for any, and None for any size of a dimension.
+        value: the value to check.
+        name: name of the value in the checkpoint.
+        dtype: required dtype; None for any.
+        shape: required shape; None for any, and None in it for any size of a dimension.
         finite: whether NaN and infinity are rejected.
 
     Raises:
@@ -164,13 +164,13 @@ def check_tensor(
 
 
 def check_array(value: Any, name: str, *, dtype: np.dtype[Any], shape: Sequence[int | None]) -> NDArray[Any]:
-    """A tensor of finite numbers as an array of its own, in the memory layout of the tensor.
+    """Check that a value is a tensor of finite numbers; return a copy as an array of the same memory layout.
 
     Args:
-        value: what should be a tensor.
-        name: of the value in the checkpoint.
-        dtype: that it has.
-        shape: that it has; None for any size of a dimension.
+        value: the value to check.
+        name: name of the value in the checkpoint.
+        dtype: required dtype.
+        shape: required shape; None in it for any size of a dimension.
 
     Raises:
         CheckpointError: if it is anything else.
@@ -181,7 +181,7 @@ def check_array(value: Any, name: str, *, dtype: np.dtype[Any], shape: Sequence[
 
 
 def check_counts(value: Any, name: str, *, shape: Sequence[int | None], high: int = MAX_COUNT) -> NDArray[np.int64]:
-    """An int64 tensor of counts in [0, high], as an array of its own.
+    """Check that a value is an int64 tensor of counts in [0, high]; return a copy as an array.
 
     Raises:
         CheckpointError: if it is anything else.
@@ -193,16 +193,16 @@ def check_counts(value: Any, name: str, *, shape: Sequence[int | None], high: in
 
 
 def check_plain(value: Any, name: str, *, classes: bool = False, depth: int = 0) -> None:
-    """None, bool, int, float, str, and lists, tuples and dicts of these.
+    """Check that a value is None, a bool, int, float or str, or a list, tuple or dict of these.
 
     Args:
-        value: what should be plain.
-        name: of the value in the checkpoint.
+        value: the value to check.
+        name: name of the value in the checkpoint.
         classes: whether it may describe classes.
-        depth: of containers around it.
+        depth: number of containers around it.
 
     Raises:
-        CheckpointError: naming the part that is something else.
+        CheckpointError: naming the part that is of another type.
     """
     if depth > MAX_DEPTH:
         invalid(name[:120], "is nested too deeply")
@@ -220,13 +220,13 @@ def check_plain(value: Any, name: str, *, classes: bool = False, depth: int = 0)
 
 
 def check_like(value: Any, example: Any, name: str, *, loose: bool = False) -> None:
-    """The same structure as an example: keys, lengths, types, and of tensors dtype and shape. Numbers are not negative.
+    """Check that a value has the keys, lengths, types, dtypes and shapes of an example, and no negative numbers.
 
     Args:
-        value: what should be like it.
-        example: of the structure.
-        name: of the value in the checkpoint.
-        loose: whether numbers may be of any type and sign, sequences lists or tuples, and flags null.
+        value: the value to check.
+        example: value with the required structure.
+        name: name of the value in the checkpoint.
+        loose: whether numbers may be of any type and sign, sequences lists or tuples, and flags None.
 
     Raises:
         CheckpointError: naming the first place that differs.
@@ -256,7 +256,7 @@ def check_like(value: Any, example: Any, name: str, *, loose: bool = False) -> N
 
 
 def check_generator(value: Any, name: str) -> dict[str, Any]:
-    """The state of a `numpy.random.Generator` with PCG64, as its `bit_generator.state` gives it.
+    """Check that a value is the `bit_generator.state` of a `numpy.random.Generator` with PCG64, and return it.
 
     Raises:
         CheckpointError: if it is anything else.
@@ -273,10 +273,10 @@ def check_generator(value: Any, name: str) -> dict[str, Any]:
 
 
 def generator_from(value: Any, name: str) -> np.random.Generator:
-    """A generator that continues from a state that `check_generator` accepts.
+    """Create a generator from a state that `check_generator` accepts.
 
     Raises:
-        CheckpointError: if it is no such state.
+        CheckpointError: if the state is invalid.
     """
     generator = np.random.default_rng(0)
     generator.bit_generator.state = check_generator(value, name)

@@ -1,4 +1,4 @@
-"""Restores the dataset of a run, and reports where a resume is approximate. Called by `DQNDataModule`."""
+"""Restores the dataset of a run, and reports whether the resume is approximate. Called by `DQNDataModule`."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def warn_inexact_resume(reason: str) -> None:
 
 
 def warn_long_episodes(state: Mapping[str, Any], sync: Sync) -> bool:
-    """Report the episodes of a dataset's state that are too long to be replayed; returns whether there are any."""
+    """Report the episodes in a dataset's state that are too long to be replayed; return whether there are any."""
     found = too_long(state["under_way"]["envs"]) if "under_way" in state else []
     if found:
         _warn_local(
@@ -33,7 +33,7 @@ def warn_long_episodes(state: Mapping[str, Any], sync: Sync) -> bool:
 
 
 def _warn_local(sync: Sync, message: str) -> None:
-    """Report something about the environments of this rank."""
+    """Log a message about the environments of this rank."""
     if sync.rank == 0:
         rank_zero_info(message)
     else:
@@ -44,9 +44,9 @@ def reshard_state(states: Sequence[Mapping[str, Any]], sync: Sync, seed: int) ->
     """The state from which one rank resumes if the world size has changed.
 
     Args:
-        states: of the datasets of all old ranks, in their order.
-        sync: of this rank.
-        seed: of the run.
+        states: states of the datasets of all old ranks, in order of rank.
+        sync: `Sync` of this rank.
+        seed: seed of the run.
 
     Returns:
         A state without environments. Instead of `memory` it has `memories`, those of all old ranks, for `reshard`.
@@ -56,7 +56,7 @@ def reshard_state(states: Sequence[Mapping[str, Any]], sync: Sync, seed: int) ->
     order = history["env_steps"].argsort(stable=True)
     # env steps and history are summed over the ranks: rank 0 gets all of them
     is_first = sync.rank == 0
-    # a new stream: the initial one would repeat the random numbers of the start
+    # a new stream: the initial one would repeat the random numbers of the start of the run
     rng = np.random.default_rng([seed, sync.rank, sync.world_size, env_steps]).bit_generator.state
     resharded = {
         **states[0],
@@ -79,12 +79,12 @@ def restore_dataset(dataset: Any, state: Mapping[str, Any], *, with_envs: bool, 
 
     Args:
         dataset: a `ReplayDataset` or a `RolloutDataset`, without env steps.
-        state: of the saved dataset.
+        state: state of the saved dataset.
         with_envs: whether the state of its environments can be restored.
-        name: of the state in the checkpoint.
+        name: name of the state in the checkpoint.
 
     Raises:
-        CheckpointError: if the state is not one of such a dataset.
+        CheckpointError: if the state does not fit the dataset.
     """
     content = {key: value for key, value in state.items() if with_envs or key != "under_way"}
     missed = dataset.load_state_dict(content, name)

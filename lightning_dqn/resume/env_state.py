@@ -1,9 +1,8 @@
 """Captures and restores the state of a vector of training environments.
 
-Of environments that are stepped one by one, in this process or in others, it is the log of each
-(`envs.episode_log.EpisodeLog`), which is replayed at a restore. Of Gymnasium's own vector forms, which draw the
-random numbers of all their environments from one generator, it is their arrays and that generator. Legend: N envs,
-T actions.
+For environments that are stepped one by one, in this process or in workers, the state is the log of each environment
+(`envs.episode_log.EpisodeLog`), which is replayed to restore it. For Gymnasium's own vector environments, which draw
+all random numbers from one generator, the state is their arrays and that generator. Legend: N envs, T actions.
 """
 
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ from lightning_dqn.resume.content import (
 
 # longer logs are not replayed: 2 MB in a checkpoint, 3 s of CartPole, minutes of a slow simulator
 MAX_LOGGED_ACTIONS = 250_000
-# seconds of replay between two looks at its progress
+# seconds of replay between two updates of the progress bar
 SLICE = 0.5
 
 Mask = NDArray[np.bool_]
@@ -43,10 +42,10 @@ class EnvLog:
     """The content of an `EpisodeLog`, sufficient to replay its episodes.
 
     Attributes:
-        seed: of the sequence of episodes.
-        number: of the episode in the sequence.
-        actions: (T, width) since its seeded reset, int64.
-        resets: actions before each unseeded reset that followed, ascending, int64.
+        seed: seed of the sequence of episodes.
+        number: index of the episode in the sequence.
+        actions: (T, width) actions since its seeded reset, int64.
+        resets: number of actions before each later unseeded reset, ascending, int64.
     """
 
     seed: int
@@ -70,9 +69,9 @@ class Reached:
     """Outputs of N environments when their state was captured, which a replay must reproduce.
 
     Attributes:
-        observation: (N, ...) seen last.
-        returns: (N,) sums of rewards of the episodes under way, 0 where one has ended.
-        lengths: (N,) their env steps, 0 where one has ended.
+        observation: (N, ...) last observations.
+        returns: (N,) sums of rewards of the unfinished episodes, 0 for ended ones.
+        lengths: (N,) env steps of the unfinished episodes, 0 for ended ones.
         ended: (N,) whether the episode has ended, so that the next step resets.
     """
 
@@ -83,7 +82,7 @@ class Reached:
 
 
 def unsupported_reason(envs: VectorEnv[Any, Any, Any]) -> str | None:
-    """Why the state of these environments can't be captured; None if it can."""
+    """The reason why the state of these environments can't be captured; None if it can."""
     if _is_logged(envs):
         return None
     name = type(envs).__name__
@@ -143,15 +142,15 @@ def restore_env_state(envs: VectorEnv[Any, Any, Any], state: Any, name: str, rea
 
     Args:
         envs: the environments; they have not been stepped.
-        state: as from `env_state`.
-        name: of the state in the checkpoint.
+        state: result of `env_state`.
+        name: name of the state in the checkpoint.
         reached: outputs that a replay must reproduce.
 
     Returns:
-        (N,) which environments did not repeat their episodes; they start new ones with the next step.
+        (N,) True for environments that did not repeat their episodes; their next step starts new ones.
 
     Raises:
-        CheckpointError: if the state is not one of such environments.
+        CheckpointError: if the state does not fit the environments.
     """
     if not _is_logged(envs):
         _restore_native(envs, state, name)
@@ -171,7 +170,7 @@ def restore_env_state(envs: VectorEnv[Any, Any, Any], state: Any, name: str, rea
 
 
 def _repeated(result: tuple[Any, float] | None, log: EnvLog, reached: Reached, i: int) -> bool:
-    """Whether a replay has reached what was seen last, and the return of the episode."""
+    """Whether a replay has reproduced the last observation and the return of the episode."""
     if result is None:
         # an episode that has ended needs no replay
         return log.is_full and bool(reached.ended[i])
@@ -186,7 +185,7 @@ def _check_logs(envs: VectorEnv[Any, Any, Any], state: Any, name: str, reached: 
     """The logs of a state.
 
     Raises:
-        CheckpointError: naming what can't be a log of these environments.
+        CheckpointError: naming the first value that does not fit these environments.
     """
     state = check_dict(state, name, ("seeds", "numbers", "actions", "resets"))
     for key in ("seeds", "numbers", "actions", "resets"):
@@ -213,7 +212,7 @@ def _check_logs(envs: VectorEnv[Any, Any, Any], state: Any, name: str, reached: 
 
 
 def _in_space(actions: NDArray[np.int64], space: gym.Space[Any]) -> bool:
-    """Whether all of these actions (T, width) are the space's."""
+    """Whether all actions (T, width) are in the space."""
     if isinstance(space, spaces.Discrete):
         low, high = int(space.start), int(space.start + space.n)
         return bool(((low <= actions) & (actions < high)).all())
@@ -224,7 +223,7 @@ def _in_space(actions: NDArray[np.int64], space: gym.Space[Any]) -> bool:
 
 
 def _native_parts(envs: VectorEnv[Any, Any, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays and numbers of a vector form of Gymnasium: its state and its configuration."""
+    """Arrays and numbers of a vector environment of Gymnasium: its state and its configuration."""
     kept = {name: value for name, value in vars(envs).items() if name != "_np_random_seed"}
     return {name: value for name, value in kept.items() if _is_array(value)}, {
         name: value for name, value in kept.items() if type(value) in (bool, int, float)
@@ -232,12 +231,12 @@ def _native_parts(envs: VectorEnv[Any, Any, Any]) -> tuple[dict[str, NDArray[Any
 
 
 def _restore_native(envs: VectorEnv[Any, Any, Any], state: Any, name: str) -> None:
-    """Write the arrays and the generator of a captured vector form into another one of the same arguments.
+    """Restore the arrays and the generator of a vector environment in a new one with the same arguments.
 
     Raises:
-        CheckpointError: naming the first part that is not of such a vector form.
+        CheckpointError: naming the first part that does not fit the environment.
     """
-    # arrays are made by the first reset
+    # the first reset creates the arrays
     envs.reset(seed=0)
     state = check_dict(state, name, ("arrays", "numbers", "rng"))
     arrays, numbers = _native_parts(envs)

@@ -1,8 +1,8 @@
 """Files in a folder of checkpoints: temporaries, the parts that checkpoints refer to, and stale files.
 
 Temporaries name the process that writes them. Parts are large memories, and the shards of ranks other than 0; they are
-kept while a checkpoint of the folder refers to them. None is named after its checkpoint: Lightning's resume on SLURM
-takes every name that contains `ckpt_` for a checkpoint and reads its version out of all digits in it.
+kept while a checkpoint of the folder refers to them. Their names don't contain that of a checkpoint: on SLURM,
+Lightning treats every name that contains `ckpt_` as a checkpoint, and parses its version from all digits in it.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ MEMORY_NAME = re.compile(r"memory-[0-9a-f]{16}\.safetensors")
 SHARD_NAME = re.compile(r"share-[0-9a-f]{16}\.pt")
 PART_NAME = re.compile(f"{MEMORY_NAME.pattern}|{SHARD_NAME.pattern}")
 TEMPORARY_NAME = re.compile(r"\.saving-(\d{1,9})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
-# distinguishes this process from an earlier one with the same pid, which is common in containers
+# distinguishes this process from an earlier one with the same pid, as is common in containers
 _PROCESS = secrets.token_hex(4)
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine's file system.
+    """Convert to a path of the local file system.
 
     Raises:
         CheckpointError: if it is the URL of a remote file.
@@ -54,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def referenced_files(path: Path) -> set[str]:
-    """Names of the memories and shards that a checkpoint needs; none if it is no checkpoint.
+    """Names of the memories and shards that a checkpoint needs; empty if the file is not a checkpoint.
 
     Raises:
         OSError: if it can't be read.
@@ -71,7 +71,7 @@ def referenced_files(path: Path) -> set[str]:
 def _names_in(path: Path) -> set[str]:
     """Names of the memories and shards that one file names."""
     try:
-        # mapped, so that only the index of its tensors is read
+        # memory-mapped, so that only the index of the tensors is read
         entry = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[ENTRY]
         if entry["schema"] > SCHEMA:
             raise CheckpointError(f"{path}: written by a newer lightning_dqn")
@@ -89,8 +89,8 @@ def relocate_shards(shards: list[Path], folder: Path) -> None:
     """Move shards from other folders, with the files that they refer to, into the folder of their checkpoint.
 
     Args:
-        shards: of all ranks but 0.
-        folder: of the checkpoint.
+        shards: shards of all ranks except 0.
+        folder: folder of the checkpoint.
     """
     for shard in shards:
         if shard.parent.resolve() == folder.resolve():
@@ -110,7 +110,7 @@ def relocate_shards(shards: list[Path], folder: Path) -> None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file that was synced when it was written; a synced copy where there can be none."""
+    """Create a hard link to a file that is already synced, or a synced copy if links are not supported."""
     try:
         os.link(source, target)
     except OSError:
@@ -121,10 +121,10 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def remove_unneeded(folder: Path, parts: set[str]) -> list[Path]:
-    """Remove those of these memories and shards that no checkpoint in the folder needs.
+    """Remove the given memories and shards that no checkpoint in the folder needs.
 
     Args:
-        folder: that contains them.
+        folder: folder that contains them.
         parts: names of files that may have become unneeded.
 
     Returns:
@@ -148,11 +148,11 @@ def remove_stale_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Remove the files that exited processes left behind; called at the start of a run.
 
     Args:
-        folder: of checkpoints; it need not exist.
+        folder: folder of checkpoints; it need not exist.
 
     Returns:
-        The files that were removed: temporaries of dead processes, and parts that no checkpoint needs, unless a
-        living process is about to save there.
+        The files that were removed: temporaries of dead processes, and parts that no checkpoint needs, unless
+        a running process is saving there.
     """
     folder, removed, busy = Path(folder), [], False
     if not folder.is_dir():

@@ -1,6 +1,6 @@
 """The manifest of a run: everything that identifies it, as a flat dict of plain values, written into every checkpoint.
 
-A resumed run must have the same manifest, but for the names in `MAY_CHANGE`; ranks of one run must have the same one.
+A resumed run must have the same manifest except for the names in `MAY_CHANGE`, and so must all ranks of a run.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from lightning_dqn.resume.arguments import (
 from lightning_dqn.resume.content import CheckpointError, check_plain, invalid
 from lightning_dqn.resume.spaces import decode_space, encode_space
 
-# names that a resumed run may change, also whole sections, with the reason
+# names and sections that a resumed run may change, with the reason
 MAY_CHANGE = {
     "versions": "informative only",
     "data.eval_episodes": "evaluation does not change training",
     "data.eval_max_steps": "evaluation does not change training",
     "data.save_memory": "decides what later checkpoints contain",
-    "data.iterations_per_chunk": "decides what Lightning does between iterations, not these",
+    "data.iterations_per_chunk": "decides which iterations Lightning groups, not their result",
     "data.memory_device": "decides where observations are stored, not which",
     "data.memory_folder": "decides where observations are stored, not which",
     "model.compile": "decides how the gradient is computed, not its value",
@@ -46,18 +46,18 @@ TRAINER_OPTIONS = (
     *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "val_check_interval"),
     *("check_val_every_n_epoch", "log_every_n_steps", "world_size", "precision"),
 )
-# which is described by its arguments alone
+# described by its arguments alone
 DEFAULT_SCHEDULE = "lightning_dqn.EpsilonDecay"
 SPACES = ("observation_space", "action_space")
 
 
 def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = ()) -> dict[str, Any]:
-    """Classes and arguments from which the parts of a run can be made, as plain values.
+    """Describe the parts of a run as plain values: the classes and arguments to create them from.
 
     Args:
         module: a `DQN`.
         data: its `DQNDataModule`, if it has one.
-        callbacks: of the trainer; those that are schedules are described.
+        callbacks: callbacks of the trainer; only schedules are described.
 
     Returns:
         `model`, `observation_space`, `action_space` and, with a data module, `data`, `env`, `seed` and a section for
@@ -69,7 +69,7 @@ def describe_run(module: Any, data: Any = None, callbacks: Iterable[Callback] = 
 
 
 def _describe_all(module: Any, data: Any, callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """As `describe_run`, with the arguments of all constructors of the module."""
+    """Like `describe_run`, with the arguments of all constructors of the module."""
     run: dict[str, Any] = {"model": _describe_model(module), **describe_spaces(module)}
     if not hasattr(data, "describe"):
         return run
@@ -86,7 +86,7 @@ def _describe_all(module: Any, data: Any, callbacks: Iterable[Callback]) -> dict
 
 
 def _describe_schedule(callback: Callback) -> dict[str, Any]:
-    """Class and arguments of a schedule; where they are not recorded, each is kept in an attribute of its name."""
+    """Class and arguments of a schedule; arguments that are not recorded are read from attributes of the same name."""
     recorded: dict[str, Any] | None = getattr(callback, "all_args", None)
     names = inspect.signature(type(callback)).parameters
     given = {name: vars(callback)[name] for name in names if name in vars(callback)} if recorded is None else recorded
@@ -94,7 +94,7 @@ def _describe_schedule(callback: Callback) -> dict[str, Any]:
 
 
 def describe_spaces(module: Any) -> dict[str, Any]:
-    """The spaces of a `DQN` by their names."""
+    """The spaces of a `DQN` by name, as plain values."""
     return {name: encode_space(getattr(module, name)) for name in SPACES}
 
 
@@ -129,7 +129,7 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
         invalid("manifest", "has a key that is not a str")
     described = dict(flatten(agent))
     for name, value in described.items():
-        # the seed of the process may be set anew while a run is under way
+        # the seed of the process may be set again during a run
         if name != "seed" and (name not in manifest or _normal(manifest[name]) != _normal(value)):
             invalid(f"agent.{name}", f"is {_show(value)}, and in the manifest {_show(manifest.get(name, 'nothing'))}")
     for name in manifest.keys() - described.keys():
@@ -138,7 +138,7 @@ def check_description(agent: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by their dotted names; a class counts as the name itself, its arguments come under it."""
+    """Yield leaves by dotted names; a class is the value of its own name, its arguments are below that name."""
     for name, value in tree.items():
         if name == "class_path" and prefix:
             yield prefix.removesuffix("."), value
@@ -151,12 +151,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def changed(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Names whose values differ and may not, with both values; "nothing" stands for a name that one side lacks."""
+    """Yield names whose values must not differ but do, with both values; "nothing" stands for a missing value."""
     # causes before consequences: the environment and its wrappers decide what the model observes
     names = sorted({**ours, **theirs}, key=lambda name: (name != "data.env_id", name.partition(".")[0] != "data"))
     for name in names:
         one, other = theirs.get(name, "nothing"), ours.get(name, "nothing")
-        # no seed was asked for: the run keeps the generators of the checkpoint
+        # without a seed the run continues with the generators of the checkpoint
         free = name == "seed" and None in (one, other)
         free |= any(name == each or name.startswith(f"{each}.") for each in MAY_CHANGE)
         if not free and _normal(one) != _normal(other):
@@ -164,7 +164,7 @@ def changed(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _normal(value: Any) -> Any:
-    """A value as it is compared: a tuple is a list in a configuration file, and NaN equals NaN."""
+    """Normalize a value for a comparison: a tuple is a list in a configuration file, and NaN equals NaN."""
     if isinstance(value, float) and math.isnan(value):
         return "nan"
     if isinstance(value, (list, tuple)):
@@ -173,7 +173,7 @@ def _normal(value: Any) -> Any:
 
 
 def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Compare the manifest of a checkpoint with that of the run that shall resume from it.
+    """Compare the manifest of a checkpoint with that of the run that resumes from it.
 
     Raises:
         MisconfigurationException: naming the first argument that differs, with both values.
@@ -186,10 +186,10 @@ def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def check_same_spaces(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Compare the spaces of a checkpoint with those of the module that shall act with its weights.
+    """Compare the spaces of a checkpoint with those of the module that loads its weights.
 
     Raises:
-        MisconfigurationException: with both spaces.
+        MisconfigurationException: if they differ; the message gives both spaces.
     """
     for name in SPACES:
         if theirs.get(name) != ours[name]:
@@ -201,7 +201,7 @@ def check_same_spaces(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Non
 
 
 def network_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """The first argument that differs of those that decide which weights a model has, with both values; or nothing."""
+    """The first difference in the arguments that determine a model's weights, with both values; may be empty."""
     names = [name for name in ours if name.startswith("model")]
     # the class of the network and of the model before their arguments
     for name in sorted(names, key=lambda name: (name.count("."), not name.startswith("model.network"))):

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from lightning_dqn.resume.content import check_dict, check_float, check_generator, check_int, check_tensor, invalid
 
 MAX_SLOTS = 2**40
-# sums over all slots stay finite
+# keeps sums over all slots finite
 MAX_PRIORITY = 1e200
 
 
 def check_memory_state(state: Any, own: Mapping[str, Any], name: str = "memory", *, same_size: bool = True) -> None:
-    """Check that a memory can load a state: rows of its types and shapes, positions that agree with each other.
+    """Check that a memory can load a state: types and shapes of its rows, and consistent positions.
 
     Args:
-        state: of a checkpoint.
-        own: `state_dict()` of the memory that will load it, still empty.
-        name: of the state in the checkpoint.
-        same_size: whether the memory must have as many slots.
+        state: state of a memory in a checkpoint.
+        own: `state_dict()` of the empty memory that loads it.
+        name: name of the state in the checkpoint.
+        same_size: whether the number of slots must be equal.
 
     Raises:
         CheckpointError: naming the first value that does not fit.
@@ -63,9 +63,9 @@ def check_actions(state: Mapping[str, Any], space: Any, name: str) -> None:
 
 
 def _eligible_rows(state: Mapping[str, Any]) -> NDArray[np.int64]:
-    """The rows of a memory that can be drawn, oldest first, from its positions and flags alone; see `ReplayMemory`."""
+    """The rows of a memory that can be sampled, oldest first, from its positions and flags; see `ReplayMemory`."""
     steps, slots = state["steps"], state["slots"]
-    # the newest n_step - 1 steps wait for their rewards, the oldest frame_stack - 1 slots hold frames only
+    # the newest n_step - 1 steps lack later rewards, the oldest frame_stack - 1 slots contain frames only
     times = np.arange(max(0, steps + state["frame_stack"] - slots), max(0, steps - state["n_step"] + 1))
     order = times % slots
     playable = state["rows"]["playable"].numpy()

@@ -1,4 +1,4 @@
-"""Arguments of any type as plain values, for a file: what has no plain form is replaced by a digest."""
+"""Converts arguments of any type to plain values; a value without a plain form is replaced by a digest."""
 
 import contextlib
 import datetime
@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-# their repr is the same in every process
+# types whose repr is the same in every process
 BY_REPR = (bytes, bytearray, complex, range, Decimal, PurePath, datetime.date, datetime.time, datetime.timedelta)
-# of longer ones, torch.load(weights_only=True) rejects the pickle
+# torch.load(weights_only=True) rejects longer ints
 INT_BITS = 2039
 CHUNK_ITEMS = 2**16
 
 
 def plain_form(value: Any) -> Any:
-    """A value as None, bool, int, float, str, and lists, tuples and dicts of these, dict keys included.
+    """Convert a value to None, bool, int, float, str, and lists, tuples and dicts of these, dict keys included.
 
     Numpy scalars become Python numbers. Everything else, and a dict with other keys as a whole, is replaced by
-    `{"digest": "TYPE sha256:HEX"}`, the same in every process: the digest of an array, or of what has `__array__`, is
-    over dtype, shape and content, that of a function or class over its name. Of other objects it is over the name of
-    their type alone, since what else they show may differ between processes; so it is of containers that contain
-    themselves.
+    `{"digest": "TYPE sha256:HEX"}`, which is the same in every process. The digest of an array, or of an object with
+    `__array__`, covers dtype, shape and content, that of a function or class its name. For other objects, and for
+    containers that contain themselves, it covers only the name of the type: other attributes may differ between
+    processes.
 
     Args:
         value: of any type; not changed.
@@ -33,12 +33,12 @@ def plain_form(value: Any) -> Any:
 
 
 def path_step(key: Any) -> str:
-    """How the path to a container continues with a key or index: `.name`, else `[0]`."""
+    """The suffix that a key or an index adds to the path of a container: `.name`, else `[0]`."""
     return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
 
 
 def _plain(value: Any, above: tuple[int, ...]) -> Any:
-    """The plain form of a value that is in the containers with the ids `above`."""
+    """The plain form of a value inside of containers with the ids `above`."""
     value = value.item() if isinstance(value, np.generic) else value
     if _is_scalar(value):
         return _of_base_class(value)
@@ -63,7 +63,7 @@ def _is_plain_key(key: Any) -> bool:
 
 
 def _of_base_class(value: Any) -> Any:
-    """A scalar without a class of its own, such as that of an enum."""
+    """Convert a scalar of a subclass, such as an enum, to the builtin type."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -72,7 +72,7 @@ def _of_base_class(value: Any) -> Any:
 
 
 def _as_digest(value: Any, above: tuple[int, ...]) -> dict[str, str]:
-    """The digest of what a value shows that is the same in every process, at least of its type's name."""
+    """The digest of the properties of a value that are the same in every process, at least its type's name."""
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     found = hashlib.sha256(name.encode())
     if id(value) in above:
@@ -86,7 +86,7 @@ def _as_digest(value: Any, above: tuple[int, ...]) -> dict[str, str]:
     elif isinstance(value, torch.Tensor):
         _add_tensor(found, value)
     elif hasattr(type(value), "__array__"):
-        # one that can't be converted after all is hashed by the name of its type
+        # an object whose conversion fails is hashed by the name of its type
         with contextlib.suppress(TypeError, ValueError):
             _add_array(found, np.asarray(value), (*above, id(value)))
     elif callable(value) and isinstance(getattr(value, "__qualname__", None), str):
@@ -95,14 +95,14 @@ def _as_digest(value: Any, above: tuple[int, ...]) -> dict[str, str]:
 
 
 def _add_tensor(found: Any, value: torch.Tensor) -> None:
-    """Hash a tensor; one that is not dense by its dtype and shape."""
+    """Hash a tensor; if it is not dense, only its dtype and shape."""
     found.update(f"{value.dtype} {tuple(value.shape)}".encode())
     if value.layout == torch.strided and not value.is_meta:
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _add_array(found: Any, array: Any, above: tuple[int, ...]) -> None:
-    """Hash an array in C order by chunks, of which those that are not contiguous are copied."""
+    """Hash an array in C order by chunks; chunks that are not contiguous are copied."""
     found.update(f"{array.dtype!r} {array.shape}".encode())
     if array.dtype.hasobject:
         found.update(repr(_plain(array.tolist(), above)).encode())

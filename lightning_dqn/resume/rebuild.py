@@ -1,7 +1,7 @@
 """Creates classes and objects from the descriptions in a checkpoint.
 
 A class that a checkpoint names is imported only from this package, from torch's optimizers, schedules and layers,
-and from Gymnasium's wrappers. Any other module must be trusted by the caller, by its name.
+and from Gymnasium's wrappers. The caller must trust any other module by its name.
 """
 
 import functools
@@ -31,9 +31,9 @@ class _Sampler(Protocol):
     def draw(self, size: int, minibatches: int = 1) -> Any: ...
 
 
-# modules whose classes a file may name, those below them included
+# modules whose classes a file may name, submodules included
 ALLOWED_MODULES = ("lightning_dqn", "torch.optim", "torch.nn", "gymnasium.wrappers")
-# arguments that are themselves classes with arguments, and what they must be derived from
+# arguments that are classes with arguments themselves, and their required base classes
 CLASS_ARGUMENTS: dict[str, type] = {
     "network": nn.Module,
     "optimizer": torch.optim.Optimizer,
@@ -41,15 +41,15 @@ CLASS_ARGUMENTS: dict[str, type] = {
     "sampler": _Sampler,
 }
 NOT_FROM_FILE = (gym.wrappers.RecordVideo, gym.wrappers.HumanRendering)
-# of a list of layers, milestones or sizes
+# largest length of a list of layers, milestones or sizes
 MAX_ITEMS = 1000
-# names of arguments that say how large an array is, and the largest that a file may ask for
+# names of arguments that determine the size of an array, and their largest value in a file
 SIZE_NAMES, MAX_SIDE = "size|shape|stack|width|height|threads|repeat", 4096
 PLAIN_TYPES = (Any, None, type(None), bool, int, float, str, list, tuple, dict)
 
 
 def _is_trusted(module: str, trusted_modules: Collection[str]) -> bool:
-    """Whether a module, or a package that contains it, may be imported because a file names it."""
+    """Whether a module that a file names may be imported: it or a package that contains it is trusted."""
     return any(module == name or module.startswith(f"{name}.") for name in (*ALLOWED_MODULES, *trusted_modules))
 
 
@@ -57,7 +57,7 @@ def _check_trusted(module: str, name: str, trusted_modules: Collection[str]) -> 
     """Check that a module that a file names under `name` may be imported.
 
     Raises:
-        CheckpointError: with the option that allows it.
+        CheckpointError: if it may not; the message names the option that allows it.
     """
     if not _is_trusted(module, trusted_modules):
         root = module.partition(".")[0]
@@ -86,12 +86,12 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
 
     Args:
         class_path: dotted import path.
-        base: that it must be derived from.
-        name: of the value in the checkpoint.
+        base: required base class.
+        name: name of the value in the checkpoint.
         trusted_modules: further modules that may be imported.
 
     Raises:
-        CheckpointError: if it is not in a trusted module, does not exist, or is no such class.
+        CheckpointError: if it is not in a trusted module, does not exist, or is not a subclass of `base`.
     """
     if type(class_path) is not str or not re.fullmatch(r"[A-Za-z]\w*(\._?[A-Za-z]\w*)+", class_path):
         # importing a `__main__` module would run it
@@ -116,14 +116,14 @@ def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Colle
 def make_arguments(
     cls: type, arguments: Any, name: str, trusted_modules: Collection[str] = (), given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Checked arguments of a class: plain values, and factories of the classes that are described among them.
+    """Check the arguments of a class; classes that are described among them become factories.
 
     Args:
         cls: the class.
-        arguments: as the checkpoint has them.
-        name: of the arguments in the checkpoint.
+        arguments: arguments in the checkpoint.
+        name: name of the arguments in the checkpoint.
         trusted_modules: further modules that may be imported.
-        given: arguments of the caller in place of those of the checkpoint.
+        given: arguments that override those of the checkpoint.
 
     Raises:
         CheckpointError: naming an argument that has no plain form and must be given again, or that is not allowed.
@@ -152,12 +152,12 @@ def make_arguments(
 def make_factory(
     description: Any, base: type, name: str, trusted_modules: Collection[str] = ()
 ) -> functools.partial[Any]:
-    """A factory of a described class, after the class and its arguments were checked.
+    """Check a described class and its arguments, and create a factory.
 
     Args:
         description: `{"class_path": ..., "init_args": {...}}` from a file.
-        base: that the class must be derived from.
-        name: of the description in the checkpoint.
+        base: required base class.
+        name: name of the description in the checkpoint.
         trusted_modules: further modules that may be imported.
 
     Raises:
@@ -173,7 +173,7 @@ def make_factory(
 
 
 def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str] = ()) -> list[Callable[..., Any]]:
-    """Factories of the described Gymnasium wrappers."""
+    """Create factories of the described Gymnasium wrappers."""
     if descriptions is None:
         return []
     if not isinstance(descriptions, list):
@@ -183,10 +183,10 @@ def make_wrappers(descriptions: Any, name: str, trusted_modules: Collection[str]
 
 
 def check_env_kwargs(value: Any, name: str) -> dict[str, Any]:
-    """Plain arguments of an environment; none for null.
+    """Check the arguments of an environment; None becomes an empty dict.
 
     Raises:
-        CheckpointError: naming an argument that has no plain form, or asks for too much memory.
+        CheckpointError: naming an argument that has no plain form, or is too large.
     """
     if value is None:
         return {}
@@ -199,10 +199,10 @@ def check_env_kwargs(value: Any, name: str) -> dict[str, Any]:
 
 
 def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) -> str:
-    """An environment's id, whose module, if it names one, is trusted.
+    """Check an environment's id, and that the module it may contain is trusted.
 
     Raises:
-        CheckpointError: if it is no id, or its module is not trusted.
+        CheckpointError: if it is not an id, or its module is not trusted.
     """
     if type(env_id) is not str or not env_id or len(env_id) > 500:
         invalid(name, "is not the id of an environment")
@@ -215,7 +215,7 @@ def check_env_id(env_id: Any, name: str, trusted_modules: Collection[str] = ()) 
 
 
 def _check_sizes(arguments: Any, name: str) -> None:
-    """Check that no argument of an environment or wrapper asks for arrays that exceed the memory of this machine."""
+    """Check that no size among the arguments of an environment or wrapper exceeds `MAX_SIDE`."""
     for key, value in check_dict(arguments, name).items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if re.search(SIZE_NAMES, str(key)) and any(type(n) in (int, float) and n > MAX_SIDE for n in numbers):
@@ -235,7 +235,7 @@ def _check_not_opaque(value: Any, name: str, argument: str) -> None:
 
 
 def _type_hints(cls: type) -> dict[str, Any]:
-    """Annotations of a constructor's parameters, those that can be evaluated."""
+    """Annotations of a constructor's parameters, evaluated if possible."""
     try:
         return typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):
@@ -249,7 +249,7 @@ def _takes_code(hint: Any) -> bool:
 
 
 def _check_strings(value: Any, hint: Any, name: str) -> None:
-    """Check that strings are only where the constructor takes them: elsewhere jsonargparse imports what they name."""
+    """Check that only parameters that accept strings get strings: for others jsonargparse imports the named object."""
     atoms = list(_atoms(hint))
     literal = [word for each in atoms if typing.get_origin(each) is typing.Literal for word in typing.get_args(each)]
     known = all(each in PLAIN_TYPES or typing.get_origin(each) is typing.Literal for each in atoms)
@@ -265,7 +265,7 @@ def _has_string(value: Any) -> bool:
 
 
 def _atoms(hint: Any) -> Iterator[Any]:
-    """The types that an annotation is made of."""
+    """Yield the types that an annotation consists of."""
     arguments = [each for each in typing.get_args(hint) if each is not ...]
     if not arguments or typing.get_origin(hint) is typing.Literal:
         yield hint

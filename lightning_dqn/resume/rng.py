@@ -14,7 +14,7 @@ def get_rng_state(device: torch.device) -> dict[str, Any]:
     """The states of torch's generators (of the CPU and of the device), Python's and NumPy's, as plain values.
 
     Args:
-        device: of the training.
+        device: device of the training.
     """
     version, words, gauss = random.getstate()
     kind, key, position, has_gauss, cached = np.random.get_state()
@@ -50,11 +50,11 @@ def check_rng_state(state: Any, name: str) -> None:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `get_rng_state` returned; the generator of a device only on a device of that kind.
+    """Restore the states from `get_rng_state`; the state of a device is only restored on a device of that type.
 
     Args:
-        state: that `check_rng_state` accepts.
-        device: of the training.
+        state: state that `check_rng_state` accepts.
+        device: device of the training.
     """
     random.setstate(_python(state["python"]))
     np.random.set_state(_numpy(state["numpy"]))
@@ -64,14 +64,14 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def seed_rank(rank: int, updates: int) -> None:
-    """Seed the generators of one rank of a run whose generators' states are not known.
+    """Seed the generators of one rank of a run without saved generator states.
 
     All ranks start with the same seed, so that their networks are equal; afterwards each rank needs its own stream. A
     run that resumes without states must not repeat the random numbers of its start.
 
     Args:
-        rank: of this process.
-        updates: of the run so far.
+        rank: rank of this process.
+        updates: number of updates of the run so far.
     """
     if rank or updates:
         seeds = np.random.SeedSequence([torch.initial_seed(), rank, updates]).generate_state(3)

@@ -19,7 +19,7 @@ TYPES = {
     *(type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device),
     *(dict, OrderedDict, list, tuple, set, *TENSORS),
 }
-# far above any checkpoint of this package; containers that contain each other would never end
+# far above any checkpoint of this package; they end the search in containers that contain each other
 MAX_DEPTH, MAX_VALUES = 64, 2**20
 
 
@@ -27,7 +27,7 @@ def check_serializable(checkpoint: dict[str, Any]) -> None:
     """Check that a resume will accept all values of a checkpoint.
 
     Args:
-        checkpoint: as it is about to be saved.
+        checkpoint: checkpoint to save.
 
     Raises:
         TypeError: naming the key path and the type of the first value that is neither tensor nor plain.
@@ -48,7 +48,7 @@ def check_loaded(checkpoint: dict[str, Any]) -> None:
     """Check that a checkpoint is a tree of plain values and dense tensors, each with memory for all of its elements.
 
     Args:
-        checkpoint: as it was read. Gradients are switched off for its tensors.
+        checkpoint: the loaded checkpoint. `requires_grad` of its tensors is set to False.
 
     Raises:
         CheckpointError: naming the first value that is something else.
@@ -62,7 +62,7 @@ def check_loaded(checkpoint: dict[str, Any]) -> None:
 
 
 def _values(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Key paths and values of a tree, level by level; attributes of a tensor or an OrderedDict are pickled with it.
+    """Yield key paths and values of a tree by level, including the pickled attributes of tensors and OrderedDicts.
 
     Raises:
         CheckpointError: if there are too many of them, or they are nested too deeply.
@@ -83,6 +83,6 @@ def _values(tree: Any) -> Iterator[tuple[str, Any]]:
                 invalid(name.removeprefix("."), f"and other values are more than {MAX_VALUES}")
         level, count = below, count + len(below)
     if level:
-        # the whole path has 64 parts
+        # shorten the path, which has 64 parts
         name = re.split(r"(?:\[0\]){3}", level[0][0].removeprefix("."))[0]
         invalid(name[:300], f"is nested more than {MAX_DEPTH} levels deep")

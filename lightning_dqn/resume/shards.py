@@ -1,4 +1,4 @@
-"""The shard of a checkpoint that each rank saves: its environments, its part of the memory, its random generators.
+"""Saves and loads each rank's shard of a checkpoint: environments, part of the memory, random generators.
 
 Rank 0 saves its shard in the checkpoint itself, as a single process does; every other rank writes a file beside it. The
 checkpoint names all files and is renamed last, so that a checkpoint is complete or absent.
@@ -34,8 +34,8 @@ def save_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     """Write the shard of this rank, and add the paths of all shards to the checkpoint. All ranks must call it.
 
     Args:
-        checkpoint: with the state of this rank; changed in place.
-        trainer: of the fit.
+        checkpoint: checkpoint with the state of this rank; changed in place.
+        trainer: trainer of the fit.
 
     Raises:
         CheckpointError: if the shard can't be written.
@@ -52,15 +52,15 @@ def save_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 
 
 def load_shard(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Load the shard of this rank in place of rank 0's; with another world size, reshard.
+    """Replace the shard of rank 0 with that of this rank; with another world size, reshard.
 
     Args:
-        checkpoint: as it was read, with the shard of rank 0; changed in place.
-        trainer: of the fit that resumes.
+        checkpoint: the loaded checkpoint with the shard of rank 0; changed in place.
+        trainer: trainer of the fit that resumes.
 
     Raises:
         CheckpointError: if a shard is missing or damaged.
-        MisconfigurationException: if another rank has read another checkpoint, or a plugin that loads rank 0 only.
+        MisconfigurationException: if ranks have read different checkpoints, or the plugin loads rank 0 only.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if SHARDS in checkpoint.get(ENTRY, {}):

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_dqn.resume.content import CheckpointError, check_dict, invalid
 from lightning_dqn.resume.folder import MEMORY_NAME
 
-# of the rows in the state of a data module
+# key path of the rows in the state of a data module
 ROWS = ("train", "memory", "rows")
 # https://huggingface.co/docs/safetensors/index#format
 DTYPES = {
@@ -38,7 +38,7 @@ DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
-# the library reads up to 100 MB, which takes a minute
+# safetensors accepts up to 100 MB, which take a minute to parse
 MAX_HEADER_BYTES = 2**20
 
 
@@ -48,13 +48,13 @@ def split_large_rows(
     """Separate the rows of the replay memory from a checkpoint if they are large.
 
     Args:
-        checkpoint: as Lightning makes it; not changed.
-        max_bytes: size up to which they stay inside.
+        checkpoint: checkpoint from Lightning; not changed.
+        max_bytes: largest size of rows that stay in the checkpoint.
 
     Returns:
-        The checkpoint without them, the key path of their dict, and the tensors by name; none if they are not large.
+        The checkpoint without them, the key path of their dict, and the tensors by name; empty if they are not large.
     """
-    # Lightning saves the state of a data module under the name of its class, of which there may be subclasses
+    # Lightning saves the state of a data module under the name of its class, which may be a subclass
     paths = ((key, *ROWS) for key in checkpoint if type(key) is str)
     found = next((path for path in paths if isinstance(_item(checkpoint, path), dict)), ())
     rows = _item(checkpoint, found) if found else {}
@@ -72,18 +72,18 @@ def _item(tree: Any, path: Sequence[str]) -> Any:
 
 
 def _with_item(tree: dict[str, Any], path: Sequence[str], item: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a tree of dicts with another item at a key path; what is not on the path is shared."""
+    """Copy a tree of dicts with another item at a key path; values off the path are shared."""
     return {**tree, path[0]: _with_item(tree[path[0]], path[1:], item)} if path else item
 
 
 def write_sidecar(tensors: Mapping[str, Tensor], path: Path) -> dict[str, str]:
     """Write tensors into a new safetensors file and flush it to the disk.
 
-    The library's own writer can't hash what it writes, and hides the errors of the operating system.
+    safetensors' own writer does not compute a hash, and hides the errors of the operating system.
 
     Args:
-        tensors: by name; dense, of `DTYPES`.
-        path: of the new file.
+        tensors: dense tensors by name, with dtypes in `DTYPES`.
+        path: path of the new file.
 
     Returns:
         The file's final name and its sha256.
@@ -100,7 +100,7 @@ def write_sidecar(tensors: Mapping[str, Tensor], path: Path) -> dict[str, str]:
     ).encode()
     header += b" " * (-len(header) % 8)
     parts: list[memoryview | bytes] = [len(header).to_bytes(8, "little"), header, *buffers]
-    # hashing takes as long as writing, and both release the GIL
+    # hashing takes as long as writing; both release the GIL
     with ThreadPoolExecutor(1) as hasher, path.open("xb") as file:
         sha256 = hasher.submit(_sha256, parts)
         for part in parts:
@@ -121,15 +121,15 @@ def _sha256(parts: Sequence[memoryview | bytes]) -> str:
 def load_sidecar(checkpoint: dict[str, Any], record: Any, path: Path) -> None:
     """Add the tensors that a record of a checkpoint names to the dict that they were separated from.
 
-    They are mapped: read when they are used, and private, so that writing to them does not change the file.
+    They are memory-mapped and private: they are read when used, and writing to them does not change the file.
 
     Args:
         checkpoint: changed in place.
-        record: as saved with the checkpoint.
-        path: of the checkpoint.
+        record: record of the file in the checkpoint.
+        path: path of the checkpoint.
 
     Raises:
-        CheckpointError: if the record is malformed, or the file is missing or is not the one that was written.
+        CheckpointError: if the record is malformed, or the file is missing or has another hash.
     """
     name = f"{path}: lightning_dqn.memory"
     check_dict(record, name, ("at", "file", "sha256"))

@@ -1,4 +1,4 @@
-"""Gymnasium spaces as plain values and back, so that a checkpoint tells what its agent observes and does."""
+"""Converts Gymnasium spaces to plain values in a checkpoint, and back."""
 
 import math
 import re
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from lightning_dqn.resume.arguments import public_path
 from lightning_dqn.resume.content import check_dict, check_int, invalid
 
-# a larger space is more than any agent of this package can observe
+# largest number of elements or categories of a space
 MAX_SIZE = 2**24
 DTYPES = "bool|u?int(8|16|32|64)|float(16|32|64)"
 
 
 def encode_space(space: gym.Space[Any]) -> dict[str, Any]:  # noqa: PLR0911  one for each kind
-    """A space as plain values: its kind, and what its constructor takes.
+    """Convert a space to plain values: its kind and its constructor arguments.
 
     Raises:
         TypeError: if it is of another kind than Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple and Text.
@@ -46,15 +46,15 @@ def encode_space(space: gym.Space[Any]) -> dict[str, Any]:  # noqa: PLR0911  one
 
 
 def decode_space(value: Any, name: str, depth: int = 0) -> gym.Space[Any]:
-    """The space that `encode_space` wrote down.
+    """Create a space from the result of `encode_space`.
 
     Args:
         value: plain values from a file.
-        name: of the value in the checkpoint.
-        depth: how many Dict and Tuple spaces are around it.
+        name: name of the value in the checkpoint.
+        depth: number of Dict and Tuple spaces around it.
 
     Raises:
-        CheckpointError: if the value describes no such space.
+        CheckpointError: if the value does not describe a space.
     """
     kind = check_dict(value, name, ("kind",))["kind"]
     if depth > 8:
@@ -92,7 +92,7 @@ def _decode(  # noqa: PLR0911  one for each kind
     if kind == "Dict":
         parts = check_dict(value["spaces"], f"{name}.spaces")
         _check_total(parts.values(), name)
-        # pairs keep their order, in which they are flattened
+        # the order of the pairs is the order of flattening
         pairs = parts.items()
         return spaces.Dict([(key, decode_space(part, f"{name}.spaces.{key}", depth + 1)) for key, part in pairs])
     if kind == "Tuple":
@@ -118,7 +118,7 @@ def _shape(value: Any, name: str) -> tuple[int, ...]:
 
 
 def _compact(bounds: NDArray[Any]) -> Any:
-    """One number where all are the same, as those of images; else a flat list."""
+    """One number if all bounds are equal, as for images; else a flat list."""
     flat = bounds.ravel()
     return flat[0].item() if flat.size and (flat == flat[0]).all() else flat.tolist()
 
@@ -133,7 +133,7 @@ def _expand(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str)
 
 
 def describe_env(env: gym.Env[Any, Any]) -> dict[str, Any]:
-    """An environment as plain values: its wrappers and itself, outermost first, its time limit, what it observes."""
+    """Describe an environment as plain values: its layers, outermost first, time limit and observation space."""
     layers = [env]
     while isinstance(layers[-1], gym.Wrapper):
         layers.append(layers[-1].env)

@@ -24,19 +24,19 @@ ECHO_SECONDS = 2.0
 
 
 class StoppedBySignal(SystemExit):
-    """Ends the process with exit code 128 + signal and no traceback; Lightning tears the fit down before."""
+    """Ends the process with exit code 128 + signal and no traceback, after Lightning has torn down the fit."""
 
 
 class StopOnSignal(Callback):
-    """SIGTERM and SIGINT (Ctrl-C) end a fit when the iteration under way is complete, with exit code 143 or 130.
+    """Ends a fit on SIGTERM or SIGINT (Ctrl-C) at the end of the current iteration, with exit code 143 or 130.
 
-    The whole state is written to `last.ckpt`, among the other checkpoints of the run. A signal in an evaluation takes
-    effect at the end of the next iteration; without one, the fit ends normally. A second SIGINT ends the fit
-    at once, as in Lightning, and saves nothing. Where Lightning requeues SLURM jobs by SIGUSR1, its checkpoint is made
-    at the end of an iteration too. In threads other than the main one Python allows no signal handlers, and Lightning's
-    remain. It must be the last of the trainer's callbacks, so that the others have completed the iteration.
+    The whole state is saved in `last.ckpt`, in the folder of the run's checkpoints. A signal during an evaluation takes
+    effect at the end of the next iteration; if there is none, the fit ends normally. A second SIGINT ends the fit at
+    once, as in Lightning, without saving. If Lightning requeues SLURM jobs on SIGUSR1, its checkpoint is saved at the
+    end of a chunk. Outside of the main thread, where Python allows no signal handlers, Lightning's handlers remain.
+    The callback must be the last one of the trainer, so that the others have completed the iteration.
 
-    A signal of one rank is sent to all by the next `Sync.all_gather`; all stop at the end of that iteration.
+    The next `Sync.all_gather` sends a signal of one rank to all ranks; all stop at the end of that iteration.
     """
 
     def __init__(self) -> None:
@@ -80,18 +80,18 @@ class StopOnSignal(Callback):
     ) -> None:
         """Stop if a signal was received, except after the last iteration of an epoch.
 
-        Lightning would skip the evaluation at a resume from there, and a whole epoch at a resume from its start.
+        Lightning would skip the evaluation when it resumes there, and a whole epoch when it resumes at its start.
         """
         if any(self._requests()) and (not trainer.is_last_batch or data_of(trainer).train_loader.was_cut):
             self._handle_requests(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if a signal was received and epochs have one iteration only."""
+        """Stop if a signal was received and epochs have only one chunk."""
         if any(self._requests()) and trainer.num_training_batches == 1:
             self._handle_requests(trainer)
 
     def _requests(self) -> tuple[int, bool]:
-        """The signal, or 0, and whether SLURM requeues the job; of several ranks, as of the last `all_gather`."""
+        """The signal, or 0, and whether SLURM requeues the job; with several ranks, as of the last `all_gather`."""
         sync = self._sync
         assert sync is not None
         return sync.stop_signal, sync.requeue_agreed if sync.is_distributed else sync.requeue_asked
@@ -112,7 +112,7 @@ class StopOnSignal(Callback):
             trainer.save_checkpoint(path, weights_only=False)
             note += f", saved in {path}; `fit --ckpt_path last` resumes from it"
         # not `should_stop`: that would run an evaluation and change counters that were just saved
-        # a launcher treats other exit codes than 0 as a failure, and kills all ranks
+        # a launcher treats exit codes other than 0 as a failure, and kills all ranks
         stop = StoppedBySignal(128 + asked if trainer.is_global_zero else 0)
         stop.add_note(note)
         raise stop

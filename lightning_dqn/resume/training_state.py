@@ -26,7 +26,7 @@ from lightning_dqn.resume.content import (
 )
 from lightning_dqn.resume.rng import check_rng_state
 
-# sums of squares and counters that optimizers keep
+# sums of squares and counters in an optimizer's state
 NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta"}
 # options of optimizers that schedules change, or that do not affect the result of a step
 SCHEDULED = "lr|betas|momentum|foreach|fused|(initial|max|min|base)_.*"
@@ -34,14 +34,14 @@ TRAINING_KEYS = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "gen
 
 
 def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
-    """Check that weights fit a module: names, shapes, kinds of numbers, and that none is NaN or infinite.
+    """Check that weights fit a module and are finite: names, shapes and types.
 
     Args:
-        state: of the checkpoint.
+        state: state of the checkpoint.
         own: `state_dict()` of the module.
 
     Raises:
-        CheckpointError: naming the first that does not fit.
+        CheckpointError: naming the first weight that does not fit.
     """
     check_dict(state, "state_dict")
     for name in [*own, *state]:
@@ -50,7 +50,7 @@ def check_weights(state: Any, own: Mapping[str, Tensor]) -> None:
         tensor, expected = check_tensor(state[name], f"state_dict.{name}", shape=own[name].shape), own[name]
         if tensor.is_floating_point() != expected.is_floating_point() or tensor.is_complex():
             invalid(f"state_dict.{name}", f"has dtype {tensor.dtype}, not {expected.dtype}")
-    # versions of layers, which their own functions read
+    # versions of the layers' state formats
     versions = getattr(own, "_metadata", {})
     check_like(getattr(state, "_metadata", versions), versions, "state_dict._metadata")
     if "epsilon" in own:
@@ -90,9 +90,9 @@ def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: s
     """Check that the tensors of an optimizer's state have the shapes of the parameters: kernels do not check them.
 
     Args:
-        state: of the checkpoint.
-        optimizer: one like it, with parameters of the same shapes, that has made no step.
-        name: of the state in the checkpoint.
+        state: state of the checkpoint.
+        optimizer: new optimizer of the same class, for parameters of the same shapes.
+        name: name of the state in the checkpoint.
     """
     check_dict(state, name, ("state", "param_groups"))
     _check_groups(state["param_groups"], optimizer.param_groups, f"{name}.param_groups")
@@ -115,7 +115,7 @@ def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, name: s
 
 
 def _check_groups(groups: Any, own_groups: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Check that an optimizer can load groups of parameters, with its own flags."""
+    """Check that an optimizer can load parameter groups, and that its flags are unchanged."""
     if type(groups) is not list or len(groups) != len(own_groups):
         invalid(name, f"is not a list of {len(own_groups)}")
     first = 0
@@ -156,7 +156,7 @@ def _check_moment(value: Any, shapes: Sequence[Sequence[int]], name: str) -> Non
 
 
 def _state_example(optimizer: torch.optim.Optimizer, shape: torch.Size) -> dict[str, Any] | None:
-    """The state that an optimizer keeps for a parameter after one step; None for optimizers from outside of torch."""
+    """The state that an optimizer keeps for a parameter after one step; None for optimizers that are not torch's."""
     if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
         return None
     parameter = torch.nn.Parameter(torch.zeros(shape))

@@ -1,1 +1,1 @@
-"""Faster forms of the plain update: flat parameters, compiled gradients, CUDA graphs."""
+"""Faster equivalents of the plain update: flat parameters, compiled gradients, CUDA graphs."""

@@ -1,4 +1,4 @@
-"""Compiles the gradient of any loss of the learner; called by `updater.make_updater`."""
+"""Compiles the gradient of a loss; called by `updater.make_updater`."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ Loss = Callable[[Any, QFunction, QFunction], tuple[Tensor, ...]]
 Gradient = Callable[..., tuple[Tensor, ...]]
 GradTransform = Callable[[Tensor], Tensor]
 
-# after about so many updates the saved time exceeds that of compiling
+# updates after which the saved time exceeds the compilation time
 WORTH_COMPILING = 10_000
 
 
@@ -34,7 +34,7 @@ def should_compile(trainer: Trainer, num_updates: int) -> bool:
     """Whether a fit on CPU makes enough updates for compiling to save more time than it takes.
 
     Args:
-        trainer: of the fit.
+        trainer: trainer of the fit.
         num_updates: updates per training batch.
     """
     by_epochs = (trainer.max_epochs or 0) * float(trainer.num_training_batches) * num_updates
@@ -58,21 +58,21 @@ def try_to_compile(
         loss: see `compile_gradient`.
         flat: policy and target parameters, if they are stored as vectors.
         batch: see `compile_gradient`.
-        trainer: of the fit.
+        trainer: trainer of the fit.
         finish: see `compile_gradient`.
         watched: whether a callback or the module overrides a hook that Lightning calls during an update.
     """
     precision = str(trainer.precision)
     if flat is None:
-        obstacle = "this optimizer needs the parameters apart"
+        obstacle = "this optimizer needs separate parameters"
     elif not precision.endswith("true"):
         obstacle = f"precision {precision} mixes types"
     elif watched:
-        obstacle = "a callback, or the module, takes part in the steps of an update"
+        obstacle = "a callback or the module overrides a hook of the update"
     else:
         try:
             return compile_gradient(loss, *flat, batch, finish)
-        except Exception as error:  # no compiler, or any error of it: the plain path is equivalent
+        except Exception as error:  # no compiler, or any of its errors: the plain path is equivalent
             obstacle = f"{type(error).__name__}: {error}".partition("\n")[0]
     rank_zero_info(f"The gradient is not compiled: {obstacle}. Training continues without it.")
     return None
@@ -131,7 +131,7 @@ def _decompose_addmm(bias: Tensor, rows: Tensor, weight: Tensor, *, beta: float 
 
 @contextlib.contextmanager
 def _training(*nets: nn.Module) -> Iterator[None]:
-    """Context manager: the nets are in training mode, as in the plain path."""
+    """Context manager in which the nets are in training mode, as in the plain path."""
     modes = [net.training for net in nets]
     for net in nets:
         net.train()

@@ -15,7 +15,7 @@ class FlatParameters:
     """The parameters of a network as views of one vector, and their gradients as views of another.
 
     The network keeps its parameters with their names and shapes; they share memory with the vector. Moving the network
-    to another device replaces its parameters, so move it before.
+    to another device replaces its parameters, so move it first.
 
     Args:
         net: a network whose parameters have one dtype, one device and the same `requires_grad`.
@@ -23,7 +23,7 @@ class FlatParameters:
     Attributes:
         vector: (P,) all parameters, for an optimizer.
         values: (P,) the same memory, detached.
-        gradient: (P,) into which backward passes accumulate the gradient.
+        gradient: (P,) gradient, accumulated by backward passes.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -53,7 +53,7 @@ class FlatParameters:
                 parameter.data = part
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Set all gradients to 0, as views of one vector, also where they were set to None."""
+        """Set all gradients to 0, as views of one vector, even if they were set to None."""
         self.gradient.zero_()
         self.vector.grad = self.gradient
         for parameter, part in self._gradients:
@@ -75,12 +75,12 @@ PolicyTargetParams = tuple[FlatParameters, FlatParameters]
 def make_optimizer(
     make: Callable[[Any], torch.optim.Optimizer], policy_net: nn.Module, target_net: nn.Module | None
 ) -> tuple[torch.optim.Optimizer, PolicyTargetParams | None]:
-    """An optimizer of the policy net, of one vector if the updates stay the same.
+    """Create the optimizer of the policy net, for one vector if the updates stay the same.
 
     Args:
         make: makes the optimizer from parameters.
         policy_net: network to train.
-        target_net: of the same shapes; None if the agent has none.
+        target_net: network with the same shapes; None if the agent has none.
 
     Returns:
         The optimizer, and the flat parameters of both nets, or None if they are not flat. Without a target net both are

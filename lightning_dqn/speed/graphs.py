@@ -50,7 +50,7 @@ class GraphedCall:
         if self._replay is None:
             self._capture(arguments, constants)
         elif constants != self._recorded_with:
-            self._disable("what was recorded as a number, or its place, has changed")
+            self._disable("a recorded number or address has changed")
         if self._replay is None:
             return self._function(*arguments)
         for place, argument in zip(self._static_inputs, arguments, strict=True):
@@ -71,7 +71,7 @@ class GraphedCall:
         self._recorded_with = constants
 
     def _disable(self, reason: str) -> None:
-        rank_zero_info(f"Updates are no CUDA graph: {reason}. Training continues without them.")
+        rank_zero_info(f"Updates run without a CUDA graph: {reason}.")
         self._disabled, self._replay, self._static_inputs, self._results = True, None, (), ()
 
 
@@ -81,8 +81,8 @@ def record_cuda_graph(
     """Record the kernels that a function launches, without running them.
 
     Args:
-        function: that does not synchronize with the device.
-        arguments: on a CUDA device.
+        function: function that does not synchronize with the device.
+        arguments: tensors on a CUDA device.
 
     Returns:
         A function that launches them again, and the results, which each launch overwrites.
@@ -95,7 +95,7 @@ def record_cuda_graph(
 
 
 def _run_on_side_stream(function: Function, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Run a function on a side stream, as CUDA requires before a recording; without CUDA, just run it."""
+    """Run a function on a side stream, as CUDA requires before a recording; without CUDA, run it directly."""
     device = arguments[0].device
     if device.type != "cuda":
         return function(*arguments)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_dqn._compat.torch import fused_adam_kernel, has_step_hooks
 
-# elementwise optimizers: their updates of one long vector are those of its parts
+# elementwise optimizers: updating one long vector equals updating its parts
 ELEMENTWISE = (
     torch.optim.Adadelta,
     torch.optim.Adagrad,
@@ -28,7 +28,7 @@ ELEMENTWISE = (
 def check_optimizer(
     make: Callable[[Any], torch.optim.Optimizer], make_scheduler: Callable[[Any], Any] | None, net: nn.Module
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """Check, before training, that the optimizer and the schedule can be made and that learning rates are positive.
+    """Check, before training, that the optimizer and the schedule can be created and that learning rates are positive.
 
     Args:
         make: makes the optimizer from parameters.
@@ -107,7 +107,7 @@ class FusedStep:
         vector, group = self._vector, self._group
         state = self._optimizer.state[vector]
         if not state:
-            # the first step makes the state
+            # the first step creates the state
             self._optimizer.step()
             return
         if self._counts_in_numpy:
@@ -136,7 +136,7 @@ def fused_step(optimizer: torch.optim.Optimizer, *, recorded: bool = False) -> C
     """A `FusedStep` for fused Adam and AdamW of one vector without hooks; `optimizer.step` for all others.
 
     Args:
-        optimizer: of any class.
+        optimizer: optimizer of any class.
         recorded: see `FusedStep`.
     """
     group = optimizer.param_groups[0]

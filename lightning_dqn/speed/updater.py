@@ -27,7 +27,7 @@ class FastUpdate:
     Args:
         gradient: returns the gradient and the parts of the loss, given both vectors and the fields of a batch.
         flat: parameters of the policy net and of the target net.
-        optimizer: of the policy net's vector, wrapped by Lightning, which counts its steps in `global_step`.
+        optimizer: optimizer of the policy net's vector, wrapped by Lightning, which counts its steps in `global_step`.
         finish: transforms of the gradient, such as clipping.
         compiled: whether the gradient is compiled.
         end: called after each optimizer step.
@@ -82,13 +82,13 @@ class FastUpdate:
 
 
 def _nothing() -> None:
-    """The step where the graph contains the optimizer's."""
+    """Do nothing: the CUDA graph contains the optimizer step."""
 
 
 def make_updater(
     module: Any, flat: tuple[FlatParameters, FlatParameters] | None, batch: Any, *, compile: bool | Literal["auto"]
 ) -> FastUpdate | None:
-    """A faster equivalent of `module.update`, or None where Lightning's own calls are needed.
+    """A faster equivalent of `module.update`, or None if Lightning's own calls are needed.
 
     Args:
         module: the `DQN` that is trained.
@@ -118,7 +118,7 @@ def make_updater(
         finish = [mean_over_ranks, *finish]
     elif compiled:
         finish = []
-    # ranks wait for each other within an update
+    # with several ranks an update contains a collective call
     record = record_cuda_graph if compiled and not several and module.device.type == "cuda" else None
     return FastUpdate(
         gradient, flat, module.optimizers(), finish=finish, compiled=compiled, end=module.end_update, record=record
@@ -129,9 +129,9 @@ def clip(gradient: Tensor, *, value: float | None, norm: float | None) -> Tensor
     """Clip a gradient, as torch's `clip_grad_value_` followed by `clip_grad_norm_`.
 
     Args:
-        gradient: of all parameters, (P,).
-        value: largest absolute value of an entry, if any.
-        norm: largest Euclidean norm, if any.
+        gradient: (P,) gradient of all parameters.
+        value: largest absolute value of an entry; None for no limit.
+        norm: largest Euclidean norm; None for no limit.
     """
     if value is not None:
         gradient = gradient.clamp(-value, value)
