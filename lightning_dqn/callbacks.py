@@ -38,6 +38,7 @@ class UpdateCallback(Callback):
         """
 
 
+@record_arguments
 class EpsilonSchedule(UpdateCallback):
     """Sets the module's epsilon from the env-step clock: before the first env step and after each iteration.
 
@@ -65,7 +66,6 @@ class EpsilonSchedule(UpdateCallback):
         pl_module.set_epsilon(epsilon)
 
 
-@record_arguments
 class EpsilonDecay(EpsilonSchedule):
     """Decays epsilon from `start` to `end` over the env steps of all ranks.
 

@@ -59,7 +59,7 @@ class RunSummary(Callback):
         lines += [f"  plot       {_short(path)}" for path in plots if path.exists()]
         lines += [f"  video      {_short(path)}" for path in videos]
         if saved and (folder / "config.yaml").exists():
-            modules = ",".join(sorted(modules_to_trust(describe_run(pl_module, data))))
+            modules = ",".join(sorted(modules_to_trust(describe_run(pl_module, data, callbacks))))
             trust = f" --trust {modules}" if modules else ""
             if outcome == "Stopped":
                 lines.append(f"  continue   python -m lightning_dqn fit --ckpt_path {_short(saved[-1])}{trust}")

@@ -34,6 +34,8 @@ def record_arguments(cls: T) -> T:
         _record_arguments(subclass)
 
     owner.__init_subclass__ = classmethod(init_subclass)
+    # of classes without a constructor
+    owner.all_args = owner.init_args = {}
     return _record_arguments(cls)
 
 

@@ -4,7 +4,6 @@ A resumed run must have the same manifest except for the names in `MAY_CHANGE`, 
 """
 
 import contextlib
-import inspect
 import math
 import os
 import platform
@@ -77,20 +76,14 @@ def _describe_all(module: Any, data: Any, callbacks: Iterable[Callback]) -> dict
     run |= {"seed": None if seed is None else int(seed), **data.describe()}
     for callback in callbacks:
         section = getattr(callback, "manifest_section", None)
+        if section is None or (section == "priorities" and not data.is_prioritized):
+            continue
+        arguments: dict[str, Any] = callback.all_args  # type: ignore[attr-defined]
         if section == "epsilon" and public_path(type(callback)) != DEFAULT_SCHEDULE:
-            run["epsilon"] = _describe_schedule(callback)
-        elif section is not None and (section != "priorities" or data.is_prioritized):
-            arguments: dict[str, Any] = callback.all_args  # type: ignore[attr-defined]
+            run[section] = describe_class(type(callback), arguments, skip=0)
+        else:
             run[section] = {name: describe(value) for name, value in arguments.items()}
     return run
-
-
-def _describe_schedule(callback: Callback) -> dict[str, Any]:
-    """Class and arguments of a schedule; arguments that are not recorded are read from attributes of the same name."""
-    recorded: dict[str, Any] | None = getattr(callback, "all_args", None)
-    names = inspect.signature(type(callback)).parameters
-    given = {name: vars(callback)[name] for name in names if name in vars(callback)} if recorded is None else recorded
-    return describe_class(type(callback), given, skip=0)
 
 
 def describe_spaces(module: Any) -> dict[str, Any]:
