@@ -90,6 +90,17 @@ def test_auto_compiles_where_a_run_is_long_enough(max_steps, compiles):
     assert should_compile(trainer, 4) is compiles
 
 
+@pytest.mark.parametrize(("max_epochs", "compiles"), [(39, False), (40, True)])
+def test_auto_counts_the_updates_of_all_iterations_of_an_epoch(max_epochs, compiles):
+    data = DQNDataModule(epoch_env_steps=256, eval_episodes=1)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(DQN(data.observation_space, data.action_space, compile=False), data)
+    assert trainer.num_training_batches == 8, "32 iterations each"
+    trainer.fit_loop.max_epochs = max_epochs
+    # 40 * 256 = 10,240 updates, of which 129 are made
+    assert should_compile(trainer, 1) is compiles
+
+
 @pytest.mark.integration
 def test_without_a_compiler_training_continues_and_is_reported_in_one_line(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/g++")

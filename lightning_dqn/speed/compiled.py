@@ -35,9 +35,12 @@ def should_compile(trainer: Trainer, num_updates: int) -> bool:
 
     Args:
         trainer: trainer of the fit.
-        num_updates: updates per training batch.
+        num_updates: updates per iteration.
     """
-    by_epochs = (trainer.max_epochs or 0) * float(trainer.num_training_batches) * num_updates
+    # a training batch is a chunk of iterations, unless the data module is of another kind
+    loader = getattr(trainer.datamodule, "train_loader", None)  # type: ignore[attr-defined]
+    iterations = float(trainer.num_training_batches) * (1 if loader is None else loader.chunk_length)
+    by_epochs = (trainer.max_epochs or 0) * iterations * num_updates
     planned = [by_epochs] * ((trainer.max_epochs or -1) > 0) + [trainer.max_steps] * (trainer.max_steps > 0)
     on_cpu = trainer.strategy.root_device.type == "cpu"
     return on_cpu and min(planned, default=math.inf) - trainer.global_step >= WORTH_COMPILING
