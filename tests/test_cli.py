@@ -1,6 +1,7 @@
 """The command line as a user sees it: files of a run, its output, rejected arguments."""
 
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -403,6 +404,18 @@ def test_a_class_that_is_not_found_is_named(empty, capfd, key, value):
     assert line == f"error: {key}={value}: no such class; give its whole path, module.Class"
 
 
+def test_best_of_a_run_without_an_evaluation_is_not_that_of_an_older_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(["old/checkpoints/best", "old/checkpoints/last", "new/checkpoints/last"]):
+        path = tmp_path / "runs" / "CartPole-v1" / f"{name}.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (i, i))
+    line = error_line(capfd, "test", "--ckpt_path", "best")
+    last_run = "the last run, runs/CartPole-v1/new, has last.ckpt only"
+    assert line == f"error: --ckpt_path best: {last_run}; use that, or give a path"
+
+
 def test_errors_of_the_library_name_options_on_the_command_line():
     shown = {
         "num_envs=0: must be at least 1": "data.num_envs=0: must be at least 1",
@@ -499,8 +512,8 @@ def test_an_environment_that_cannot_be_used_is_rejected(empty, capfd, env_id, wo
         (["fit", "--config", "missing.yaml"], "missing.yaml"),
         (["fit", *SMALL, "--ckpt_path", "missing.ckpt"], "missing.ckpt"),
         (["test", "--ckpt_path=missing.ckpt"], "missing.ckpt"),
-        (["fit", *SMALL, "--ckpt_path", "last"], "no run in runs"),
-        (["validate", "--ckpt_path", "best"], "no run in runs"),
+        (["fit", *SMALL, "--ckpt_path", "last"], "no run in runs has a checkpoint"),
+        (["validate", "--ckpt_path", "best"], "no run in runs has a checkpoint"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join([value[0], *value[-2:]]),
 )

@@ -30,18 +30,26 @@ def resolve_checkpoint(words: list[str]) -> list[str]:
         checkpoint = flags.get(option)
         if checkpoint in ("best", "last"):
             root = Path(flags.get("--trainer.default_root_dir", DEFAULT_ROOT))
-            found = sorted(root.glob(f"*/*/checkpoints/{checkpoint}.ckpt"), key=lambda path: path.stat().st_mtime)
-            if not found:
-                exit_with_error(
-                    FileNotFoundError(f"{option} {checkpoint}: no run in {root} has such a checkpoint; give its path")
-                )
             # the last value of an option counts
-            words = [*words, option, str(found[-1])]
+            words = [*words, option, str(_of_last_run(root, checkpoint, option))]
         elif checkpoint is not None and "://" not in checkpoint and not Path(checkpoint).is_file():
             exit_with_error(
                 FileNotFoundError(f"{option} {checkpoint}: no such file here; give the path of a .ckpt, best or last")
             )
     return words
+
+
+def _of_last_run(root: Path, name: str, option: str) -> Path:
+    """The checkpoint `best` or `last` of the run that saved one last; exits with code 2 if it has none of this name."""
+    saved = sorted(root.glob("*/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not saved:
+        exit_with_error(FileNotFoundError(f"{option} {name}: no run in {root} has a checkpoint; give a path"))
+    path = saved[-1].with_name(f"{name}.ckpt")
+    if not path.is_file():
+        # there is no best.ckpt before the first evaluation
+        error = f"{option} {name}: the last run, {path.parents[1]}, has {saved[-1].name} only; use that, or give a path"
+        exit_with_error(FileNotFoundError(error))
+    return path
 
 
 def flags_of(words: list[str]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_dqn.monitoring.agent_video import AgentVideo
 from lightning_dqn.monitoring.episode_plot import EpisodePlot
 from lightning_dqn.resume.manifest import describe_run
-from lightning_dqn.resume.rebuild import modules_to_trust
+from lightning_dqn.resume.rebuild import trust_option
 from lightning_dqn.run import data_of, run_folder
 
 
@@ -59,8 +59,7 @@ class RunSummary(Callback):
         lines += [f"  plot       {_short(path)}" for path in plots if path.exists()]
         lines += [f"  video      {_short(path)}" for path in videos]
         if saved and (folder / "config.yaml").exists():
-            modules = ",".join(sorted(modules_to_trust(describe_run(pl_module, data, callbacks))))
-            trust = f" --trust {modules}" if modules else ""
+            trust = trust_option(describe_run(pl_module, data, callbacks))
             if outcome == "Stopped":
                 lines.append(f"  continue   python -m lightning_dqn fit --ckpt_path {_short(saved[-1])}{trust}")
             lines.append(f"  replay     python -m lightning_dqn test --ckpt_path {_short(saved[0])}{trust}")

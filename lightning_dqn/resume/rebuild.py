@@ -81,6 +81,12 @@ def modules_to_trust(description: Any) -> set[str]:
     return found
 
 
+def trust_option(description: Any) -> str:
+    """The option of the command line that trusts the modules of a described run, after a space; empty without any."""
+    modules = ",".join(sorted(modules_to_trust(description)))
+    return f" --trust {modules}" if modules else ""
+
+
 def resolve_class(class_path: Any, base: type, name: str, trusted_modules: Collection[str] = ()) -> type:
     """The class that a checkpoint names.
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_dqn.resume.manifest import describe_run
+from lightning_dqn.resume.rebuild import trust_option
 from lightning_dqn.run import data_of, run_folder
 
 if TYPE_CHECKING:
@@ -110,7 +112,8 @@ class StopOnSignal(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = _checkpoint_folder(trainer) / "last.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
-            note += f", saved in {path}; `fit --ckpt_path last` resumes from it"
+            run = describe_run(trainer.lightning_module, trainer.datamodule, trainer.callbacks)  # type: ignore[attr-defined]
+            note += f", saved in {path}; `fit --ckpt_path last{trust_option(run)}` resumes from it"
         # not `should_stop`: that would run an evaluation and change counters that were just saved
         # a launcher treats exit codes other than 0 as a failure, and kills all ranks
         stop = StoppedBySignal(128 + asked if trainer.is_global_zero else 0)
