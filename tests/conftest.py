@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from lightning_dqn import EpsilonDecay, SoftTargetUpdate
 
 # On a machine with a busy core, two threads make networks this small up to 30 times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets its background jobs ignore Ctrl-C; tests send it to this process and to its children.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # 2 epochs of 250 env steps; one update an env step from the 128th on: 500 - 127 = 373 updates
 DEFAULT_FIT = ("fit", "--data.epoch_env_steps", "250", "--trainer.max_epochs", "2", "--data.eval_episodes", "2")
