@@ -123,9 +123,7 @@ def _options() -> dict[str, str]:
     sections = {
         "model": (DQN, C51, QRDQN, IQN, PQN),
         "data": (DQNDataModule,),
-        "epsilon": (EpsilonDecay,),
-        "target_update": (SoftTargetUpdate,),
-        "priorities": (PriorityUpdate,),
+        **{owner.manifest_section: (owner,) for owner in (EpsilonDecay, SoftTargetUpdate, PriorityUpdate)},
         "data.sampler": (PrioritizedSampler,),
         "model.network": (MLP, NatureCNN),
     }

@@ -7,17 +7,15 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_dqn.distributed.sync import Sync
 from lightning_dqn.resume.manifest import describe_run
 from lightning_dqn.resume.rebuild import trust_option
 from lightning_dqn.run import data_of, run_folder
-
-if TYPE_CHECKING:
-    from lightning_dqn.distributed.sync import Sync
 
 # SLURM's signal before the end of a job; Windows has none
 REQUEUE = getattr(signal, "SIGUSR1", None)

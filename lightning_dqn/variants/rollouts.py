@@ -94,7 +94,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         self._dtype = np.float32 if dtype == np.float64 else dtype
 
     def __len__(self) -> int:
-        """Iterations in an epoch. Without it Lightning would fetch, and so play, one rollout ahead."""
+        """Iterations in an epoch. Without a length, Lightning prefetches a batch, and with it env steps."""
         return self._length
 
     @property
